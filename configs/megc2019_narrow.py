@@ -1,0 +1,21 @@
+"""A narrow HTNet (2,158,278 parameters), leave-one-subject-out on the released MEGC 2019 flows.
+
+  python -m htnet_jax.train --config=configs/megc2019_narrow.py --workdir=runs/narrow \
+      --config.dataset.manual_dir=FOLDER
+
+FOLDER as for `megc2019_htnet.py`. Width, learning rate and epochs were fixed beforehand, not
+chosen on the results.
+"""
+
+from ml_collections import ConfigDict
+
+from htnet_jax.training.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The published settings but for width, learning rate and epochs."""
+    config = default_config()
+    config.model.dim = 32
+    config.learning_rate = 3e-4
+    config.epochs = 100
+    return config

@@ -1,0 +1,34 @@
+"""htnet_jax: micro-expression recognition in JAX/Flax.
+
+Importing this package imports nothing heavy; `htnet_jax.load` opens a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from htnet_jax.training.checkpoints import LoadedModel
+
+__version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(path: str | Path) -> LoadedModel:
+    """Opens the checkpoint of one fold.
+
+    Args:
+        path: A fold's checkpoint folder (`RUN/checkpoints/SUBJECT`).
+
+    Returns:
+        `(module, variables, config)`: the Flax module, its variables (float32 arrays) and the
+        run's `ml_collections.ConfigDict`; call `module.apply(variables, x, train=False)`.
+
+    Raises:
+        UserError: The folder is missing, incomplete, or does not fit its own config.
+    """
+    from htnet_jax.training.checkpoints import load_fold
+
+    return load_fold(path)

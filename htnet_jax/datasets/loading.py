@@ -1,0 +1,251 @@
+"""A data set by name -> plain NumPy arrays; it is built on first use. No TensorFlow, no network."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from htnet_jax import datasets, errors
+from htnet_jax.motion import regions
+
+# The order in which examples store the channels of a flow.
+FLOW_CHANNELS = ("u", "v", "strain")
+SCALINGS = ("none", "minmax_255")
+LAYOUTS = (*regions.LAYOUTS, "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipArrays:
+    """A whole data set of N clips in memory, in the order it is stored.
+
+    Attributes:
+        flow: `(N, S, S, 3)` float32: u, v, optical strain.
+        landmarks: `(N, 5, 2)` float32: (x, y) in pixels of the flow.
+        labels: `(N,)` int32, indices into `class_names`.
+        subjects: `(N,)` str: who is on the clip.
+        sources: `(N,)` str: data set the clip comes from.
+        clips: `(N,)` str: unique ids `source/subject/name`.
+        emotions: `(N,)` str: the source's own emotion words.
+        class_names: Names of the classes.
+        fingerprint: SHA-256 over all of the above (hexadecimal).
+        name: Full TFDS name, `name/config/version`.
+    """
+
+    flow: np.ndarray
+    landmarks: np.ndarray
+    labels: np.ndarray
+    subjects: np.ndarray
+    sources: np.ndarray
+    clips: np.ndarray
+    emotions: np.ndarray
+    class_names: tuple[str, ...]
+    fingerprint: str
+    name: str
+
+
+def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "") -> ClipArrays:
+    """Loads a data set, building it first where `data_dir` does not hold it yet.
+
+    Once built, only the built data are read: later changes in `manual_dir` go unnoticed until the
+    data set's folder (which a message on standard error names) is deleted.
+
+    Args:
+        name: One of `htnet_jax.datasets.BUILDERS`.
+        config: The builder config; empty: the data set's default.
+        manual_dir: Folder with the source files, for a data set that is made from such; only
+            needed for building.
+        data_dir: Where built data sets are kept; empty: TFDS's default (`$TFDS_DATA_DIR`, else
+            `~/tensorflow_datasets`).
+
+    Raises:
+        UserError: Unknown name or config; a manual directory that is needed and missing, or whose
+            files are wrong; a `data_dir` that can't be written or holds a damaged data set.
+    """
+    data_dir, manual_dir = os.path.expanduser(data_dir), os.path.expanduser(manual_dir)
+    builder = _builder(name, config, data_dir)
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        _say(f"{builder.info.full_name}: reading what was built in {folder}")
+    else:
+        _build(builder, manual_dir, folder)
+    try:
+        source = builder.as_data_source(split="train")
+        examples = [source[index] for index in range(len(source))]
+    except Exception as error:  # array_record raises bare Exception types for damaged files
+        raise _damaged(folder, error) from error
+    # Of some truncated files array_record returns empty records instead of an error.
+    bad = [i for i, example in enumerate(examples) if any(v is None for v in example.values())]
+    if bad or not examples:
+        raise _damaged(folder, f"{len(bad)} of {len(examples)} clips are empty")
+    return _arrays(builder, examples)
+
+
+def network_inputs(
+    arrays: ClipArrays,
+    *,
+    layout: str,
+    channels: Sequence[str],
+    scaling: str = "none",
+) -> np.ndarray:
+    """What a network sees of every clip.
+
+    The HTNet release reads its (u, v, strain) pictures with OpenCV, which reverses the channels:
+    to give a network the release's input, pass `channels=("strain", "v", "u")`.
+
+    Args:
+        arrays: The data set.
+        layout: `release` or `upright`: the four-region mosaic, see `regions.mosaic`; `none`: the
+            whole flow.
+        channels: Names from `FLOW_CHANNELS`, in the wanted order.
+        scaling: `minmax_255`: each clip and channel of the whole flow to 0..255, before the
+            mosaic, as the released pictures already are; `none`: values as stored.
+
+    Returns:
+        `(N, S, S, len(channels))` float32.
+
+    Raises:
+        UserError: An unknown name, or clips that the layout or scaling can't be applied to.
+    """
+    _check_name("layout", layout, LAYOUTS)
+    _check_name("scaling", scaling, SCALINGS)
+    if not channels:
+        raise errors.UserError(f"no channels; use some of {', '.join(FLOW_CHANNELS)}")
+    for channel in channels:
+        _check_name("channel", channel, FLOW_CHANNELS)
+    rescale = _rescaling(scaling)
+    flow = arrays.flow[..., [FLOW_CHANNELS.index(channel) for channel in channels]]
+    problems = errors.Problems(arrays.name)
+    inputs = np.empty(flow.shape, np.float32)
+    for index, clip in enumerate(arrays.clips):
+        try:
+            one = rescale(flow[index])
+            if layout != "none":
+                one = regions.mosaic(one, arrays.landmarks[index], layout)
+            inputs[index] = one
+        except ValueError as error:
+            problems.add(str(clip), str(error))
+    problems.raise_if_any("Correct these clips' data and build the data set again.")
+    return inputs
+
+
+def _rescaling(scaling: str) -> Callable[[np.ndarray], np.ndarray]:
+    if scaling == "none":
+        return lambda flow: flow
+    from htnet_jax.motion import flow  # here, because it needs OpenCV
+
+    return flow.minmax_255
+
+
+def _builder(name: str, config: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    _check_name("data set", name, tuple(datasets.BUILDERS))
+    cls = datasets.BUILDERS[name]
+    if config and not cls.builder_configs:
+        raise errors.UserError(f"data set {name} has no configs; leave config {config!r} out")
+    if config:
+        _check_name(f"config of data set {name}", config, tuple(cls.builder_configs))
+    arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir or None}
+    try:
+        builder = cls(**arguments, file_format="array_record")
+    except Exception as error:  # TFDS raises many types for a damaged dataset_info.json
+        raise errors.UserError(
+            f"data set {name} in {data_dir or 'the default data folder'} cannot be opened "
+            f"({_one_line(error)}); delete its folder there to build it again"
+        ) from error
+    folder = Path(builder.data_dir)
+    if folder.exists() and not (folder / "dataset_info.json").is_file():
+        raise _damaged(folder, "dataset_info.json is missing")
+    return builder
+
+
+def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> None:
+    name = builder.info.full_name
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        how = f"{name} is built from files that you provide: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        if not manual_dir:
+            raise errors.UserError(
+                f"{name} is not built yet in {folder}, and no manual directory is given "
+                f"(dataset.manual_dir).\n{how}"
+            )
+        if not Path(manual_dir).is_dir():
+            raise errors.UserError(f"manual directory {manual_dir} does not exist.\n{how}")
+        if not any(Path(manual_dir).iterdir()):
+            raise errors.UserError(f"manual directory {manual_dir} is empty.\n{how}")
+    _say(f"{name}: building in {folder}")
+    settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # TFDS writes into a folder of another name and renames it when all is done. What it
+        # prints on standard output would mix with a command's result.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=settings, file_format="array_record")
+    except OSError as error:
+        raise errors.UserError(
+            f"{name} cannot be built in {folder} ({_one_line(error)}); give a data folder that "
+            "can be written (dataset.data_dir)"
+        ) from error
+    _say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
+
+
+def _arrays(builder: tfds.core.DatasetBuilder, examples: Sequence[dict[str, Any]]) -> ClipArrays:
+    def texts(key: str) -> np.ndarray:
+        return np.array([example[key].decode("utf-8") for example in examples], dtype=np.str_)
+
+    fields: dict[str, np.ndarray] = {
+        "flow": np.stack([example["flow"] for example in examples]).astype(np.float32),
+        "landmarks": np.stack([example["landmarks"] for example in examples]).astype(np.float32),
+        "labels": np.array([example["label"] for example in examples], np.int32),
+        "subjects": texts("subject"),
+        "sources": texts("source"),
+        "clips": texts("clip"),
+        "emotions": texts("emotion"),
+    }
+    class_names = tuple(builder.info.features["label"].names)
+    return ClipArrays(
+        **fields,
+        class_names=class_names,
+        fingerprint=_fingerprint(fields, class_names),
+        name=builder.info.full_name,
+    )
+
+
+def _fingerprint(fields: dict[str, np.ndarray], class_names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for key, values in fields.items():
+        # As UTF-8 lists, so that NumPy's padding of strings does not matter.
+        is_text = values.dtype.kind == "U"
+        content = json.dumps(values.tolist()).encode() if is_text else values.tobytes()
+        digest.update(f"{key} {values.shape} {len(content)}\n".encode() + content)
+    digest.update(json.dumps(list(class_names)).encode())
+    return digest.hexdigest()
+
+
+def _damaged(folder: Path, reason: object) -> errors.UserError:
+    return errors.UserError(
+        f"{folder}: the built data set is damaged or incomplete ({_one_line(reason)}); delete this "
+        "folder to build it again"
+    )
+
+
+def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise errors.UserError(f"unknown {kind} {name!r}; use one of {', '.join(known)}")
+
+
+def _one_line(reason: object) -> str:
+    text = " ".join(str(reason).split())
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,61 @@
+"""Errors a user can cause, and the collector that reports all bad rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake in the input, not in the program: one message that names the place and the remedy.
+
+    Commands print it without a traceback and exit with status 2.
+    """
+
+
+class Problems:
+    """Collects what is wrong with an input, so that one report names every bad row.
+
+    Example:
+        problems = Problems("clips.csv")
+        problems.add("row 3", "unknown label 7")
+        problems.raise_if_any("Correct these rows.")
+    """
+
+    def __init__(self, subject: str) -> None:
+        """`subject`: the file or folder the problems are in; it heads the report."""
+        self.subject = subject
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Records one problem: `where` names a file, row or key, `what` says what is wrong."""
+        self.found.append((where, what))
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def raise_if_any(self, remedy: str) -> None:
+        """Raises one `UserError` with every problem and the remedy, if there is any."""
+        if self.found:
+            lines = "\n".join(f"  {where}: {what}" for where, what in self.found)
+            count = len(self.found)
+            noun = "problem" if count == 1 else "problems"
+            raise UserError(f"{self.subject}: {count} {noun}\n{lines}\n{remedy}")
+
+
+def run_command(main: Callable[..., Any], **app_run_arguments: Any) -> None:
+    """`absl.app.run(main)`, with a `UserError` printed as one message (exit status 2)."""
+    import sys
+
+    from absl import app, logging
+
+    def guarded(argv: list[str]) -> Any:
+        # The libraries' own progress notes would bury ours.
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded, **app_run_arguments)

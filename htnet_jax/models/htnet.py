@@ -1,0 +1,355 @@
+"""HTNet: a hierarchical transformer with local attention over a mosaic of four face regions.
+
+Wang, Zhang, Luo, Sankaranarayana, "HTNet for micro-expression recognition", arXiv 2307.14637;
+its ancestor is NesT (Zhang et al., "Nested Hierarchical Transformer", AAAI 2022). Written from the
+papers' and the release's facts; the blocks can be imported and used on their own.
+
+At the published size (28 px, patch 7, 3 hierarchies) every block holds a single token, so the
+softmax is identically 1 and attention reduces to `out(v)`: see `LocalAttention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from htnet_jax.models.layers import (
+    Conv3x3,
+    Dense,
+    LayerNorm,
+    gelu,
+    max_pool_3x3_stride_2,
+    product,
+    torch_uniform,
+)
+
+
+def blockify(x: jax.Array, blocks: int) -> jax.Array:
+    """Cuts a map into `blocks x blocks` blocks of tokens.
+
+    Args:
+        x: `(..., H, W, C)`; H and W divisible by `blocks`.
+        blocks: Blocks a side.
+
+    Returns:
+        `(..., blocks**2, (H / blocks) * (W / blocks), C)`; blocks and tokens in row-major order.
+
+    Raises:
+        ValueError: `blocks` does not divide H and W.
+    """
+    *lead, height, width, channels = x.shape
+    if height % blocks or width % blocks:
+        raise ValueError(f"a {height}x{width} map cannot be cut into {blocks}x{blocks} blocks")
+    x = x.reshape(*lead, blocks, height // blocks, blocks, width // blocks, channels)
+    x = jnp.moveaxis(x, -3, -4)
+    return x.reshape(*lead, blocks**2, (height // blocks) * (width // blocks), channels)
+
+
+def unblockify(x: jax.Array, blocks: int) -> jax.Array:
+    """The inverse of `blockify` for square maps.
+
+    Args:
+        x: `(..., blocks**2, n * n, C)`.
+        blocks: Blocks a side.
+
+    Returns:
+        `(..., blocks * n, blocks * n, C)`.
+
+    Raises:
+        ValueError: The block count is not `blocks**2`, or the tokens of a block are no square.
+    """
+    *lead, count, tokens, channels = x.shape
+    side = round(tokens**0.5)
+    if count != blocks**2 or side**2 != tokens:
+        raise ValueError(
+            f"{count} blocks of {tokens} tokens are not {blocks}x{blocks} square blocks"
+        )
+    x = x.reshape(*lead, blocks, blocks, side, side, channels)
+    x = jnp.moveaxis(x, -3, -4)
+    return x.reshape(*lead, blocks * side, blocks * side, channels)
+
+
+def patchify(x: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts pictures into square patches.
+
+    Args:
+        x: `(..., H, W, C)`; H and W divisible by `patch_size`.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        `(..., H / patch_size, W / patch_size, patch_size**2 * C)`, a patch ordered (row, column,
+        channel) as in the release.
+    """
+    *lead, height, width, channels = x.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = x.reshape(*lead, rows, patch_size, columns, patch_size, channels)
+    x = jnp.moveaxis(x, -3, -4)
+    return x.reshape(*lead, rows, columns, patch_size**2 * channels)
+
+
+class LocalAttention(nn.Module):
+    """Multi-head self-attention among the tokens of one block.
+
+    Each head has `width // heads` channels, so the inner width `heads * (width // heads)` may be
+    smaller than the width (256 channels, 3 heads: 255). Parameters: `qkv` `(C, 3 * inner)` without
+    bias, packed q, k, v, each ordered (head, channel), and `out`.
+
+    With a single token the softmax is identically 1: q and k cannot matter and their gradient is
+    exactly zero, so their product is left out. Values and gradients are the same.
+
+    Attributes:
+        heads: Number of heads.
+        dropout: Rate, on the attention weights and after the output projection.
+        dtype: Type of the computation; the softmax is float32 at least.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks."""
+        tokens, width = x.shape[-2:]
+        head_width = width // self.heads
+        inner = head_width * self.heads
+        qkv = self.param("qkv", torch_uniform(width), (width, 3 * inner))
+        x, qkv = nn.dtypes.promote_dtype(x, qkv, dtype=self.dtype)
+
+        def split_heads(projected: jax.Array) -> jax.Array:
+            return projected.reshape(*projected.shape[:-1], self.heads, head_width)
+
+        if tokens == 1:
+            value = split_heads(product(x, qkv[:, 2 * inner :]))
+            weights = jnp.ones((*value.shape[:-1], 1), value.dtype)
+            attended = nn.Dropout(self.dropout)(weights, deterministic=not train) * value
+        else:
+            query, key, value = (
+                split_heads(part) for part in jnp.split(product(x, qkv), 3, axis=-1)
+            )
+            scores = jnp.einsum("...nhd,...mhd->...hnm", query, key) * head_width**-0.5
+            scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+            weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+            weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
+            attended = jnp.einsum("...hnm,...mhd->...nhd", weights, value)
+        attended = attended.reshape(*x.shape[:-1], inner)
+        out = Dense(width, self.dtype, name="out")(attended)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class FeedForward(nn.Module):
+    """Dense, exact (erf) GELU, dropout, Dense, dropout.
+
+    Attributes:
+        mult: Width of the hidden layer as a multiple of the input's.
+        dropout: Rate after the GELU and after the second Dense.
+        dtype: Type of the computation.
+    """
+
+    mult: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(..., C)` to the same shape."""
+        width = x.shape[-1]
+        hidden = width * self.mult
+        x = Dense(hidden, self.dtype, name="fc1")(x)
+        x = gelu(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Dense(width, self.dtype, name="fc2")(x)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm block: `x + Attention(LN(x))`, then `x + FeedForward(LN(x))`.
+
+    Attributes:
+        heads: Heads of the attention.
+        mlp_mult: Hidden width of the feed-forward as a multiple of the width.
+        dropout: Rate inside both.
+        dtype: Type of the computation.
+    """
+
+    heads: int
+    mlp_mult: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks."""
+        attention = LocalAttention(self.heads, self.dropout, self.dtype, name="attention")
+        mlp = FeedForward(self.mlp_mult, self.dropout, self.dtype, name="mlp")
+        shape = x.shape
+        # Two dimensions inside: see `product`.
+        x = x.reshape(-1, shape[-1])
+        normed = LayerNorm(self.dtype, name="attention_norm")(x)
+        x = x + attention(normed.reshape(shape), train=train).reshape(x.shape)
+        x = x + mlp(LayerNorm(self.dtype, name="mlp_norm")(x), train=train)
+        return x.reshape(shape)
+
+
+class Hierarchy(nn.Module):
+    """One level: blockify, add the position scalars, the transformer blocks, unblockify.
+
+    `pos_emb` holds one scalar per token position of a block, N(0, 1) at the start, shared by all
+    blocks and all channels.
+
+    Attributes:
+        blocks: Blocks a side.
+        repeats: Transformer blocks.
+        heads: Heads of the attention.
+        mlp_mult: Hidden width of the feed-forward as a multiple of the width.
+        dropout: Dropout rate.
+        dtype: Type of the computation.
+    """
+
+    blocks: int
+    repeats: int
+    heads: int
+    mlp_mult: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(B, H, W, C)` to the same shape."""
+        x = blockify(x, self.blocks)
+        tokens = x.shape[-2]
+        pos_emb = self.param("pos_emb", nn.initializers.normal(1.0), (tokens,))
+        x = x + pos_emb.astype(x.dtype).reshape(1, 1, tokens, 1)
+        for index in range(self.repeats):
+            x = TransformerBlock(
+                self.heads, self.mlp_mult, self.dropout, self.dtype, name=f"block_{index}"
+            )(x, train=train)
+        return unblockify(x, self.blocks)
+
+
+class Aggregate(nn.Module):
+    """Joins four blocks into one: 3x3 convolution, LN, 3x3 max-pool with stride 2.
+
+    Padding is 1 on every side, with zeros for the convolution and -inf for the pool (not SAME).
+
+    Attributes:
+        features: Output channels.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), features)`."""
+        x = Conv3x3(self.features, self.dtype, name="conv")(x)
+        x = LayerNorm(self.dtype, name="norm")(x)
+        return max_pool_3x3_stride_2(x)
+
+
+class HTNet(nn.Module):
+    """HTNet; the defaults are the published configuration (139,582,982 parameters).
+
+    Example:
+        model = HTNet()
+        variables = model.init(jax.random.key(0), x, train=False)  # x: (B, 28, 28, 3), 0..255
+        logits = model.apply(variables, x, train=False)  # (B, 3)
+
+    Attributes:
+        num_classes: Classes.
+        image_size: Side of the square input in pixels.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        dim: Channels at the bottom level; they double at every level up.
+        heads: Attention heads at the bottom level; they double as well.
+        num_hierarchies: Levels; the bottom one has `2**(num_hierarchies - 1)` blocks a side.
+        block_repeats: Transformer blocks of each level, the bottom level first.
+        mlp_mult: Hidden width of the feed-forward as a multiple of the width.
+        dropout: Dropout rate; with a rate above 0, `train=True` needs a `dropout` RNG.
+        dtype: Type of the computation (parameters are float32).
+    """
+
+    num_classes: int = 3
+    image_size: int = 28
+    patch_size: int = 7
+    dim: int = 256
+    heads: int = 3
+    num_hierarchies: int = 3
+    block_repeats: Sequence[int] = (2, 2, 10)
+    mlp_mult: int = 4
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def check_sizes(self) -> None:
+        """Raises a ValueError that says which attributes do not fit together."""
+        positive = ("num_classes", "image_size", "patch_size", "dim", "heads", "num_hierarchies")
+        for key in (*positive, "mlp_mult"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}"
+            )
+        side = self.image_size // self.patch_size
+        blocks = 2 ** (self.num_hierarchies - 1)
+        if side % blocks:
+            raise ValueError(
+                f"image_size={self.image_size} with patch_size={self.patch_size} gives {side} "
+                f"patches a side, which is not divisible by the {blocks} blocks a side of "
+                f"num_hierarchies={self.num_hierarchies}"
+            )
+        if len(self.block_repeats) != self.num_hierarchies:
+            raise ValueError(
+                f"block_repeats={tuple(self.block_repeats)} must name one count for each of "
+                f"num_hierarchies={self.num_hierarchies} levels"
+            )
+        if self.dim < self.heads:
+            raise ValueError(f"dim={self.dim} leaves no channel for each of heads={self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Classifies mosaics.
+
+        Args:
+            x: `(B, image_size, image_size, C)`, any real type; the release feeds raw 0..255 with
+                channels (strain, v, u).
+            train: Whether dropout is active.
+
+        Returns:
+            `(B, num_classes)` logits in `dtype`.
+
+        Raises:
+            ValueError: The attributes do not fit together, or x does not fit `image_size`.
+        """
+        self.check_sizes()
+        if x.ndim != 4 or x.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"x has shape {x.shape}; image_size={self.image_size} needs "
+                f"(batch, {self.image_size}, {self.image_size}, channels)"
+            )
+        x = patchify(x.astype(self.dtype), self.patch_size)
+        x = Dense(self.dim, self.dtype, name="patch_embedding")(x)
+        for index, repeats in enumerate(self.block_repeats):
+            scale = 2**index
+            blocks = 2 ** (self.num_hierarchies - 1 - index)
+            x = Hierarchy(
+                blocks,
+                repeats,
+                self.heads * scale,
+                self.mlp_mult,
+                self.dropout,
+                self.dtype,
+                name=f"level_{index}",
+            )(x, train=train)
+            if blocks > 1:
+                width = self.dim * scale * 2
+                x = Aggregate(width, self.dtype, name=f"aggregate_{index}")(x)
+        x = LayerNorm(self.dtype, name="head_norm")(x)
+        x = x.mean(axis=(1, 2))
+        return Dense(self.num_classes, self.dtype, name="head")(x)

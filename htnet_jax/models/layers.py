@@ -1,0 +1,201 @@
+"""Layers shared by the networks: PyTorch's defaults, in forms that XLA's CPU backend runs well.
+
+Everything is built from plain array operations, so any JAX transformation works on it. The forms
+matter only for speed; the functions computed are the textbook ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+# torch.nn.LayerNorm's and the release's eps; Flax's own default is 1e-6.
+LAYER_NORM_EPS = 1e-5
+
+# Maps up to this width are convolved row by row: see `Conv3x3`.
+MAX_BANDED_WIDTH = 4
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for the weights *and* biases of linear and convolution layers.
+
+    `kaiming_uniform_` with a = sqrt(5) is U(-b, b) with b = 1/sqrt(fan_in); biases use the same b.
+
+    Args:
+        fan_in: Inputs that each output sums over (channels x kernel area).
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`(..., K) @ (K, C) -> (..., C)` as one two-dimensional matrix product.
+
+    With more than two dimensions XLA's CPU backend copies and transposes around the product, and
+    computes the elementwise work before it once for every use.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ kernel
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias`, initialised as PyTorch's `nn.Linear`.
+
+    Parameters: `kernel` `(C, features)` and `bias` `(features,)`, float32.
+
+    Attributes:
+        features: Output channels.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(..., C)` to `(..., features)`."""
+        init = torch_uniform(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        flat = x.reshape(-1, x.shape[-1]) @ kernel + bias.reshape(1, -1)
+        return flat.reshape(*x.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """LN over channels: biased variance, eps 1e-5 under the root, a gain and a bias per channel.
+
+    The variance is taken in two passes because the inputs (raw 0..255) are far from zero mean,
+    where E[x^2] - E[x]^2 loses digits. Parameters: `scale` (1s at the start) and `bias` (0s),
+    `(C,)` float32.
+
+    Attributes:
+        dtype: Type of the result; the statistics are float32 at least.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(..., C)` to the same shape."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        flat = x.reshape(-1, channels).astype(wide)
+        centred = flat - flat.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+        out = normed * scale.astype(wide).reshape(1, -1) + bias.astype(wide).reshape(1, -1)
+        return out.astype(self.dtype).reshape(x.shape)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x * (1 + erf(x / sqrt(2))) / 2, any shape.
+
+    The same function as `jax.nn.gelu(x, approximate=False)`, whose erfc costs half as much again.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * np.asarray(0.5**0.5, x.dtype)))
+
+
+class Conv3x3(nn.Module):
+    """3x3 convolution with padding 1 and bias, as matrix products.
+
+    `nn.Conv` is not used because XLA's CPU convolution takes seconds on the tiny maps (2x2 and
+    4x4 pixels, up to 1024 channels) where this takes milliseconds. Parameters are those of
+    `nn.Conv(features, (3, 3))`: `kernel` `(3, 3, C, features)`, `bias` `(features,)`, initialised
+    as PyTorch's `nn.Conv2d`.
+
+    Attributes:
+        features: Output channels.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(..., H, W, C)` to `(..., H, W, features)`."""
+        height, width, channels = x.shape[-3:]
+        init = torch_uniform(9 * channels)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        out_shape = (*x.shape[:-1], self.features)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = x.reshape(-1, height, width, channels)
+        convolve = _banded_conv if width <= MAX_BANDED_WIDTH else _shifted_conv
+        return convolve(x, kernel).reshape(out_shape) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution, zero padding 1: nine shifted slices side by side, then one product."""
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [
+        padded[:, row : row + height, column : column + width]
+        for row in range(3)
+        for column in range(3)
+    ]
+    taps = jnp.concatenate(shifted, axis=-1)
+    return product(taps, kernel.reshape(9 * channels, -1))
+
+
+def _banded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution, zero padding 1, a whole output row at a time.
+
+    On a narrow map the columns become part of a banded matrix: a few products by zero, but no
+    padding, and no products for the rows outside the map.
+    """
+    height, width, channels = x.shape[1:]
+    features = kernel.shape[-1]
+    # band[k, a, b] = 1 where column a of the input is tap k of column b of the output.
+    band = np.stack([np.eye(width, k=1 - tap, dtype=np.float32) for tap in range(3)])
+    matrix = jnp.einsum("rkcd,kab->racbd", kernel, jnp.asarray(band, kernel.dtype))
+    matrix = matrix.reshape(3, width * channels, width * features)
+    rows = x.reshape(-1, height, width * channels)
+    out = []
+    for row in range(height):
+        low, high = max(row - 1, 0), min(row + 2, height)
+        taps = rows[:, low:high].reshape(-1, (high - low) * width * channels)
+        weights = matrix[low - row + 1 : high - row + 1].reshape(taps.shape[-1], -1)
+        out.append(taps @ weights)
+    return jnp.stack(out, axis=1).reshape(-1, height, width, features)
+
+
+def _halve(x: jax.Array, axis: int) -> jax.Array:
+    """1-D max-pool along `axis`: width 3, stride 2, padding 1."""
+    # An odd last element is kept by slicing with stride 2; its missing neighbour counts as -inf.
+    even = jax.lax.slice_in_dim(x, 0, None, 2, axis)
+    odd = jax.lax.slice_in_dim(x, 1, None, 2, axis)
+    gap = jnp.full_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis), -jnp.inf)
+    if x.shape[axis] % 2:
+        odd = jnp.concatenate([odd, gap], axis)
+    before = jnp.concatenate([gap, jax.lax.slice_in_dim(odd, 0, -1, axis=axis)], axis)
+    # `where` gives the gradient of a tie to the first element, as PyTorch; `maximum` halves it.
+    first = jnp.where(before >= even, before, even)
+    return jnp.where(first >= odd, first, odd)
+
+
+def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
+    """3x3 max-pool with stride 2 and -inf padding of 1, as PyTorch's `MaxPool2d(3, 2, 1)`.
+
+    Two 1-D passes, because the gradient of `nn.max_pool` (a select-and-scatter) is several times
+    slower on XLA's CPU backend, both to compile and to run.
+
+    Args:
+        x: `(..., H, W, C)` floats.
+
+    Returns:
+        `(..., ceil(H / 2), ceil(W / 2), C)`.
+    """
+    # Columns first, so that a tie goes to the first element in row-major order.
+    return _halve(_halve(x, x.ndim - 2), x.ndim - 3)

@@ -1,0 +1,204 @@
+"""Onset and apex frame -> optical flow, optical strain, and the (u, v, strain) tensor of a clip.
+
+u points to the right and v down, in pixels at the resolution of the array they are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+# The arguments the HTNet release passes to cv2.calcOpticalFlowFarneback.
+FARNEBACK = {
+    "pyr_scale": 0.5,
+    "levels": 3,
+    "winsize": 15,
+    "iterations": 3,
+    "poly_n": 5,
+    "poly_sigma": 1.2,
+    "flags": 0,
+}
+
+# The defaults of OpenCV contrib's DualTVL1OpticalFlow (Zach et al., DAGM 2007; Sanchez et al.,
+# IPOL 2013), written out so that a change in OpenCV cannot change a data set silently.
+TVL1 = {
+    "tau": 0.25,
+    "lambda_": 0.15,
+    "theta": 0.3,
+    "nscales": 5,
+    "warps": 5,
+    "epsilon": 0.01,
+    "innnerIterations": 30,  # OpenCV spells it so
+    "outerIterations": 10,
+    "scaleStep": 0.8,
+    "gamma": 0.0,
+    "medianFiltering": 5,
+    "useInitialFlow": False,
+}
+
+
+def _farneback(onset: np.ndarray, apex: np.ndarray) -> np.ndarray:
+    return cv2.calcOpticalFlowFarneback(onset, apex, None, **FARNEBACK)
+
+
+def _tvl1(onset: np.ndarray, apex: np.ndarray) -> np.ndarray:
+    solver = cv2.optflow.DualTVL1OpticalFlow_create(**TVL1)
+    return solver.calc(onset, apex, None)
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "farneback": _farneback,
+    "tvl1": _tvl1,
+}
+
+
+def optical_flow(onset: np.ndarray, apex: np.ndarray, method: str = "tvl1") -> np.ndarray:
+    """Dense optical flow from the onset to the apex frame.
+
+    Args:
+        onset: `(H, W)` uint8, grayscale.
+        apex: `(H, W)` uint8, grayscale, the same shape.
+        method: `tvl1` (parameters `TVL1`) or `farneback` (parameters `FARNEBACK`).
+
+    Returns:
+        `(H, W, 2)` float32, pixels: u (right), v (down). The content of onset pixel (x, y) is found
+        at (x + u, y + v) in the apex.
+
+    Raises:
+        ValueError: Wrong dtype or shape, different shapes, or an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown flow method {method!r}; use one of {', '.join(METHODS)}")
+    for name, frame in (("onset", onset), ("apex", apex)):
+        if frame.dtype != np.uint8 or frame.ndim != 2 or not frame.size:
+            raise ValueError(
+                f"the {name} frame must be grayscale, (H, W) uint8; "
+                f"got shape {frame.shape}, {frame.dtype}"
+            )
+    if onset.shape != apex.shape:
+        raise ValueError(f"onset {onset.shape} and apex {apex.shape} must have the same shape")
+    onset, apex = np.ascontiguousarray(onset), np.ascontiguousarray(apex)
+    return np.asarray(METHODS[method](onset, apex), np.float32)
+
+
+def _green_lagrange_small(
+    ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray
+) -> np.ndarray:
+    return np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
+
+
+# Magnitude of the strain from the four derivatives of the flow (`uy` is du/dy).
+# green_lagrange_small: Frobenius norm of the strain tensor for small displacements (the
+# Green-Lagrange tensor without its quadratic terms), as STSTNet (Liong et al., FG 2019) defines
+# optical strain.
+STRAIN_FORMULAS: dict[
+    str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+] = {"green_lagrange_small": _green_lagrange_small}
+
+
+def optical_strain(flow: np.ndarray, formula: str = "green_lagrange_small") -> np.ndarray:
+    """Magnitude of the optical strain of a flow field.
+
+    Derivatives are central differences (one-sided at the border).
+
+    Args:
+        flow: `(H, W, 2)`: u, v in pixels; H and W at least 2.
+        formula: A name in `STRAIN_FORMULAS`.
+
+    Returns:
+        `(H, W)` float32, pixels per pixel (no unit), never negative.
+
+    Raises:
+        ValueError: Wrong shape or an unknown formula.
+    """
+    if formula not in STRAIN_FORMULAS:
+        known = ", ".join(STRAIN_FORMULAS)
+        raise ValueError(f"unknown strain formula {formula!r}; use one of {known}")
+    _check_flow(flow)
+    if min(flow.shape[:2]) < 2:
+        raise ValueError(f"strain needs at least 2x2 pixels; got {flow.shape[0]}x{flow.shape[1]}")
+    uy, ux = np.gradient(flow[..., 0].astype(np.float32))
+    vy, vx = np.gradient(flow[..., 1].astype(np.float32))
+    return STRAIN_FORMULAS[formula](ux, uy, vx, vy).astype(np.float32)
+
+
+def resize_flow(flow: np.ndarray, size: int) -> np.ndarray:
+    """Resizes a flow field (area average) and scales its vectors to the new pixels.
+
+    Args:
+        flow: `(H, W, 2)`: u, v in pixels of the H x W picture.
+        size: Side of the result, in pixels.
+
+    Returns:
+        `(size, size, 2)` float32: u, v in pixels of the size x size picture.
+
+    Raises:
+        ValueError: Wrong shape, or a size below 1.
+    """
+    _check_flow(flow)
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel; got {size}")
+    height, width = flow.shape[:2]
+    small = cv2.resize(flow.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return small * np.array([size / width, size / height], np.float32)
+
+
+def flow_tensor(
+    onset: np.ndarray,
+    apex: np.ndarray,
+    *,
+    method: str = "tvl1",
+    size: int = 28,
+    strain: str = "green_lagrange_small",
+) -> np.ndarray:
+    """The tensor of a clip: flow at full resolution, resized, and the strain of the resized flow.
+
+    The strain is taken after resizing: area averaging first removes the pixel noise that
+    derivatives would amplify, and the tensor's third channel then follows from its first two.
+
+    Args:
+        onset: `(H, W)` uint8, grayscale.
+        apex: `(H, W)` uint8, grayscale.
+        method: See `optical_flow`.
+        size: Side of the tensor, in pixels, at least 2.
+        strain: See `optical_strain`.
+
+    Returns:
+        `(size, size, 3)` float32: u, v (pixels of the size x size picture), optical strain.
+
+    Raises:
+        ValueError: As `optical_flow`, `resize_flow` and `optical_strain`.
+    """
+    flow = resize_flow(optical_flow(onset, apex, method), size)
+    return np.concatenate([flow, optical_strain(flow, strain)[..., None]], axis=-1)
+
+
+def minmax_255(flow: np.ndarray) -> np.ndarray:
+    """Scales every channel of every clip to 0..255, as the released flow images are.
+
+    Args:
+        flow: `(..., H, W, C)`, finite.
+
+    Returns:
+        `(..., H, W, C)` float32 in 0..255: each clip's and channel's smallest value becomes 0, its
+        largest 255. A constant channel becomes 0.
+
+    Raises:
+        ValueError: Fewer than three axes, an empty picture, or a value that is not finite.
+    """
+    if flow.ndim < 3 or 0 in flow.shape[-3:]:
+        raise ValueError(f"flow must be (..., H, W, C) and not empty; got shape {flow.shape}")
+    if not np.isfinite(flow).all():
+        raise ValueError("flow has values that are not finite (NaN or infinity)")
+    flow = flow.astype(np.float64)
+    low = flow.min(axis=(-3, -2), keepdims=True)
+    extent = flow.max(axis=(-3, -2), keepdims=True) - low
+    scaled = (flow - low) / np.where(extent > 0, extent, 1.0) * 255.0
+    return scaled.astype(np.float32)
+
+
+def _check_flow(flow: np.ndarray) -> None:
+    if flow.ndim != 3 or flow.shape[-1] != 2 or not flow.size:
+        raise ValueError(f"flow must be (H, W, 2) and not empty; got shape {flow.shape}")

@@ -1,0 +1,67 @@
+"""Trains a network leave-one-subject-out and reports UF1 and UAR.
+
+  python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo [--config.KEY=VALUE ...]
+
+`--config` is a Python file with `get_config()`; its keys are explained in
+`htnet_jax/training/config.py`. The run's folder receives `config.json`, `environment.json`,
+`predictions.npz` (the test logits of every fold and epoch), `metrics.json`, `report.html` and the
+folds' final parameters in `checkpoints/`. An interrupted run goes on where it stopped when the same
+command is given again; a finished one is never overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from htnet_jax.errors import UserError, run_command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results of this run.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags describe and prints its table.
+
+    Raises:
+        UserError: A flag is missing, or anything that `experiment.run` raises.
+    """
+    if len(argv) > 1:
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
+        )
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError(
+            "give --config=FILE and --workdir=DIR, for example:\n"
+            "  python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo"
+        )
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser()
+    _set_up_jax(config)
+
+    from htnet_jax.evaluation import report
+    from htnet_jax.training import experiment
+
+    summary = experiment.run(config, workdir)
+    print(report.table(summary))
+    print(f"Written to {workdir}: predictions.npz, metrics.json, report.html")
+
+
+def _set_up_jax(config: ConfigDict) -> None:
+    """Settings that only work before JAX first uses a device."""
+    import jax
+
+    from htnet_jax.training.folds import cpu_worker_count
+
+    jax.config.update("jax_num_cpu_devices", config.cpu_devices or cpu_worker_count())
+    if not jax.config.jax_compilation_cache_dir:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = Path(cache).expanduser() / "htnet_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,64 @@
+"""The settings of a run and their defaults; files in `configs/` override a few of them."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Settings as HTNet was published, on the released MEGC 2019 flow pictures.
+
+    Every key can be set on the command line: `--config.epochs=10`, `--config.model.dim=32`.
+    """
+    config = ConfigDict()
+    # Root of every random number: initial parameters, order of clips, dropout.
+    config.seed = 0
+    # Passes over each fold's training clips (HTNet's release: 800).
+    config.epochs = 800
+    # Clips a step (release: 256).
+    config.batch_size = 256
+    # Adam's learning rate (release: 5e-5; b1 0.9, b2 0.999, eps 1e-8 as in PyTorch).
+    config.learning_rate = 5e-5
+    # A new order of the training clips every epoch; False: file order, as the release.
+    config.shuffle = False
+    # Left-out subjects to run, comma-separated; empty: all.
+    config.folds = ""
+    # Folds trained side by side on one device; 0: chosen from its free memory.
+    config.folds_per_device = 0
+    # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
+    config.cpu_devices = 0
+    # Whose final parameters to keep: "all", "none", or comma-separated subjects.
+    config.checkpoints = "all"
+
+    config.model = ConfigDict()
+    config.model.name = "HTNet"
+    # The rest of config.model are the attributes of the module; see htnet_jax.models.HTNet.
+    config.model.num_classes = 3
+    config.model.image_size = 28
+    config.model.patch_size = 7
+    config.model.dim = 256
+    config.model.heads = 3
+    config.model.num_hierarchies = 3
+    config.model.block_repeats = (2, 2, 10)
+    config.model.mlp_mult = 4
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "megc2019"
+    # Builder config; empty: the data set's default.
+    config.dataset.config = ""
+    # Folder with the files the data set is built from on first use.
+    config.dataset.manual_dir = ""
+    # Where built data sets are kept; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    config.dataset.data_dir = ""
+    # The network's input: "release" (the release's mosaic, row = x), "upright", or "none" (no
+    # mosaic, the whole flow).
+    config.dataset.layout = "release"
+    # Channels of the flow in the network's order; the release reads its pictures as BGR.
+    config.dataset.channels = "strain,v,u"
+    # "minmax_255": each clip and channel to 0..255, as the released pictures already are; "none".
+    config.dataset.scaling = "none"
+    # Control experiment: labels permuted over all clips; an honest protocol then scores chance.
+    config.dataset.shuffle_labels = False
+    return config

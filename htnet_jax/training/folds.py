@@ -1,0 +1,425 @@
+"""Fold-parallel training: pmap over devices, vmap over folds, compiled loops over epochs and steps.
+
+The data sets are tiny and the folds independent, so every device holds all clips and trains whole
+folds; parameters and optimizer state carry the leading axes (devices, folds per device). This is
+the only file that says pmap.
+
+A fold's random numbers come from the seed and the fold's own name, and its batches from its own
+clips, so its result does not depend on the folds that run beside it. The size of a group (folds
+per device) shapes the compiled arithmetic: the same group size gives the same bits on any number
+of devices; another group size gives the same result up to float rounding.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from htnet_jax.errors import UserError
+
+# A compiled call covers as many epochs as fit about this time, so that progress is seen.
+SECONDS_PER_CALL = 5.0
+MAX_EPOCHS_PER_CALL = 64
+
+# Measured at dim 32 on 2 CPU cores: batched products of 4 folds cost 1.3 times as much per fold.
+MAX_FOLDS_PER_CPU_DEVICE = 1
+
+# XLA's CPU backend would hand products and sums to YNNPACK, which at these sizes (rows of 32 to
+# 512) is 1.4 to 1.8 times slower: 0.27 s against 0.16 s a step at dim 32, batch 256, one core.
+CPU_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+# Purposes of a fold's random streams.
+_INIT, _SHUFFLE, _DROPOUT = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """One train/test split.
+
+    Attributes:
+        name: The left-out subject; it also seeds the fold's random numbers.
+        train: `(N,)` bool, the clips trained on.
+        test: `(N,)` bool, the clips predicted.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldResult:
+    """What training one fold gave.
+
+    Attributes:
+        fold: The fold.
+        logits: `(epochs, test clips, classes)` float32, test clips in the order of the data set.
+        train_loss: `(epochs,)` float32, mean cross-entropy over the epoch's clips.
+        params: The final parameters, NumPy float32.
+    """
+
+    fold: Fold
+    logits: np.ndarray
+    train_loss: np.ndarray
+    params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where training stands after a compiled call.
+
+    Attributes:
+        epoch: Epochs done by the folds now training.
+        fold_epochs: Fold-epochs that this call added (padding folds not counted).
+        loss: Mean training loss of the folds at `epoch`.
+    """
+
+    epoch: int
+    fold_epochs: int
+    loss: float
+
+
+def cpu_worker_count() -> int:
+    """CPU cores this process may use: one XLA CPU device each trains folds fastest."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes(device: jax.Device) -> int:
+    """Free memory of a device; on a CPU its share of the free main memory (Linux; else 4 GiB)."""
+    stats = device.memory_stats()
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 << 30
+    return free // jax.local_device_count()
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class FoldTrainer:
+    """Trains folds of one experiment in groups.
+
+    Attributes:
+        folds: All folds, in order.
+        groups: The folds in their fixed groups of `folds_per_device`.
+        folds_per_device: The group size in use.
+        parameter_bytes: Size of one fold's parameters.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        optimizer: optax.GradientTransformation,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        folds: Sequence[Fold],
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = False,
+        folds_per_device: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        """Puts the data on the devices and compiles nothing yet.
+
+        Args:
+            module: Flax module; `apply({"params": p}, x, train=..., rngs=...)` gives logits.
+            optimizer: Optax transformation, one independent state a fold.
+            inputs: `(N, ...)` float32 network inputs of all clips.
+            labels: `(N,)` int32 classes.
+            folds: The folds to train, in order.
+            batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
+            seed: Root of all random numbers.
+            shuffle: Draw a new order of the training clips every epoch; else file order.
+            folds_per_device: Folds trained side by side on one device; 0 picks it from the free
+                memory (and, on a CPU, at most 4) and balances the groups over the devices.
+            devices: Devices to use; all local ones by default.
+
+        Raises:
+            UserError: No fold, a fold without training or test clips, or a batch larger than a
+                fold's training set.
+        """
+        self._module, self._optimizer = module, optimizer
+        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self.folds = list(folds)
+        self._check()
+        devices = list(devices or jax.local_devices())
+        counts = [int(fold.train.sum()) for fold in self.folds]
+        self._longest = max(counts)
+        self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
+        # A fold whose clips end before the others' last batch must skip that step: an optimizer
+        # with momentum would move the parameters even on an empty batch.
+        last_start = (math.ceil(self._longest / batch_size) - 1) * batch_size
+        self._has_empty_steps = min(counts) <= last_start
+
+        self._sample = jnp.asarray(inputs[:1])
+        params = jax.eval_shape(self._init_params, jax.random.key(0))
+        self.parameter_bytes = _bytes(params)
+        self._state_bytes = _bytes((params, params, jax.eval_shape(optimizer.init, params)))
+        self.folds_per_device = folds_per_device or self._choose_group(devices)
+        size = self.folds_per_device
+        self.groups = [self.folds[i : i + size] for i in range(0, len(self.folds), size)]
+        self._devices = devices[: len(self.groups)]
+        self._data = self._replicate((inputs.astype(np.float32), labels.astype(np.int32)))
+        # Traced once for each batch shape, however often the loops below trace their bodies.
+        self._step = jax.jit(self._update)
+        self._programs: tuple[Any, Any] | None = None
+        self._init = jax.pmap(jax.vmap(self._init_fold), devices=self._devices)
+        self._run = jax.pmap(
+            jax.vmap(self._run_fold, in_axes=(0, 0, None, None, None)),
+            in_axes=(0, 0, 0, None, None),
+            devices=self._devices,
+            donate_argnums=(0,),
+        )
+
+    def _check(self) -> None:
+        if not self.folds:
+            raise UserError("no fold to train: the data set has no subject to leave out")
+        for fold in self.folds:
+            count = int(fold.train.sum())
+            if not count or not fold.test.any():
+                raise UserError(
+                    f"fold {fold.name} has {count} training clips and "
+                    f"{int(fold.test.sum())} test clips; it needs both"
+                )
+        smallest = min(self.folds, key=lambda fold: int(fold.train.sum()))
+        count = int(smallest.train.sum())
+        if self._batch_size < 1:
+            raise UserError(f"batch_size={self._batch_size} must be at least 1")
+        if count < self._batch_size:
+            raise UserError(
+                f"batch_size={self._batch_size} is larger than the {count} training clips of "
+                f"fold {smallest.name}; set --config.batch_size={count} or less"
+            )
+
+    def _choose_group(self, devices: Sequence[jax.Device]) -> int:
+        # Half as much again for activations and the temporary copies of an update.
+        fit = max(1, int(available_bytes(devices[0]) / (1.5 * self._state_bytes)))
+        if devices[0].platform == "cpu":
+            fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
+        rounds = math.ceil(len(self.folds) / (fit * len(devices)))
+        return math.ceil(len(self.folds) / (rounds * len(devices)))
+
+    def _replicate(self, tree: Any) -> Any:
+        count = len(self._devices)
+        stacked = jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), tree)
+        return jax.pmap(lambda x: x, devices=self._devices)(stacked)
+
+    def _init_params(self, key: jax.Array) -> Any:
+        return self._module.init(key, self._sample, train=False)["params"]
+
+    def _key(self, fold_id: jax.Array, purpose: int) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(self._seed), fold_id)
+        return jax.random.fold_in(key, purpose)
+
+    def _init_fold(self, fold_id: jax.Array) -> Any:
+        params = self._init_params(self._key(fold_id, _INIT))
+        return params, self._optimizer.init(params)
+
+    def _update(self, state: Any, data: Any, rows: jax.Array, weights: jax.Array, key: Any) -> Any:
+        """One optimizer step; also returns the summed loss over the batch's clips."""
+        inputs, labels = data
+        params, optimizer_state = state
+        count = weights.sum()
+
+        def loss_fn(params: Any) -> jax.Array:
+            logits = self._module.apply(
+                {"params": params}, inputs[rows], train=True, rngs={"dropout": key}
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits.astype(jnp.float32), labels[rows]
+            )
+            return (losses * weights).sum() / jnp.maximum(count, 1)
+
+        loss, gradient = jax.value_and_grad(loss_fn)(params)
+        updates, new_state = self._optimizer.update(gradient, optimizer_state, params)
+        new = optax.apply_updates(params, updates), new_state
+        if self._has_empty_steps:
+            new = jax.tree.map(lambda a, b: jnp.where(count > 0, a, b), new, state)
+        return new, loss * count
+
+    def _epoch(self, state: Any, fold: dict[str, jax.Array], data: Any, epoch: jax.Array) -> Any:
+        """One pass over a fold's training clips; returns the mean loss over them."""
+        positions = jnp.arange(self._longest)
+        valid = positions < fold["train_count"]
+        rows = fold["train_rows"]
+        if self._shuffle:
+            key = jax.random.fold_in(self._key(fold["id"], _SHUFFLE), epoch)
+            rank = jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf)
+            rows = rows[jnp.argsort(rank)]
+        weights = valid.astype(jnp.float32)
+        key = jax.random.fold_in(self._key(fold["id"], _DROPOUT), epoch)
+        batch = self._batch_size
+        full = self._longest // batch
+
+        def body(state: Any, step: Any) -> Any:
+            index, rows, weights = step
+            return self._step(state, data, rows, weights, jax.random.fold_in(key, index))
+
+        cut = full * batch
+        steps = (
+            jnp.arange(full),
+            rows[:cut].reshape(full, batch),
+            weights[:cut].reshape(full, batch),
+        )
+        state, losses = jax.lax.scan(body, state, steps)
+        total = losses.sum()
+        if cut < self._longest:
+            state, loss = body(state, (jnp.asarray(full), rows[cut:], weights[cut:]))
+            total += loss
+        return state, total / fold["train_count"]
+
+    def _run_fold(
+        self, state: Any, fold: dict[str, jax.Array], data: Any, start: jax.Array, count: jax.Array
+    ) -> Any:
+        """`count` epochs of one fold from epoch `start`; test logits and loss after each."""
+        shape = jax.eval_shape(self._logits, state[0], data, fold["test_rows"])
+        logits = jnp.zeros((MAX_EPOCHS_PER_CALL, *shape.shape), jnp.float32)
+        losses = jnp.zeros((MAX_EPOCHS_PER_CALL,), jnp.float32)
+
+        def body(index: jax.Array, carry: Any) -> Any:
+            state, logits, losses = carry
+            state, loss = self._epoch(state, fold, data, start + index)
+            test = self._logits(state[0], data, fold["test_rows"])
+            return state, logits.at[index].set(test), losses.at[index].set(loss)
+
+        # The number of epochs is an argument, so that calls of any length share one compilation.
+        return jax.lax.fori_loop(0, count, body, (state, logits, losses))
+
+    def _logits(self, params: Any, data: Any, rows: jax.Array) -> jax.Array:
+        return self._module.apply({"params": params}, data[0][rows], train=False).astype(
+            jnp.float32
+        )
+
+    def _tables(self, folds: Sequence[Fold]) -> dict[str, np.ndarray]:
+        """Row numbers of every fold's clips, padded to one length, shaped (devices, group, ...)."""
+
+        def padded(mask: np.ndarray, length: int) -> np.ndarray:
+            rows = np.flatnonzero(mask)
+            return np.pad(rows, (0, length - len(rows))).astype(np.int32)
+
+        table = {
+            "id": np.array([zlib.crc32(fold.name.encode()) for fold in folds], np.uint32),
+            "train_rows": np.stack([padded(fold.train, self._longest) for fold in folds]),
+            "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
+            "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
+        }
+        lead = (len(self._devices), self.folds_per_device)
+        return {key: value.reshape(*lead, *value.shape[1:]) for key, value in table.items()}
+
+    def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
+        """The folds of each round: whole groups, one on every device at a time.
+
+        Args:
+            done: Names of folds to leave out; a group is left out if all its folds are named.
+        """
+        pending = [group for group in self.groups if not {fold.name for fold in group} <= {*done}]
+        at_once = len(self._devices)
+        return [
+            [fold for group in pending[i : i + at_once] for fold in group]
+            for i in range(0, len(pending), at_once)
+        ]
+
+    def _compile(self, tables: dict[str, np.ndarray]) -> tuple[Any, Any]:
+        """The programs `(init, run)`, compiled on first use."""
+        if self._programs is None:
+            init = self._init.lower(tables["id"])
+            # Compiling one program while tracing the other saves about a quarter of the wait.
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                compiled_init = pool.submit(init.compile)
+                arguments = init.out_info, tables, self._data, np.int32(0), np.int32(1)
+                run = self._run.lower(*arguments)
+                on_cpu = self._devices[0].platform == "cpu"
+                compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
+                self._programs = compiled_init.result(), compiled_run
+        return self._programs
+
+    def train(
+        self,
+        folds: Sequence[Fold],
+        epochs: int,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> list[FoldResult]:
+        """Trains the folds of one round from their own initial parameters.
+
+        Args:
+            folds: One of `rounds()`.
+            epochs: Passes over each fold's training clips.
+            on_progress: Called after every compiled call.
+
+        Returns:
+            One result a fold, in order.
+
+        Raises:
+            UserError: The loss or a logit is not finite; names the folds and the epoch.
+        """
+        capacity = len(self._devices) * self.folds_per_device
+        padding = [folds[-1]] * (capacity - len(folds))
+        tables = self._tables([*folds, *padding])
+        init, run = self._compile(tables)
+        state = init(tables["id"])
+        all_logits, all_losses = [], []
+        done, count = 0, 1
+        while done < epochs:
+            began = time.monotonic()
+            state, logits, losses = run(state, tables, self._data, np.int32(done), np.int32(count))
+            logits, losses = (
+                np.asarray(a).reshape(capacity, MAX_EPOCHS_PER_CALL, *a.shape[3:])
+                for a in (logits, losses)
+            )
+            all_logits.append(logits[: len(folds), :count])
+            all_losses.append(losses[: len(folds), :count])
+            self._check_finite(folds, all_logits[-1], all_losses[-1], done)
+            done += count
+            if on_progress:
+                loss = float(all_losses[-1][:, -1].mean())
+                on_progress(Progress(done, count * len(folds), loss))
+            per_epoch = (time.monotonic() - began) / count
+            count = int(np.clip(SECONDS_PER_CALL / per_epoch, 1, MAX_EPOCHS_PER_CALL))
+            count = max(1, min(count, epochs - done))
+        logits = np.concatenate(all_logits, axis=1)
+        losses = np.concatenate(all_losses, axis=1)
+        size = self.folds_per_device
+        return [
+            FoldResult(
+                fold,
+                logits[i, :, : int(fold.test.sum())],
+                losses[i],
+                jax.tree.map(lambda a, i=i: np.asarray(a[i // size, i % size]), state[0]),
+            )
+            for i, fold in enumerate(folds)
+        ]
+
+    @staticmethod
+    def _check_finite(
+        folds: Sequence[Fold], logits: np.ndarray, losses: np.ndarray, done: int
+    ) -> None:
+        finite = np.isfinite(losses) & np.isfinite(logits).all(axis=(2, 3))
+        if finite.all():
+            return
+        bad = [
+            f"{fold.name} (epoch {done + 1 + int(np.argmin(row))})"
+            for fold, row in zip(folds, finite, strict=True)
+            if not row.all()
+        ]
+        raise UserError(
+            f"training diverged: loss or logits are not finite in fold {', '.join(bad)}; "
+            "lower the learning rate or check the inputs"
+        )

@@ -1,0 +1,292 @@
+"""Loading: built on first use, read afterwards, and refused with one clear message."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from htnet_jax import errors
+from htnet_jax.datasets import loading
+from htnet_jax.motion import regions
+
+
+def _load(manual_dir, data_dir, config="release_partial"):
+    return loading.load(
+        "megc2019", config=config, manual_dir=str(manual_dir), data_dir=str(data_dir)
+    )
+
+
+def _refusal(*arguments, **options):
+    with pytest.raises(errors.UserError) as caught:
+        _load(*arguments, **options)
+    return str(caught.value)
+
+
+@pytest.fixture
+def built(tree, tmp_path):
+    """(arrays, data_dir, folder of the built data)."""
+    tree.write()
+    arrays = _load(tree.folder, tmp_path / "data")
+    return arrays, tmp_path / "data", tmp_path / "data/megc2019/release_partial/1.0.0"
+
+
+def test_arrays(tree, built):
+    arrays = built[0]
+    assert arrays.name == "megc2019/release_partial/1.0.0"
+    assert arrays.class_names == ("negative", "positive", "surprise")
+    assert arrays.flow.dtype == np.float32
+    np.testing.assert_array_equal(arrays.flow, [tree.picture(index) for index in range(4)])
+    assert arrays.landmarks.dtype == np.float32
+    np.testing.assert_array_equal(arrays.landmarks[1], regions.TEMPLATE_POINTS)
+    assert arrays.labels.dtype == np.int32
+    np.testing.assert_array_equal(arrays.labels, [2, 0, 1, 1])
+    np.testing.assert_array_equal(arrays.subjects, ["096", "sub91", "sub91", "s95"])
+    np.testing.assert_array_equal(arrays.sources, ["samm", "casme2", "casme2", "smic"])
+    np.testing.assert_array_equal(arrays.emotions, ["surprise", "negative", "positive", "positive"])
+    assert arrays.clips[3] == "smic/s95/s95_po_01"
+    assert len(arrays.fingerprint) == 64
+
+
+def test_the_second_time_needs_no_source_files(capfd, tree, built):
+    first, data_dir, folder = built
+    assert f"building in {folder}" in capfd.readouterr().err
+    shutil.rmtree(tree.folder)
+    second = _load("", data_dir)
+    shown = capfd.readouterr()
+    assert f"reading what was built in {folder}" in shown.err
+    assert shown.out == ""
+    assert second.fingerprint == first.fingerprint
+    for field in dataclasses.fields(first):
+        np.testing.assert_array_equal(getattr(second, field.name), getattr(first, field.name))
+
+
+def test_building_is_quiet_on_standard_output_and_stays_off_the_network(
+    tree, tmp_path, capfd, monkeypatch
+):
+    def refuse(*_):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    tree.write()
+    _load(tree.folder, tmp_path / "data")
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "built, 4 clips" in shown.err
+
+
+def test_the_fingerprint_sees_every_field(tree, tmp_path, built):
+    prints = {built[0].fingerprint}
+    for index, change in enumerate(("label", "landmark", "pixel", "subject")):
+        shutil.rmtree(tree.folder)
+        if change == "label":
+            tree.rows[0][3] = "1"
+        elif change == "landmark":
+            tree.landmark_rows[0][3] = 8.75
+        elif change == "pixel":
+            tree.picture = lambda index: np.full((28, 28, 3), index, np.uint8)
+        else:
+            tree.rows[3][1] = tree.landmark_rows[2][0] = "s94"
+        tree.write()
+        prints.add(_load(tree.folder, tmp_path / f"data{index}").fingerprint)
+    assert len(prints) == 5
+
+
+def test_the_synthetic_data_set_is_loaded_without_source_files(tmp_path):
+    arrays = loading.load("synthetic", config="tiny", data_dir=str(tmp_path))
+    assert arrays.name.startswith("synthetic/tiny/")
+    assert len(np.unique(arrays.clips)) == len(arrays.labels) == 24
+    inputs = loading.network_inputs(
+        arrays, layout="upright", channels=("u", "v", "strain"), scaling="minmax_255"
+    )
+    assert inputs.shape == arrays.flow.shape
+    again = loading.load("synthetic", config="tiny", data_dir=str(tmp_path))
+    assert again.fingerprint == arrays.fingerprint
+
+
+def test_reading_works_without_opencv(built):
+    arrays, data_dir, _ = built
+    # TFDS imports OpenCV where it is installed, so hide it: a None makes its import fail.
+    code = (
+        "import sys; sys.modules['cv2'] = None\n"
+        "from htnet_jax.datasets import loading\n"
+        "arrays = loading.load('megc2019', config='release_partial', data_dir=sys.argv[1])\n"
+        "inputs = loading.network_inputs(arrays, layout='release', channels=('strain', 'v', 'u'))\n"
+        "print(arrays.fingerprint, [n for n in ('tensorflow', 'torch') if n in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(data_dir)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() == f"{arrays.fingerprint} []"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(errors.UserError, match=r"unknown data set 'mnist'; use one of .*megc2019"):
+        loading.load("mnist")
+    with pytest.raises(errors.UserError, match=r"unknown config .*'best'.*release, release_part"):
+        loading.load("megc2019", config="best")
+
+
+def test_manual_directory_missing_on_first_use(tmp_path):
+    message = _refusal("", tmp_path)
+    assert "no manual directory is given (dataset.manual_dir)" in message
+    assert "combined_3_class2_for_optical_flow.csv" in message
+    assert f"{tmp_path / 'none'} does not exist" in _refusal(tmp_path / "none", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert f"{tmp_path / 'empty'} is empty" in _refusal(tmp_path / "empty", tmp_path)
+
+
+def test_a_data_folder_that_cannot_be_written(tree, tmp_path):
+    tree.write()
+    (tmp_path / "file").write_text("in the way")
+    message = _refusal(tree.folder, tmp_path / "file" / "data")
+    assert "cannot be built in" in message
+    assert "dataset.data_dir" in message
+
+
+def test_a_failed_build_leaves_nothing_behind(tree, tmp_path):
+    tree.write()
+    whole = tree.png(2).read_bytes()
+    tree.png(2).write_bytes(whole[:100])
+    message = _refusal(tree.folder, tmp_path / "data")
+    assert "sub91_EP01_02 .png: truncated" in message
+    left = list((tmp_path / "data").rglob("*array_record*"))
+    assert left == []
+    assert not list((tmp_path / "data/megc2019").rglob("*1.0.0*"))
+    tree.png(2).write_bytes(whole)
+    assert len(_load(tree.folder, tmp_path / "data").labels) == 4
+
+
+def test_a_build_interrupted_while_writing_leaves_nothing_behind(tree, tmp_path, monkeypatch):
+    builder = loading.datasets.Megc2019
+    generate = builder._generate_examples
+
+    def interrupted(self, found):
+        yield next(iter(generate(self, found)))
+        raise KeyboardInterrupt
+
+    tree.write()
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_generate_examples", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _load(tree.folder, tmp_path / "data")
+    assert not list((tmp_path / "data/megc2019").rglob("*1.0.0*"))
+    assert len(_load(tree.folder, tmp_path / "data").labels) == 4
+
+
+def _spoil(folder, how):
+    record = next(folder.glob("*array_record*"))
+    data = record.read_bytes()
+    if how == "info missing":
+        (folder / "dataset_info.json").unlink()
+    elif how == "info damaged":
+        (folder / "dataset_info.json").write_text("{")
+    elif how == "record missing":
+        record.unlink()
+    elif how == "record empty":
+        record.write_bytes(b"")
+    elif how == "record truncated":
+        record.write_bytes(data[: len(data) // 2])
+    else:
+        for file in folder.iterdir():
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "info missing",
+        "info damaged",
+        "record missing",
+        "record empty",
+        "record truncated",
+        "folder empty",
+    ],
+)
+def test_a_damaged_data_set_is_refused(tree, built, how):
+    _, data_dir, folder = built
+    _spoil(folder, how)
+    message = _refusal(tree.folder, data_dir)
+    assert "to build it again" in message
+    assert str(data_dir) in message
+    shutil.rmtree(folder)
+    assert len(_load(tree.folder, data_dir).labels) == 4
+
+
+def test_network_inputs_of_the_release(built):
+    arrays = built[0]
+    inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
+    assert inputs.shape == (4, 28, 28, 3)
+    assert inputs.dtype == np.float32
+    # Clip 0's left eye is (9, 10): the crop starts at row 9 - 7, column 10 - 7. Its channels are
+    # strain = 200 - row, v = 100 + column, u = row + 0.
+    np.testing.assert_array_equal(inputs[0, 0, 0], [198, 103, 2])
+    # Right mouth corner (18, 20): row 11, column 13.
+    np.testing.assert_array_equal(inputs[0, 14, 14], [189, 113, 11])
+    for index in range(4):
+        expected = regions.mosaic(arrays.flow[index], arrays.landmarks[index], "release")
+        np.testing.assert_array_equal(inputs[index], expected[..., ::-1])
+
+
+def test_network_inputs_upright_and_whole(built):
+    arrays = built[0]
+    upright = loading.network_inputs(arrays, layout="upright", channels=["u", "v"])
+    assert upright.shape == (4, 28, 28, 2)
+    np.testing.assert_array_equal(upright[0, 0, 0], [3, 102])
+    whole = loading.network_inputs(arrays, layout="none", channels=["v"])
+    np.testing.assert_array_equal(whole, arrays.flow[..., 1:2])
+
+
+def test_network_inputs_are_scaled_before_the_mosaic(built):
+    arrays = built[0]
+    inputs = loading.network_inputs(arrays, layout="release", channels=["u"], scaling="minmax_255")
+    # u runs from 0 to 27 over the whole clip 0; the first crop starts at row 2.
+    np.testing.assert_allclose(inputs[0, :14, 0, 0], np.arange(2, 16) * 255 / 27, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "sideways", "channels": ["u"]}, "release, upright, none"),
+        ({"layout": "none", "channels": ["w"]}, "unknown channel 'w'; use one of u, v, strain"),
+        ({"layout": "none", "channels": []}, "no channels"),
+        ({"layout": "none", "channels": ["u"], "scaling": "log"}, "none, minmax_255"),
+    ],
+)
+def test_network_inputs_refuse_unknown_names(built, options, message):
+    with pytest.raises(errors.UserError, match=message):
+        loading.network_inputs(built[0], **options)
+
+
+def test_network_inputs_name_every_bad_clip(built):
+    landmarks = built[0].landmarks.copy()
+    landmarks[[1, 3]] = np.nan
+    arrays = dataclasses.replace(built[0], landmarks=landmarks)
+    with pytest.raises(errors.UserError) as caught:
+        loading.network_inputs(arrays, layout="upright", channels=["u"])
+    message = str(caught.value)
+    assert "2 problems" in message
+    assert "casme2/sub91/EP01_01: points must be finite" in message
+    assert "smic/s95/s95_po_01: points must be finite" in message
+
+
+def test_the_real_release(tmp_path):
+    root = os.environ.get("HTNET_DATA", "")
+    manual_dir = pathlib.Path(root) / "megc2019"
+    if not root or not manual_dir.is_dir():
+        pytest.skip("set HTNET_DATA to the folder that holds megc2019/ (the released flows)")
+    arrays = _load(manual_dir, tmp_path, config="")
+    assert arrays.name == "megc2019/release/1.0.0"
+    assert arrays.flow.shape == (442, 28, 28, 3)
+    np.testing.assert_array_equal(np.bincount(arrays.labels), [250, 109, 83])
+    assert len(np.unique(arrays.subjects)) == 68
+    assert len(np.unique(arrays.clips)) == 442
+    assert "006" in arrays.subjects
+    inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
+    assert inputs.shape == (442, 28, 28, 3)
