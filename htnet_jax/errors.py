@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -43,19 +44,30 @@ class Problems:
             raise UserError(f"{self.subject}: {count} {noun}\n{lines}\n{remedy}")
 
 
-def run_command(main: Callable[..., Any], **app_run_arguments: Any) -> None:
-    """`absl.app.run(main)`, with a `UserError` printed as one message (exit status 2)."""
-    import sys
+def run_command(
+    main: Callable[[list[str]], Any],
+    flags_parser: Callable[[Sequence[str]], list[str]] | None = None,
+) -> None:
+    """`absl.app.run(main)`, with a `UserError` printed as one message (exit status 2).
 
+    An interruption from the keyboard ends with status 130, without a traceback.
+
+    Args:
+        main: Called with the positional arguments, the program's name first.
+        flags_parser: Parses the command line; absl's own by default.
+    """
     from absl import app, logging
 
     def guarded(argv: list[str]) -> Any:
         # The libraries' own progress notes would bury ours.
         logging.set_verbosity(logging.WARNING)
-        try:
-            return main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        return main(argv)
 
-    app.run(guarded, **app_run_arguments)
+    try:
+        app.run(guarded, flags_parser=flags_parser or app.parse_flags_with_usage)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)

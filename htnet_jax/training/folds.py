@@ -181,6 +181,7 @@ class FoldTrainer:
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._update)
         self._programs: tuple[Any, Any] | None = None
+        self._epochs_per_call = 1
         self._init = jax.pmap(jax.vmap(self._init_fold), devices=self._devices)
         self._run = jax.pmap(
             jax.vmap(self._run_fold, in_axes=(0, 0, None, None, None)),
@@ -376,8 +377,9 @@ class FoldTrainer:
         init, run = self._compile(tables)
         state = init(tables["id"])
         all_logits, all_losses = [], []
-        done, count = 0, 1
+        done = 0
         while done < epochs:
+            count = min(self._epochs_per_call, epochs - done)
             began = time.monotonic()
             state, logits, losses = run(state, tables, self._data, np.int32(done), np.int32(count))
             logits, losses = (
@@ -392,8 +394,8 @@ class FoldTrainer:
                 loss = float(all_losses[-1][:, -1].mean())
                 on_progress(Progress(done, count * len(folds), loss))
             per_epoch = (time.monotonic() - began) / count
-            count = int(np.clip(SECONDS_PER_CALL / per_epoch, 1, MAX_EPOCHS_PER_CALL))
-            count = max(1, min(count, epochs - done))
+            fitting = np.clip(SECONDS_PER_CALL / per_epoch, 1, MAX_EPOCHS_PER_CALL)
+            self._epochs_per_call = int(fitting)
         logits = np.concatenate(all_logits, axis=1)
         losses = np.concatenate(all_losses, axis=1)
         size = self.folds_per_device

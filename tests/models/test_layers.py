@@ -25,6 +25,11 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def fast_key(seed):
+    """A key whose generator compiles in no time."""
+    return jax.random.key(seed, impl="rbg")
+
+
 # --- slow references, float64 ---------------------------------------------------------------------
 
 
@@ -58,7 +63,7 @@ def slow_pool(x):
 
 
 def test_torch_uniform_fills_its_interval_evenly():
-    values = np.asarray(torch_uniform(16)(jax.random.key(0), (40, 100)))
+    values = np.asarray(torch_uniform(16)(fast_key(0), (40, 100)))
     assert values.dtype == np.float32
     assert values.min() >= -0.25
     assert values.max() < 0.25
@@ -68,7 +73,7 @@ def test_torch_uniform_fills_its_interval_evenly():
     assert values.std() == pytest.approx(0.25 / math.sqrt(3), rel=0.03)
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3, 2)])
+@pytest.mark.parametrize("lead", [(), (2, 1, 3)])
 def test_product_is_a_matrix_product_over_the_last_axis(lead):
     x, kernel = normal(0, *lead, 5), normal(1, 5, 4)
     out = product(jnp.asarray(x), jnp.asarray(kernel))
@@ -83,7 +88,7 @@ def test_dense_by_hand():
     assert out.tolist() == [[[21.0, 3.0, 0.0]], [[-10.0, 1.0, 3.0]]]
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3, 2)])
+@pytest.mark.parametrize("lead", [(), (2, 3, 2)])
 def test_dense_against_numpy(lead):
     x, kernel, bias = normal(0, *lead, 7), normal(1, 7, 5), normal(2, 5)
     out = Dense(5).apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
@@ -93,7 +98,7 @@ def test_dense_against_numpy(lead):
 
 
 def test_dense_initialisation_depends_on_the_inputs_only():
-    params = Dense(200).init(jax.random.key(3), jnp.zeros((1, 25)))["params"]
+    params = jax.jit(Dense(200).init)(fast_key(3), jnp.zeros((1, 25)))["params"]
     assert {key: value.shape for key, value in params.items()} == {
         "kernel": (25, 200),
         "bias": (200,),
@@ -108,7 +113,7 @@ def test_dense_initialisation_depends_on_the_inputs_only():
 
 
 def test_kernel_and_bias_are_drawn_independently():
-    params = Dense(8).init(jax.random.key(3), jnp.zeros((1, 1)))["params"]
+    params = jax.jit(Dense(8).init)(fast_key(3), jnp.zeros((1, 1)))["params"]
     assert not np.array_equal(params["kernel"][0], params["bias"])
 
 
@@ -133,7 +138,7 @@ def test_layer_norm_by_hand():
 def test_layer_norm_against_numpy(scale, offset):
     x = normal(0, 2, 3, 4, 11) * np.float32(scale) + np.float32(offset)
     gain, bias = normal(1, 11), normal(2, 11)
-    out = LayerNorm().apply({"params": {"scale": gain, "bias": bias}}, jnp.asarray(x))
+    out = jax.jit(LayerNorm().apply)({"params": {"scale": gain, "bias": bias}}, x)
     wide = x.astype(np.float64)
     centred = wide - wide.mean(-1, keepdims=True)
     root = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
@@ -150,7 +155,7 @@ def test_layer_norm_eps_is_pytorchs():
 
 
 def test_layer_norm_starts_as_the_identity_map():
-    params = LayerNorm().init(jax.random.key(0), jnp.zeros((2, 6)))["params"]
+    params = jax.jit(LayerNorm().init)(fast_key(0), jnp.zeros((2, 6)))["params"]
     assert set(params) == {"scale", "bias"}
     assert np.array_equal(params["scale"], np.ones(6, np.float32))
     assert np.array_equal(params["bias"], np.zeros(6, np.float32))
@@ -179,7 +184,7 @@ def test_gelu_is_the_erf_form():
 
 def test_gelu_gradient():
     x = np.linspace(-4, 4, 33, dtype=np.float32)
-    gradient = jax.vmap(jax.grad(gelu))(jnp.asarray(x))
+    gradient = jax.jit(jax.vmap(jax.grad(gelu)))(jnp.asarray(x))
     wide = x.astype(float)
     cumulative = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in wide])
     density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
@@ -194,14 +199,13 @@ def test_gelu_keeps_the_type():
 
 # --- Conv3x3 --------------------------------------------------------------------------------------
 
-# Widths on both sides of the switch between the two forms, heights beside, above and below them.
-SIZES = [(1, 1), (3, 1), (1, 2), (2, 2), (5, 3), (4, 4), (2, 5), (6, 6), (1, 6)]
+# Widths on both sides of the switch between the two forms; heights beside, above and below them.
+SIZES = [(3, 1), (2, 2), (5, 3), (4, 4), (1, 5), (6, 6)]
 
 
 def test_sizes_reach_both_forms():
-    widths = {width for _, width in SIZES}
-    assert widths == {1, 2, 3, 4, 5, 6}
-    assert min(widths) <= MAX_BANDED_WIDTH < max(widths)
+    assert [width for _, width in SIZES] == [1, 2, 3, 4, 5, 6]
+    assert 1 <= MAX_BANDED_WIDTH < 6
 
 
 @pytest.mark.parametrize("width", [3, 5])
@@ -210,22 +214,15 @@ def test_conv_by_hand(width):
     kernel = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3, 1, 1)
     x = np.zeros((1, 3, width, 1), np.float32)
     x[0, 1, 1] = 1
-    out = Conv3x3(1).apply({"params": {"kernel": kernel, "bias": jnp.array([0.5])}}, x)
+    bias = np.array([0.5], np.float32)
+    out = jax.jit(Conv3x3(1).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     expected = np.full((3, width), 0.5)
     expected[:, :3] += [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
     assert np.array_equal(out[0, :, :, 0], expected)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_conv_against_a_loop(height, width):
-    x, kernel, bias = normal(0, 2, height, width, 3), normal(1, 3, 3, 3, 4), normal(2, 4)
-    out = Conv3x3(4).apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
-    assert out.shape == (2, height, width, 4)
-    close(out, slow_conv(x, kernel, bias), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_conv_gradient_is_that_of_xlas_convolution(height, width):
+def test_conv_against_a_loop_and_its_gradient_against_xlas_convolution(height, width):
     x, kernel, bias = normal(0, 2, height, width, 3), normal(1, 3, 3, 3, 4), normal(2, 4)
     cotangent = jnp.asarray(normal(3, 2, height, width, 4))
 
@@ -239,25 +236,29 @@ def test_conv_gradient_is_that_of_xlas_convolution(height, width):
         )
         return out + bias.reshape(1, 1, 1, -1)
 
-    def pull_back(function):
-        return jax.jit(lambda *inputs: jax.vjp(function, *inputs)[1](cotangent))(x, kernel, bias)
+    @jax.jit
+    def both(*inputs):
+        out, pull_back = jax.vjp(ours, *inputs)
+        return out, pull_back(cotangent), jax.vjp(theirs, *inputs)[1](cotangent)
 
-    for actual, expected in zip(pull_back(ours), pull_back(theirs), strict=True):
-        close(actual, expected, rtol=1e-5, atol=1e-5)
+    out, actual, expected = both(x, kernel, bias)
+    assert out.shape == (2, height, width, 4)
+    close(out, slow_conv(x, kernel, bias), rtol=1e-5, atol=1e-5)
+    for mine, xlas in zip(actual, expected, strict=True):
+        close(mine, xlas, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [2, 6])
-@pytest.mark.parametrize("lead", [(), (2,), (2, 3), (1, 2, 2)])
+@pytest.mark.parametrize(("lead", "width"), [((), 2), ((2, 3), 2), ((2, 3), 5)])
 def test_conv_takes_any_leading_axes(lead, width):
     x, kernel, bias = normal(0, *lead, 3, width, 2), normal(1, 3, 3, 2, 4), normal(2, 4)
-    out = Conv3x3(4).apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
+    out = jax.jit(Conv3x3(4).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     assert out.shape == (*lead, 3, width, 4)
     expected = slow_conv(x.reshape(-1, 3, width, 2), kernel, bias)
     close(out, expected.reshape(out.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_conv_initialisation():
-    params = Conv3x3(50).init(jax.random.key(1), jnp.zeros((1, 2, 2, 4)))["params"]
+    params = jax.jit(Conv3x3(50).init)(fast_key(1), jnp.zeros((1, 2, 2, 4)))["params"]
     assert {key: value.shape for key, value in params.items()} == {
         "kernel": (3, 3, 4, 50),
         "bias": (50,),
@@ -275,16 +276,16 @@ def test_conv_initialisation():
 def test_conv_in_bfloat16(width):
     x, kernel, bias = normal(0, 1, 2, width, 3), normal(1, 3, 3, 3, 4), normal(2, 4)
     layer = Conv3x3(4, jnp.bfloat16)
-    out = layer.apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
+    out = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     assert out.dtype == jnp.bfloat16
     close(np.asarray(out, np.float32), slow_conv(x, kernel, bias), atol=0.2)
-    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    shapes = jax.eval_shape(layer.init, fast_key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(np.float32)}
 
 
 # --- max-pool -------------------------------------------------------------------------------------
 
-POOL_SIZES = [(1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (5, 2), (4, 7), (8, 8)]
+POOL_SIZES = [(1, 1), (1, 4), (2, 2), (3, 3), (5, 4), (8, 7)]
 
 
 def flax_pool(x):
@@ -292,31 +293,44 @@ def flax_pool(x):
 
 
 def test_pool_by_hand():
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    pool = jax.jit(max_pool_3x3_stride_2)
     # Windows end at row/column 1 and 3: not those of SAME padding, which would start at 0.
-    assert max_pool_3x3_stride_2(x)[0, :, :, 0].tolist() == [[5.0, 7.0], [13.0, 15.0]]
+    assert pool(x)[0, :, :, 0].tolist() == [[5.0, 7.0], [13.0, 15.0]]
     # Negative numbers: padding with zeros would win.
-    assert max_pool_3x3_stride_2(-x - 1)[0, :, :, 0].tolist() == [[-1.0, -2.0], [-5.0, -6.0]]
+    assert pool(-x - 1)[0, :, :, 0].tolist() == [[-1.0, -2.0], [-5.0, -6.0]]
 
 
 @pytest.mark.parametrize(("height", "width"), POOL_SIZES)
-def test_pool_against_a_loop(height, width):
-    x = normal(height, 2, height, width, 3) - 3
-    assert np.array_equal(max_pool_3x3_stride_2(jnp.asarray(x)), slow_pool(x))
+def test_pool_against_a_loop_and_its_gradient_against_flax(height, width):
+    x = normal(width, 2, height, width, 3) - 3
+    x[0] = np.round(x[0])  # a few integers: ties everywhere
+    shape = (2, -(-height // 2), -(-width // 2), 3)
+    # Integers, so that sums over overlapping windows are exact in any order.
+    cotangent = jnp.asarray(np.random.default_rng(1).integers(1, 100, shape).astype(np.float32))
+
+    @jax.jit
+    def both(x):
+        out, pull_back = jax.vjp(max_pool_3x3_stride_2, x)
+        return out, pull_back(cotangent)[0], jax.vjp(flax_pool, x)[1](cotangent)[0]
+
+    out, actual, expected = both(x)
+    assert np.array_equal(out, slow_pool(x))
+    assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_pool_takes_any_leading_axes(lead):
     x = normal(0, *lead, 5, 4, 2)
-    out = max_pool_3x3_stride_2(jnp.asarray(x))
+    out = jax.jit(max_pool_3x3_stride_2)(x)
     assert out.shape == (*lead, 3, 2, 2)
     assert np.array_equal(out, slow_pool(x.reshape(-1, 5, 4, 2)).reshape(out.shape))
 
 
 def test_pool_sends_the_gradient_of_a_tie_to_the_first_element():
     cotangent = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
-    _, pull_back = jax.vjp(max_pool_3x3_stride_2, jnp.zeros((1, 3, 3, 1)))
-    (gradient,) = pull_back(cotangent)
+    pull_back = jax.jit(lambda x: jax.vjp(max_pool_3x3_stride_2, x)[1](cotangent))
+    (gradient,) = pull_back(jnp.zeros((1, 3, 3, 1)))
     # The four windows of a constant 3x3 map begin at (0, 0), (0, 1), (1, 0) and (1, 1).
     assert gradient[0, :, :, 0].tolist() == [[1, 2, 0], [3, 4, 0], [0, 0, 0]]
 
@@ -324,28 +338,14 @@ def test_pool_sends_the_gradient_of_a_tie_to_the_first_element():
 def test_pool_breaks_ties_in_row_major_order():
     """The first row wins although the second row's maximum lies in an earlier column."""
     x = jnp.array([[0.0, 0.0, 9.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0]]).reshape(1, 3, 3, 1)
-    gradient = jax.grad(lambda x: max_pool_3x3_stride_2(x)[0, 0, 1, 0])(x)
+    gradient = jax.jit(jax.grad(lambda x: max_pool_3x3_stride_2(x)[0, 0, 1, 0]))(x)
     assert gradient[0, :, :, 0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("height", "width"), POOL_SIZES)
-def test_pool_gradient_is_that_of_flax(height, width, ties):
-    x = normal(width, 2, height, width, 3)
-    if ties:
-        x = np.round(x)  # mostly -1, 0 and 1
-    shape = (2, -(-height // 2), -(-width // 2), 3)
-    cotangent = jnp.asarray(normal(1, *shape))
-
-    def pull_back(function):
-        return jax.jit(lambda x: jax.vjp(function, x)[1](cotangent)[0])(x)
-
-    close(pull_back(max_pool_3x3_stride_2), pull_back(flax_pool), rtol=1e-6)
-
-
-@pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)])
-def test_pool_passes_nan_on_as_pytorch_does(position):
-    x = np.zeros((1, 4, 4, 1), np.float32)
-    x[0, *position] = np.nan
-    out = max_pool_3x3_stride_2(jnp.asarray(x))
+def test_pool_passes_nan_on_as_pytorch_does():
+    """One map for each position of the NaN, as the batch."""
+    x = np.zeros((16, 16, 1), np.float32)
+    x[np.arange(16), np.arange(16)] = np.nan
+    x = x.reshape(16, 4, 4, 1)
+    out = jax.jit(max_pool_3x3_stride_2)(x)
     assert np.array_equal(np.isnan(out), np.isnan(slow_pool(x)))

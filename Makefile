@@ -1,0 +1,42 @@
+# make demo: own virtual environment, install, train on the built-in synthetic clips, show the table.
+# make test: the same environment with the test extras, then pytest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow lint format clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable .[test]
+	touch $@
+
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(BIN)/python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo \
+		--config.dataset.data_dir=runs/data
+	@echo "Open runs/demo/report.html in a browser."
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs
