@@ -5,7 +5,8 @@ Importing this package imports nothing heavy; `htnet_jax.load` opens a checkpoin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["load"]
+
+# Imported when first used, as `htnet_jax.models.HTNet`.
+_PACKAGES = ("datasets", "evaluation", "models", "motion", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(path: str | Path) -> LoadedModel:

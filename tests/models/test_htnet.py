@@ -24,6 +24,9 @@ from htnet_jax.models.htnet import (
 
 close = np.testing.assert_allclose
 
+# Compiling takes nearly all the time of these tests: half as long with LLVM's optimisations off.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -65,7 +68,7 @@ def random_params(model, x, seed=0):
 @functools.cache
 def forward(model):
     kwargs = {} if isinstance(model, Aggregate) else {"train": False}
-    return jax.jit(lambda params, x: model.apply({"params": params}, x, **kwargs))
+    return quick_jit(lambda params, x: model.apply({"params": params}, x, **kwargs))
 
 
 def evaluate(model, params, x):
@@ -460,7 +463,7 @@ def test_attention_of_one_token_equals_the_full_formula():
         out = attended @ params["out"]["kernel"].reshape(1, inner, width)
         return out + params["out"]["bias"].reshape(1, 1, width)
 
-    @jax.jit
+    @quick_jit
     def values_and_gradients(params, x):
         results = []
         for function in (ours, full):
@@ -505,7 +508,7 @@ def test_attention_drops_weights_and_outputs(tokens, frequencies):
     params = {"qkv": qkv, "out": {"kernel": np.eye(width, dtype="f4"), "bias": np.zeros(4, "f4")}}
     model = LocalAttention(width, dropout=0.5)
 
-    @jax.jit
+    @quick_jit
     def apply(x):
         rngs = {"dropout": fast_key(0)}
         return model.apply({"params": params}, x, train=True, rngs=rngs)
@@ -537,7 +540,7 @@ def test_feed_forward_drops_hidden_and_outputs():
     }
     model = FeedForward(mult=1, dropout=0.5)
 
-    @jax.jit
+    @quick_jit
     def apply(x):
         rngs = {"dropout": fast_key(0)}
         return model.apply({"params": params}, x, train=True, rngs=rngs)
@@ -573,7 +576,7 @@ def test_position_scalars_are_shared_by_blocks_and_channels():
 
 def test_position_scalars_start_as_a_standard_normal():
     model = Hierarchy(blocks=1, repeats=0, heads=1)
-    init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
+    init = quick_jit(lambda x: model.init(jax.random.key(0), x, train=False))
     values = np.asarray(init(np.zeros((1, 50, 50, 1), np.float32))["params"]["pos_emb"])
     assert values.shape == (2500,)
     assert values.mean() == pytest.approx(0, abs=0.06)
@@ -629,7 +632,7 @@ def test_bottom_level_is_local():
     x = pixels(0, 1, 56)
     params = random_params(model, x)
 
-    @jax.jit
+    @quick_jit
     def bottom(params, x):
         _, state = model.apply(
             {"params": params},
@@ -665,7 +668,7 @@ def test_gradients_reach_every_parameter(model):
         logits = model.apply({"params": params}, x, train=True)
         return -jax.nn.log_softmax(logits)[jnp.arange(2), jnp.array([0, 2])].mean(), logits
 
-    @jax.jit
+    @quick_jit
     def both(params, tangent, x):
         gradients, logits = jax.grad(loss, has_aux=True)(params, x)
         slope = jax.jvp(lambda params: loss(params, x)[0], (params,), (tangent,))[1]
@@ -694,7 +697,7 @@ def test_gradients_reach_every_parameter(model):
 def test_initial_values():
     x = np.zeros((1, 14, 14, 3), np.float32)
     model = HTNet(image_size=14, dim=6, heads=2, num_hierarchies=2, block_repeats=(0, 1))
-    init = jax.jit(lambda key: model.init(key, x, train=False)["params"])
+    init = quick_jit(lambda key: model.init(key, x, train=False)["params"])
     params = {path: np.asarray(value) for path, value in flat(init(fast_key(0))).items()}
     kernels = 0
     for path, value in params.items():
@@ -725,7 +728,7 @@ def test_dropout_is_active_in_training_only():
     x = pixels(0, 2, 16)
     params = random_params(model, x)
 
-    @jax.jit
+    @quick_jit
     def both(params, x, key):
         variables = {"params": params}
         trained = model.apply(variables, x, train=True, rngs={"dropout": key})
@@ -773,7 +776,7 @@ def test_vmap_over_networks_equals_a_loop():
     several = [random_params(SMALL, x[0], seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *several)
     apply = jax.vmap(lambda params, x: SMALL.apply({"params": params}, x, train=False))
-    together = jax.jit(apply)(stacked, x)
+    together = quick_jit(apply)(stacked, x)
     assert together.shape == (2, 2, 3)
     for index, params in enumerate(several):
         close(together[index], evaluate(SMALL, params, x[index]), rtol=1e-4, atol=1e-5)
