@@ -42,7 +42,7 @@ def blockify(x: jax.Array, blocks: int) -> jax.Array:
         ValueError: `blocks` does not divide H and W.
     """
     *lead, height, width, channels = x.shape
-    if height % blocks or width % blocks:
+    if blocks < 1 or height % blocks or width % blocks:
         raise ValueError(f"a {height}x{width} map cannot be cut into {blocks}x{blocks} blocks")
     x = x.reshape(*lead, blocks, height // blocks, blocks, width // blocks, channels)
     x = jnp.moveaxis(x, -3, -4)
@@ -113,8 +113,14 @@ class LocalAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks."""
+        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks.
+
+        Raises:
+            ValueError: Fewer channels than heads.
+        """
         tokens, width = x.shape[-2:]
+        if width < self.heads:
+            raise ValueError(f"{width} channels leave none for each of {self.heads} heads")
         head_width = width // self.heads
         inner = head_width * self.heads
         qkv = self.param("qkv", torch_uniform(width), (width, 3 * inner))
@@ -219,7 +225,13 @@ class Hierarchy(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(B, H, W, C)` to the same shape."""
+        """Maps `(B, H, H, C)` to the same shape.
+
+        Raises:
+            ValueError: The map is not square, or `blocks` does not divide its side.
+        """
+        if x.shape[1] != x.shape[2]:
+            raise ValueError(f"the map must be square; got shape {x.shape}")
         x = blockify(x, self.blocks)
         tokens = x.shape[-2]
         pos_emb = self.param("pos_emb", nn.initializers.normal(1.0), (tokens,))
@@ -302,7 +314,7 @@ class HTNet(nn.Module):
                 f"patches a side, which is not divisible by the {blocks} blocks a side of "
                 f"num_hierarchies={self.num_hierarchies}"
             )
-        if len(self.block_repeats) != self.num_hierarchies:
+        if len(self.block_repeats) != self.num_hierarchies or min(self.block_repeats) < 0:
             raise ValueError(
                 f"block_repeats={tuple(self.block_repeats)} must name one count for each of "
                 f"num_hierarchies={self.num_hierarchies} levels"

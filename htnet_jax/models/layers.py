@@ -133,7 +133,7 @@ class Conv3x3(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = x.reshape(-1, height, width, channels)
         convolve = _banded_conv if width <= MAX_BANDED_WIDTH else _shifted_conv
-        return convolve(x, kernel).reshape(out_shape) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return (convolve(x, kernel) + bias.reshape(1, 1, 1, -1)).reshape(out_shape)
 
 
 def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -180,9 +180,15 @@ def _halve(x: jax.Array, axis: int) -> jax.Array:
     if x.shape[axis] % 2:
         odd = jnp.concatenate([odd, gap], axis)
     before = jnp.concatenate([gap, jax.lax.slice_in_dim(odd, 0, -1, axis=axis)], axis)
-    # `where` gives the gradient of a tie to the first element, as PyTorch; `maximum` halves it.
-    first = jnp.where(before >= even, before, even)
-    return jnp.where(first >= odd, first, odd)
+    return _first_maximum(_first_maximum(before, even), odd)
+
+
+def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The maximum; a NaN passes, and the gradient of a tie goes to `a`, as in PyTorch's pool.
+
+    (`jnp.maximum` would give half of it to each.)
+    """
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:

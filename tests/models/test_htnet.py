@@ -420,25 +420,16 @@ def test_attention_against_numpy(tokens, width, heads):
 
 
 def test_attention_by_hand():
-    """One head of one channel: q.k is 0 or log 3, so the weights are 1/4 and 3/4."""
-    qkv = np.array([[math.log(3), 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
-    out_kernel = np.array([[1.0, 0.0]], np.float32)
-    params = {"qkv": qkv, "out": {"kernel": out_kernel, "bias": np.array([0.0, 7.0], np.float32)}}
-
-    def attend(x):
-        model = LocalAttention(1)
-        # The width 2 // 1 head needs an inner width of 2: the second head channel stays unused.
-        wide = np.zeros((2, 6), np.float32)
-        wide[:, 0::2] = qkv * np.array([math.sqrt(2), 1, 1], np.float32)  # undo the scale
-        kernel = np.zeros((2, 2), np.float32)
-        kernel[0] = out_kernel[0]
-        return model.apply(
-            {"params": {"qkv": wide, "out": {**params["out"], "kernel": kernel}}}, x, train=False
-        )
-
-    out = attend(jnp.array([[1.0, 8.0], [0.0, 4.0]]))
-    # Token 0 has q = log 3, token 1 q = 0; k = 1, 0; v = 8, 4.
-    close(out, [[0.75 * 8 + 0.25 * 4, 7.0], [6.0, 7.0]], rtol=1e-6)
+    """One head of two channels, the second unused: q = log(3) sqrt(2) x0, k = x0, v = x1."""
+    qkv = np.zeros((2, 6), np.float32)
+    qkv[0, 0] = math.log(3) * math.sqrt(2)  # the scale is 1 / sqrt(2)
+    qkv[0, 2] = 1
+    qkv[1, 4] = 1
+    out = {"kernel": np.array([[1, 0], [0, 0]], "f4"), "bias": np.array([0, 7], "f4")}
+    x = np.array([[1, 8], [0, 4]], np.float32)
+    # Token 0 scores log 3 and 0: weights 3/4 and 1/4. Token 1 scores 0 and 0: the mean.
+    result = evaluate(LocalAttention(1), {"qkv": qkv, "out": out}, x)
+    close(result, [[0.75 * 8 + 0.25 * 4, 7], [6, 7]], rtol=1e-6)
 
 
 def test_attention_of_one_token_equals_the_full_formula():

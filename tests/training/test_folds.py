@@ -1,0 +1,528 @@
+"""Fold-parallel training: against a plain loop, and independent of how the folds are spread out."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from htnet_jax.errors import UserError
+from htnet_jax.models import HTNet
+from htnet_jax.training import folds as folds_module
+from htnet_jax.training.folds import Fold, FoldTrainer
+
+BATCH = 4
+EPOCHS = 7
+# Clips of each subject. They train on 15, 14, 13, 12 and 10 clips: "d" has no clip for the fourth
+# step of the others, "e" neither and only two for its third.
+SIZES = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 6}
+SUBJECTS = np.array(list("deceebdecadeebcd"))
+NAMES = sorted(SIZES)
+
+
+class Net(nn.Module):
+    """Two dense layers, and dropout between them."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.tanh(nn.Dense(5, use_bias=False)(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(3, use_bias=False)(x)
+
+
+def make_folds(names=NAMES):
+    return [Fold(name, train=SUBJECTS != name, test=SUBJECTS == name) for name in names]
+
+
+def make_data():
+    rng = np.random.default_rng(5)
+    inputs = rng.normal(size=(len(SUBJECTS), 2, 3)).astype(np.float32)
+    return inputs, rng.integers(0, 3, len(SUBJECTS)).astype(np.int32)
+
+
+def make_trainer(
+    module=None, optimizer=None, *, data=None, names=NAMES, devices=1, group=1, seed=3, **options
+):
+    inputs, labels = data or make_data()
+    return FoldTrainer(
+        module or Net(),
+        optimizer or optax.adam(0.05),
+        inputs,
+        labels,
+        make_folds(names),
+        batch_size=BATCH,
+        seed=seed,
+        folds_per_device=group,
+        devices=jax.local_devices()[:devices],
+        **options,
+    )
+
+
+def train_all(trainer, epochs=EPOCHS, on_progress=None):
+    """Fold name -> FoldResult, over all rounds."""
+    results = [
+        result for folds in trainer.rounds() for result in trainer.train(folds, epochs, on_progress)
+    ]
+    assert [result.fold.name for result in results] == [fold.name for fold in trainer.folds]
+    return {result.fold.name: result for result in results}
+
+
+@functools.cache
+def outcome(devices, group, names="".join(NAMES), shuffle=False):
+    """Results of one arrangement of the folds; each is compiled once for all tests."""
+    return train_all(make_trainer(devices=devices, group=group, names=names, shuffle=shuffle))
+
+
+@functools.cache
+def initial_params(seed):
+    """Fold name -> parameters that no step has changed."""
+    trainer = make_trainer(optimizer=optax.set_to_zero(), devices=4, seed=seed)
+    return {name: result.params for name, result in train_all(trainer, epochs=1).items()}
+
+
+def assert_same_bits(first, second):
+    for name in second:
+        np.testing.assert_array_equal(first[name].logits, second[name].logits)
+        np.testing.assert_array_equal(first[name].train_loss, second[name].train_loss)
+        jax.tree.map(np.testing.assert_array_equal, first[name].params, second[name].params)
+
+
+def assert_close(first, second):
+    for name in second:
+        pairs = [
+            (getattr(first[name], key), getattr(second[name], key))
+            for key in ("logits", "train_loss", "params")
+        ]
+        for one, other in pairs:
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other
+            )
+
+
+def plain_loop(fold, params, inputs, labels, epochs):
+    """One fold by the textbook: explicit batches in file order, the last one of an epoch smaller.
+
+    Yields after every epoch: test logits, mean loss over the training clips, parameters.
+    """
+    module, optimizer = Net(), optax.adam(0.05)
+    state = optimizer.init(params)
+    clips = np.flatnonzero(fold.train)
+
+    @jax.jit
+    def step(params, state, x, y):
+        def mean_loss(params):
+            logits = module.apply({"params": params}, x, train=False)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        loss, gradient = jax.value_and_grad(mean_loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    for _ in range(epochs):
+        total = 0.0
+        for start in range(0, len(clips), BATCH):
+            batch = clips[start : start + BATCH]
+            params, state, loss = step(params, state, inputs[batch], labels[batch])
+            total += float(loss) * len(batch)
+        logits = module.apply({"params": params}, inputs[fold.test], train=False)
+        yield np.asarray(logits), total / len(clips), params
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_order_equals_a_plain_loop(name):
+    """Folds "d" and "e" have a step without clips: their Adam state must not move there."""
+    inputs, labels = make_data()
+    (fold,) = make_folds([name])
+    expected = list(plain_loop(fold, initial_params(3)[name], inputs, labels, EPOCHS))
+    result = outcome(4, 1)[name]
+    logits, losses, params = zip(*expected, strict=True)
+    assert result.logits.shape == (EPOCHS, SIZES[name], 3)
+    assert result.logits.dtype == result.train_loss.dtype == np.float32
+    np.testing.assert_allclose(result.logits, np.stack(logits), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.train_loss, losses, rtol=1e-4)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        result.params,
+        jax.device_get(params[-1]),
+    )
+    assert losses[-1] < 0.8 * losses[0]  # or the comparison above would see no training
+
+
+@pytest.mark.parametrize(("devices", "group"), [(1, 2), (2, 2), (1, 5), (2, 3)])
+def test_same_results_however_the_folds_are_spread(devices, group):
+    assert_close(outcome(devices, group), outcome(4, 1))
+
+
+@pytest.mark.parametrize(("group", "devices"), [(1, (1, 2, 4)), (2, (1, 2))])
+def test_same_bits_on_any_number_of_devices(group, devices):
+    for count in devices[1:]:
+        assert_same_bits(outcome(count, group), outcome(devices[0], group))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_same_results_alone(shuffle):
+    """Alone, "e" needs three steps an epoch; with the others it is carried through four."""
+    together = outcome(4, 1, shuffle=shuffle)
+    alone = outcome(1, 1, names="e", shuffle=shuffle)
+    assert list(alone) == ["e"]
+    assert_close(together, alone)
+
+
+def test_same_bits_in_another_order_of_folds():
+    backwards = outcome(2, 1, names="".join(reversed(NAMES)))
+    assert list(backwards) == NAMES[::-1]
+    assert_same_bits(backwards, outcome(2, 1))
+
+
+def test_same_bits_on_repetition():
+    trainer = make_trainer(devices=4)
+    first, second = train_all(trainer), train_all(trainer)
+    assert_same_bits(first, second)
+    assert_same_bits(first, outcome(4, 1))
+
+
+@pytest.mark.slow
+def test_same_bits_with_htnet():
+    """The whole HTNet, 1 device against 4; about a minute of compilation."""
+    rng = np.random.default_rng(1)
+    inputs = rng.uniform(0, 255, (len(SUBJECTS), 28, 28, 3)).astype(np.float32)
+    module = HTNet(dim=6, block_repeats=(1, 1, 1), dropout=0.1)
+    single, spread = (
+        train_all(
+            make_trainer(module, data=(inputs, make_data()[1]), devices=devices, shuffle=True),
+            epochs=3,
+        )
+        for devices in (1, 4)
+    )
+    assert_same_bits(single, spread)
+
+
+def test_initial_parameters_come_from_the_seed_and_the_fold():
+    first, other_seed = initial_params(3), initial_params(4)
+    kernels = [params["Dense_0"]["kernel"] for params in (*first.values(), *other_seed.values())]
+    for index, kernel in enumerate(kernels):
+        assert kernel.shape == (6, 5)
+        assert kernel.dtype == np.float32
+        for later in kernels[index + 1 :]:
+            assert not np.array_equal(kernel, later)
+
+
+def test_padding_folds_are_not_seen():
+    """Five folds on four devices: the second round fills up with copies of its only fold."""
+    trainer, seen = make_trainer(devices=4), []
+    rounds = trainer.rounds()
+    assert [[fold.name for fold in folds] for folds in rounds] == [list("abcd"), ["e"]]
+    (result,) = trainer.train(rounds[1], 3, seen.append)
+    assert result.fold.name == "e"
+    assert result.logits.shape == (3, SIZES["e"], 3)
+    assert sum(progress.fold_epochs for progress in seen) == 3
+    assert seen[-1].epoch == 3
+    np.testing.assert_allclose(seen[-1].loss, result.train_loss[-1], rtol=1e-6)
+    results = trainer.train(rounds[0], 2, seen.append)
+    assert sum(progress.fold_epochs for progress in seen) == 3 + 4 * 2
+    last_losses = [result.train_loss[-1] for result in results]
+    np.testing.assert_allclose(seen[-1].loss, np.mean(last_losses), rtol=1e-6)
+
+
+def test_rounds_leave_out_groups_that_are_done():
+    trainer = make_trainer(devices=2, group=2)
+    assert [[fold.name for fold in group] for group in trainer.groups] == [
+        ["a", "b"],
+        ["c", "d"],
+        ["e"],
+    ]
+
+    def names(done):
+        return [[fold.name for fold in folds] for folds in trainer.rounds(done)]
+
+    assert names([]) == [["a", "b", "c", "d"], ["e"]]
+    assert names(["a", "b"]) == [["c", "d", "e"]]
+    assert names(["a"]) == [["a", "b", "c", "d"], ["e"]]  # a group is trained as a whole
+    assert names(["a", "b", "c", "e"]) == [["c", "d"]]
+    assert names(NAMES) == []
+
+
+def test_a_group_trained_later_has_the_same_bits():
+    """As after an interruption: "c" and "d" in the place of "a" and "b"."""
+    trainer = make_trainer(devices=2, group=2)
+    (folds,) = trainer.rounds(["a", "b"])
+    results = {result.fold.name: result for result in trainer.train(folds, EPOCHS)}
+    assert list(results) == ["c", "d", "e"]
+    assert_same_bits(outcome(2, 2), results)
+
+
+def test_calls_of_any_length_give_the_same_bits(monkeypatch):
+    def train(seconds, at_most):
+        monkeypatch.setattr(folds_module, "SECONDS_PER_CALL", seconds)
+        monkeypatch.setattr(folds_module, "MAX_EPOCHS_PER_CALL", at_most)
+        seen = []
+        trainer = make_trainer(devices=4, names="abc")
+        results = train_all(trainer, on_progress=lambda progress: seen.append(progress.epoch))
+        return results, seen
+
+    one_each, seen = train(0, 64)
+    assert seen == [1, 2, 3, 4, 5, 6, 7]
+    together, seen = train(1e9, 4)
+    assert seen == [1, 5, 7]
+    assert_same_bits(together, one_each)
+
+
+class Recorder(nn.Module):
+    """Which clips does a step see? Inputs are one-hot, so the gradient has one row a clip."""
+
+    clips: int
+    steps: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        kernel = self.param("kernel", nn.initializers.zeros, (self.clips, 3))
+        self.param("log", nn.initializers.zeros, (self.steps, self.clips))
+        return nn.Dropout(self.dropout, deterministic=not train)(x) @ kernel
+
+
+def log_gradients():
+    """An optimizer that leaves the kernel alone and writes the rows' gradients into the log."""
+
+    def update(gradient, step, params):
+        norms = jnp.linalg.norm(gradient["kernel"], axis=1)
+        log = jnp.zeros_like(params["log"]).at[step].set(norms)
+        return {"kernel": jnp.zeros_like(params["kernel"]), "log": log}, step + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+@functools.cache
+def recorded(shuffle, seed=3, names="".join(NAMES), dropout=0.0, epochs=3):
+    """Fold name -> (steps, clips): each clip's weight in the mean of each step; 0: not in it."""
+    count = len(SUBJECTS)
+    steps = epochs * 4 + 1
+    trainer = make_trainer(
+        Recorder(count, steps, dropout),
+        log_gradients(),
+        data=(np.eye(count, dtype=np.float32), make_data()[1]),
+        names=names,
+        seed=seed,
+        shuffle=shuffle,
+        devices=4,
+    )
+    # With a zero kernel every clip's gradient is softmax - one-hot: this long.
+    full = np.sqrt(1 / 9 + 1 / 9 + 4 / 9)
+    return {
+        name: result.params["log"] / full for name, result in train_all(trainer, epochs).items()
+    }
+
+
+def epochs_of(name, log, epochs=3):
+    """(steps, clips) -> for each epoch its batches, as sets; checks the weights on the way."""
+    steps = -(-(len(SUBJECTS) - SIZES[name]) // BATCH)
+    assert not log[epochs * steps :].any()  # a step without clips leaves no trace
+    batches = []
+    for row in log[: epochs * steps]:
+        batch = np.flatnonzero(row)
+        np.testing.assert_allclose(row[batch], 1 / len(batch), rtol=1e-5)
+        batches.append(frozenset(batch.tolist()))
+    return [batches[index * steps : (index + 1) * steps] for index in range(epochs)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_training_clip_once_an_epoch(name, shuffle):
+    clips = np.flatnonzero(SUBJECTS != name)
+    for batches in epochs_of(name, recorded(shuffle)[name]):
+        sizes = [len(batch) for batch in batches]
+        assert sizes == [len(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)]
+        assert frozenset().union(*batches) == frozenset(clips.tolist())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_order(name):
+    clips = np.flatnonzero(SUBJECTS != name).tolist()
+    expected = [frozenset(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)]
+    assert epochs_of(name, recorded(shuffle=False)[name]) == [expected] * 3
+
+
+def test_shuffling_differs_by_epoch_fold_and_seed():
+    logs = recorded(shuffle=True)
+    orders = {name: epochs_of(name, log) for name, log in logs.items()}
+    for name in NAMES:
+        (in_file_order, *_) = epochs_of(name, recorded(shuffle=False)[name])
+        first, second, third = orders[name]
+        assert in_file_order not in orders[name]
+        assert first != second != third != first
+        assert epochs_of(name, recorded(shuffle=True, seed=4)[name])[0] != first
+    # Which of the clips that both train on come in the first batch.
+    common = frozenset(np.flatnonzero((SUBJECTS != "a") & (SUBJECTS != "b")).tolist())
+    assert any(
+        one[0] & common != other[0] & common
+        for one, other in zip(orders["a"], orders["b"], strict=True)
+    )
+
+
+def test_shuffling_follows_the_seed_and_the_fold_only():
+    logs = recorded(shuffle=True)
+    for name, log in recorded(shuffle=True, names="ce").items():
+        assert epochs_of(name, log) == epochs_of(name, logs[name])
+
+
+def test_dropout_differs_by_epoch_fold_and_seed():
+    """One-hot inputs in file order: a clip that is missing from an epoch was dropped in it."""
+    steps, epochs = 4, 3
+
+    def kept(name, **options):
+        log = recorded(shuffle=False, dropout=0.5, **options)[name]
+        return (log[: steps * epochs] > 0).reshape(epochs, steps, -1).any(axis=1)
+
+    first = kept("a")
+    assert not first[:, SUBJECTS == "a"].any()
+    assert 0.3 < first[:, SUBJECTS != "a"].mean() < 0.7
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[1], first[2])
+    common = (SUBJECTS != "a") & (SUBJECTS != "b")
+    assert not np.array_equal(first[:, common], kept("b")[:, common])
+    assert not np.array_equal(first, kept("a", seed=4))
+    np.testing.assert_array_equal(kept("c", names="ce"), kept("c"))
+
+
+def test_dropout_is_off_for_test_clips_and_training_still_learns():
+    """With a fixed start and file order, the seed can act through dropout only."""
+
+    class FixedNet(Net):
+        @nn.compact
+        def __call__(self, x, *, train):
+            kernel = self.param("kernel", nn.initializers.zeros, (6, 3))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
+            return x @ kernel
+
+    def train(dropout, seed):
+        return train_all(make_trainer(FixedNet(dropout), names="ab", devices=2, seed=seed))
+
+    first, again, other = train(0.5, 3), train(0.5, 3), train(0.5, 4)
+    assert_same_bits(first, again)
+    assert first["a"].train_loss[-1] < first["a"].train_loss[0]
+    assert not np.allclose(first["a"].logits[-1], other["a"].logits[-1], rtol=0.01)
+    # The last epoch's logits are those of the final parameters without dropout.
+    inputs, _ = make_data()
+    features = inputs[SUBJECTS == "b"].reshape(SIZES["b"], -1)
+    np.testing.assert_allclose(
+        first["b"].logits[-1], features @ first["b"].params["kernel"], rtol=1e-4, atol=1e-5
+    )
+    without = train(0.0, 3)
+    assert_same_bits(without, train(0.0, 4))
+    assert not np.allclose(first["a"].logits[-1], without["a"].logits[-1], rtol=0.01)
+
+
+def test_test_labels_have_no_influence():
+    inputs, labels = make_data()
+    mine = SUBJECTS == "e"
+    changed = np.where(mine, (labels + 1) % 3, labels).astype(np.int32)
+    results = train_all(make_trainer(data=(inputs, changed), devices=4))
+    assert_same_bits(results, {"e": outcome(4, 1)["e"]})
+    for name in "abcd":  # which train on these clips
+        assert not np.allclose(results[name].logits, outcome(4, 1)[name].logits)
+
+
+def test_test_inputs_do_not_influence_the_parameters():
+    inputs, labels = make_data()
+    inputs[SUBJECTS == "e"] += 1
+    results = train_all(make_trainer(data=(inputs, labels), devices=4))
+    untouched = outcome(4, 1)["e"]
+    jax.tree.map(np.testing.assert_array_equal, results["e"].params, untouched.params)
+    np.testing.assert_array_equal(results["e"].train_loss, untouched.train_loss)
+    assert not np.allclose(results["e"].logits, untouched.logits)
+
+
+def test_a_diverged_fold_is_named():
+    """Only fold "c" trains or tests on the spoilt clip: "a" leaves it out altogether."""
+    inputs, labels = make_data()
+    spoilt = int(np.flatnonzero(SUBJECTS == "e")[0])
+    inputs[spoilt] = np.nan
+    first, bad = make_folds("ac")
+    first.train[spoilt] = False
+    trainer = FoldTrainer(
+        Net(), optax.adam(0.05), inputs, labels, [first, bad], batch_size=BATCH, seed=0
+    )
+    with pytest.raises(UserError, match="not finite in fold c \\(epoch 1\\); lower the learning"):
+        train_all(trainer)
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_the_epoch_of_divergence_is_named(seconds, monkeypatch):
+    """The last step of epoch 3 spoils the parameters, in whichever call it falls."""
+    monkeypatch.setattr(folds_module, "SECONDS_PER_CALL", seconds)
+    spoil = optax.scale_by_schedule(lambda step: jnp.where(step == 11, jnp.nan, 0.1))
+    with pytest.raises(UserError, match="in fold a \\(epoch 3\\), b \\(epoch 3\\);"):
+        train_all(make_trainer(optimizer=spoil, names="ab", devices=2))
+
+
+def test_refusals():
+    inputs, labels = make_data()
+    empty = np.zeros(len(SUBJECTS), bool)
+    good = make_folds("ea")
+    cases = [
+        ([], 4, "no fold to train"),
+        ([*good, Fold("x", empty, ~empty)], 4, "fold x has 0 training clips and 16 test clips"),
+        ([*good, Fold("x", ~empty, empty)], 4, "fold x has 16 training clips and 0 test clips"),
+        (good, 0, "batch_size=0 must be at least 1"),
+        (good, 11, "batch_size=11 is larger than the 10 training clips of fold e.*batch_size=10"),
+    ]
+    for folds, batch_size, message in cases:
+        with pytest.raises(UserError, match=message):
+            FoldTrainer(
+                Net(), optax.adam(1e-3), inputs, labels, folds, batch_size=batch_size, seed=0
+            )
+
+
+def test_a_batch_may_hold_all_training_clips():
+    (fold,) = make_folds("e")
+    data = make_data()
+    trainer = FoldTrainer(Net(), optax.adam(0.05), *data, [fold], batch_size=10, seed=3)
+    losses = train_all(trainer)["e"].train_loss
+    assert losses[-1] < losses[0]
+
+
+# Folds, devices, how many fit on one -> how many go on one. Greedy filling would leave the last
+# round nearly empty; the devices should finish at about the same time.
+@pytest.mark.parametrize(
+    ("folds", "devices", "fit", "group"),
+    [(10, 2, 4, 3), (5, 4, 100, 2), (5, 1, 100, 5), (5, 1, 4, 3), (4, 4, 9, 1), (3, 1, 0, 1)],
+)
+def test_group_size_follows_the_free_memory_and_is_balanced(
+    folds, devices, fit, group, monkeypatch
+):
+    # Parameters and two moments, as float32, with Adam's counter; half as much again to work in.
+    one_fold = 1.5 * (3 * 4 * (6 * 5 + 5 * 3) + 4)
+    monkeypatch.setattr(folds_module, "available_bytes", lambda _: int((fit + 0.5) * one_fold))
+    monkeypatch.setattr(folds_module, "MAX_FOLDS_PER_CPU_DEVICE", 1000)
+    trainer = FoldTrainer(
+        Net(),
+        optax.adam(0.05),
+        *make_data(),
+        [dataclasses.replace(make_folds("a")[0], name=f"s{index}") for index in range(folds)],
+        batch_size=BATCH,
+        seed=0,
+        devices=jax.local_devices()[:devices],
+    )
+    assert trainer.folds_per_device == group
+    assert [len(part) for part in trainer.groups[:-1]] == [group] * (len(trainer.groups) - 1)
+    assert sum(len(part) for part in trainer.groups) == folds
+    assert trainer.parameter_bytes == 4 * (6 * 5 + 5 * 3)
+
+
+def test_a_cpu_device_takes_a_few_folds_at_most(monkeypatch):
+    monkeypatch.setattr(folds_module, "available_bytes", lambda _: 1 << 40)
+    assert make_trainer(group=0).folds_per_device == folds_module.MAX_FOLDS_PER_CPU_DEVICE
+
+
+def test_available_bytes_is_a_share_of_the_free_memory():
+    device = jax.local_devices()[0]
+    free = folds_module.available_bytes(device)
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) * 1024
+    assert 1 << 20 < free <= total // jax.local_device_count()
