@@ -48,7 +48,8 @@ def build_module(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: Unknown name or attribute, or sizes that do not fit together.
     """
-    attributes = dict(config)
+    # A config that was stored as JSON has lists for its tuples; modules must be hashable.
+    attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
     name = attributes.pop("name", None)
     if name not in models.MODELS:
         raise UserError(f"config.model.name={name!r} is unknown; use {', '.join(models.MODELS)}")

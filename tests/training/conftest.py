@@ -1,0 +1,82 @@
+"""What runs of whole experiments share: the tiny data set, and a network that compiles quickly."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from htnet_jax import models
+from htnet_jax.datasets import loading
+from htnet_jax.evaluation import page
+from htnet_jax.training import experiment
+from htnet_jax.training.config import default_config
+
+
+class Linear(nn.Module):
+    """Softmax regression on the flattened input."""
+
+    num_classes: int
+    image_size: int
+
+    def check_sizes(self):
+        pass
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1) / np.float32(255))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def linear_model():
+    """`config.model.name = "Linear"`: nothing in training may depend on HTNet."""
+    with mock.patch.dict(models.MODELS, Linear=Linear):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def arrays(data_dir):
+    """24 clips of 6 subjects, four each: a01 a02 b01 b02 g01 g02."""
+    return loading.load("synthetic", config="tiny", data_dir=data_dir)
+
+
+@pytest.fixture(scope="session")
+def make_config(arrays, data_dir):
+    """A fresh config; keywords replace settings, `model__dim=6` for nested ones."""
+
+    def make(**changes):
+        config = default_config()
+        config.epochs = 3
+        config.batch_size = 10
+        config.learning_rate = 0.01
+        config.shuffle = True
+        config.folds_per_device = 2
+        config.model = ConfigDict({"name": "Linear", "num_classes": 3, "image_size": 28})
+        config.dataset.name = "synthetic"
+        config.dataset.config = "tiny"
+        config.dataset.data_dir = data_dir
+        config.dataset.layout = "upright"
+        config.dataset.scaling = "minmax_255"
+        config.update_from_flattened_dict(
+            {key.replace("__", "."): value for key, value in changes.items()}
+        )
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_quickly():
+    """`experiment.run` with an empty report page: drawing takes as long as training here."""
+
+    def run(config, workdir):
+        with mock.patch.object(page, "render", return_value=""):
+            return experiment.run(config, workdir)
+
+    return run

@@ -1,0 +1,217 @@
+"""Checkpoints: what is saved comes back to the bit, and what does not fit is one clear message."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import htnet_jax
+from htnet_jax.datasets import loading
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.models import HTNet
+from htnet_jax.training import checkpoints
+
+# One token and one block: the quickest HTNet to compile.
+MODEL = {
+    "name": "HTNet",
+    "image_size": 28,
+    "patch_size": 28,
+    "dim": 6,
+    "num_hierarchies": 1,
+    "block_repeats": [1],
+    "num_classes": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, run_quickly, tmp_path_factory):
+    """The folder of a run of HTNet, fold "a02" only, with two channels."""
+    folder = tmp_path_factory.mktemp("htnet")
+    config = make_config(folds="a02", epochs=2, dataset__channels="u,strain", folds_per_device=1)
+    config.model = ConfigDict(MODEL)
+    run_quickly(config, folder)
+    return folder
+
+
+@pytest.fixture
+def fold(finished, tmp_path):
+    """A copy of the run's checkpoint, to be spoilt."""
+    return shutil.copytree(finished / "checkpoints" / "a02", tmp_path / "a02")
+
+
+def refusal(path):
+    with pytest.raises(UserError) as caught:
+        htnet_jax.load(path)
+    return str(caught.value)
+
+
+def change_config(folder, **model):
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model"] |= model
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_a_loaded_fold_predicts_what_the_run_did(finished, arrays):
+    module, variables, config = htnet_jax.load(finished / "checkpoints" / "a02")
+    inputs = loading.network_inputs(
+        arrays,
+        layout=config.dataset.layout,
+        channels=config.dataset.channels.split(","),
+        scaling=config.dataset.scaling,
+    )
+    logits = module.apply(variables, inputs[arrays.subjects == "a02"], train=False)
+    predictions = Predictions.load(finished / "predictions.npz")
+    np.testing.assert_array_equal(predictions.clips, arrays.clips[arrays.subjects == "a02"])
+    np.testing.assert_allclose(logits, predictions.logits[-1], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(predictions.logits[0], predictions.logits[-1], rtol=1e-2)
+
+
+def test_what_load_returns(finished):
+    loaded = htnet_jax.load(str(finished / "checkpoints" / "a02"))
+    assert isinstance(loaded.module, HTNet)
+    assert (loaded.module.dim, loaded.module.patch_size) == (6, 28)
+    assert isinstance(loaded.config, ConfigDict)
+    assert json.loads(loaded.config.to_json()) == json.loads((finished / "config.json").read_text())
+    assert list(loaded.variables) == ["params"]
+    for leaf in jax.tree.leaves(loaded.variables):
+        assert np.asarray(leaf).dtype == np.float32
+
+
+def test_round_trip_to_the_bit(tmp_path, make_config):
+    params = {
+        "Dense_0": {
+            "kernel": np.random.default_rng(0).normal(size=(28 * 28 * 3, 3)).astype(np.float32),
+            # Not normal numbers, too.
+            "bias": np.array([np.float32(1e-45), -0.0, np.float32(3e38)], np.float32),
+        }
+    }
+    settings = json.loads(make_config().to_json())
+    folder = checkpoints.fold_folder(tmp_path, "s 1")
+    checkpoints.save_fold(folder, params, settings)
+    _, variables, config = htnet_jax.load(folder)
+    assert json.loads(config.to_json()) == settings
+    loaded = variables["params"]["Dense_0"]
+    for key, value in params["Dense_0"].items():
+        assert np.asarray(loaded[key]).tobytes() == value.tobytes()
+    assert [path.name for path in folder.parent.iterdir()] == ["s 1"]
+    # Saved again, as by a group that is trained a second time.
+    params["Dense_0"]["bias"] = np.ones(3, np.float32)
+    checkpoints.save_fold(folder, params, settings)
+    np.testing.assert_array_equal(htnet_jax.load(folder).variables["params"]["Dense_0"]["bias"], 1)
+
+
+@pytest.mark.parametrize("fails_in", ["json", "orbax"])
+def test_a_failed_save_leaves_nothing_behind(tmp_path, make_config, monkeypatch, fails_in):
+    folder = checkpoints.fold_folder(tmp_path, "s1")
+    params = {
+        "Dense_0": {
+            "kernel": np.zeros((28 * 28 * 3, 3), np.float32),
+            "bias": np.zeros(3, np.float32),
+        }
+    }
+    settings = json.loads(make_config().to_json())
+    checkpoints.save_fold(folder, params, settings)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    if fails_in == "json":
+        monkeypatch.setattr(checkpoints, "write_atomically", full)
+    else:
+        monkeypatch.setattr(checkpoints.ocp.PyTreeCheckpointer, "save", full)
+    with pytest.raises(UserError, match="s1: the checkpoint cannot be written .*No space left"):
+        checkpoints.save_fold(folder, params, settings)
+    monkeypatch.undo()
+    assert [path.name for path in folder.parent.iterdir()] == ["s1"]
+    assert htnet_jax.load(folder).variables["params"]["Dense_0"]["bias"].shape == (3,)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", ".", "a/b", "/etc", "", " ", "a\\b", "ü 1"])
+def test_fold_names_stay_inside(tmp_path, name):
+    folder = checkpoints.fold_folder(tmp_path, name)
+    inside = (tmp_path / "checkpoints").resolve()
+    assert folder.resolve().parent == inside
+    assert folder.resolve() != inside
+
+
+def test_fold_names_stay_apart(tmp_path):
+    names = ["a/b", "a%2Fb", "a b", "a", "..", "%2E%2E", ".", "sub01", "006"]
+    assert len({checkpoints.fold_folder(tmp_path, name).name for name in names}) == len(names)
+    assert checkpoints.fold_folder(tmp_path, "sub01") == tmp_path / "checkpoints" / "sub01"
+
+
+def test_wrong_folders(finished, tmp_path):
+    assert "nowhere: no checkpoint here. Give a fold's folder" in refusal(tmp_path / "nowhere")
+    hint = f"Give one fold's folder, such as {finished / 'checkpoints' / 'a02'}."
+    assert hint in refusal(finished)
+    assert hint in refusal(finished / "checkpoints")
+    assert "no checkpoint here" in refusal(finished / "checkpoints" / "a02" / "variables")
+    assert "no checkpoint here" in refusal(finished / "predictions.npz")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "variables"])
+def test_a_missing_part(fold, missing):
+    path = fold / missing
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    assert f"{fold}: no checkpoint here" in refusal(fold)
+
+
+def test_damaged_arrays(fold):
+    """Every file that is cut to half its length must be noticed, or hold nothing of worth."""
+    noticed = 0
+    for path in sorted((fold / "variables").rglob("*")):
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        try:
+            htnet_jax.load(fold)
+        except UserError as error:
+            noticed += 1
+            assert f"{fold / 'variables'}: the checkpoint is damaged or incomplete" in str(error)
+        path.write_bytes(content)
+    assert noticed
+    htnet_jax.load(fold)
+
+
+def test_damaged_values(fold):
+    """One flipped bit in the largest file, which holds the numbers."""
+    files = [path for path in (fold / "variables").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert "the checkpoint is damaged or incomplete" in refusal(fold)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 3}', "null"])
+def test_damaged_config(fold, text):
+    (fold / "config.json").write_text(text)
+    assert str(fold / "config.json") in refusal(fold)
+
+
+def test_a_config_without_a_key_that_loading_needs(fold):
+    settings = json.loads((fold / "config.json").read_text())
+    del settings["dataset"]
+    (fold / "config.json").write_text(json.dumps(settings))
+    assert str(fold / "config.json") in refusal(fold)
+
+
+def test_a_config_that_does_not_fit(fold):
+    change_config(fold, dim=9)
+    message = refusal(fold)
+    assert "arrays do not fit the network that config.json describes" in message
+    assert "params/patch_embedding/kernel: stored (1568, 6), expected (1568, 9)" in message
+    change_config(fold, dim=6, block_repeats=[2])
+    message = refusal(fold)
+    assert "stored nothing, expected" in message
+    assert "patch_embedding" not in message
+
+
+def test_a_config_of_an_unknown_model(fold):
+    change_config(fold, name="Nonsense")
+    assert "config.model.name='Nonsense' is unknown" in refusal(fold)

@@ -1,0 +1,375 @@
+"""A whole experiment: what it writes, what it refuses, and how it goes on after an interruption."""
+
+import collections
+import dataclasses
+import json
+import re
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from htnet_jax.datasets import loading
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.training import experiment, folds
+
+SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]
+SOURCES = ["alpha", "beta", "gamma"]
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """(folder, summary): all six folds for three epochs, uninterrupted, on three devices."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, experiment.run(make_config(checkpoints="a01, g02"), folder)
+
+
+@pytest.fixture(scope="module")
+def predictions(finished):
+    return Predictions.load(finished[0] / "predictions.npz")
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def interrupted(make_config, run_quickly, tmp_path_factory):
+    """A run on one device that stopped in its second round, while it saved the fold "b02"."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+
+    def save_fold(path, *rest):
+        if path.name == "b02":
+            raise Interrupted
+        original(path, *rest)
+
+    original = experiment.save_fold
+    first = jax.local_devices()[:1]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(experiment, "save_fold", save_fold)
+        patch.setattr(folds.jax, "local_devices", lambda *_, **__: first)
+        patch.setattr(folds, "MAX_FOLDS_PER_CPU_DEVICE", 2)
+        # Chosen from the free memory, so the resumed run must remember it.
+        run_quickly(make_config(folds_per_device=0, checkpoints="all"), folder)
+    return folder
+
+
+class Stop(Exception):
+    """Raised where training would begin."""
+
+
+@pytest.fixture
+def begin(monkeypatch, tmp_path):
+    """Runs an experiment up to the training; returns what the trainer would get."""
+
+    def begin(config, workdir=tmp_path / "run"):
+        def stop(module, optimizer, inputs, labels, folds, **options):
+            seen.append(types.SimpleNamespace(inputs=inputs, labels=labels, folds=folds, **options))
+            raise Stop
+
+        seen = []
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(experiment, "FoldTrainer", stop)
+            experiment.run(config, workdir)
+        return seen[0]
+
+    return begin
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """The message of the one `UserError` that a run ends with, before any training."""
+
+    def refusal(config, workdir=tmp_path / "run"):
+        with pytest.raises(UserError) as caught, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(folds.FoldTrainer, "train", pytest.fail)
+            experiment.run(config, workdir)
+        return str(caught.value)
+
+    return refusal
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same(first, second):
+    for field in dataclasses.fields(Predictions):
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
+
+
+def in_order(predictions):
+    """The same predictions with folds and clips sorted by name."""
+    order = np.argsort(predictions.folds)
+    clips = np.argsort(predictions.clips)
+    return dataclasses.replace(
+        predictions,
+        folds=predictions.folds[order],
+        train_loss=predictions.train_loss[order],
+        logits=predictions.logits[:, clips],
+        fold=np.argsort(order)[predictions.fold[clips]],
+        **{
+            key: getattr(predictions, key)[clips]
+            for key in ("clips", "subjects", "sources", "labels")
+        },
+    )
+
+
+def test_files(finished):
+    written = {name for name in files(finished[0]) if "/variables/" not in name}
+    expected = {"config.json", "environment.json", "metrics.json", "predictions.npz", "report.html"}
+    checkpoints = {f"checkpoints/{fold}/config.json" for fold in ("a01", "g02")}
+    assert written == expected | checkpoints
+    assert (finished[0] / "checkpoints/g02/variables").is_dir()
+
+
+def test_records(finished, make_config, arrays):
+    settings = json.loads((finished[0] / "config.json").read_text())
+    assert settings == json.loads(make_config(checkpoints="a01, g02").to_json())
+    record = json.loads((finished[0] / "environment.json").read_text())
+    assert record["folds_per_device"] == 2
+    assert record["data_fingerprint"] == arrays.fingerprint
+    assert record["dataset"] == "synthetic/tiny/1.0.0"
+    assert record["packages"]["jax"] == jax.__version__
+    assert len(record["devices"]) == 4
+    page = (finished[0] / "report.html").read_text()
+    assert arrays.fingerprint in page
+    assert "data:image/png;base64," in page
+
+
+def test_metrics(finished):
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    assert metrics == finished[1]
+    assert list(metrics) == ["final", "oracle"]
+    for entries in metrics.values():
+        assert list(entries) == ["composite", *SOURCES]
+        assert {name: entry["clips"] for name, entry in entries.items()} == {
+            "composite": 24,
+            **dict.fromkeys(SOURCES, 8),
+        }
+        for entry in entries.values():
+            assert 0 <= entry["uf1"] <= 1
+            assert 0 <= entry["uar"] <= 1
+    correct = {name: metrics[name]["composite"]["accuracy"] for name in metrics}
+    assert correct["oracle"] >= correct["final"]
+
+
+def test_predictions_are_of_the_right_clips(predictions, arrays):
+    np.testing.assert_array_equal(predictions.epochs, [1, 2, 3])
+    np.testing.assert_array_equal(predictions.folds, SUBJECTS)
+    np.testing.assert_array_equal(predictions.class_names, arrays.class_names)
+    assert sorted(predictions.clips) == sorted(arrays.clips)
+    rows = [arrays.clips.tolist().index(clip) for clip in predictions.clips]
+    np.testing.assert_array_equal(predictions.labels, arrays.labels[rows])
+    np.testing.assert_array_equal(predictions.subjects, arrays.subjects[rows])
+    np.testing.assert_array_equal(predictions.sources, arrays.sources[rows])
+    np.testing.assert_array_equal(predictions.folds[predictions.fold], predictions.subjects)
+    assert (predictions.train_loss[:, -1] < predictions.train_loss[:, 0]).all()
+    assert len(np.unique(predictions.logits[-1], axis=0)) == 24
+
+
+def test_a_finished_run_is_not_overwritten(finished, make_config, refusal):
+    before = {name: (finished[0] / name).read_bytes() for name in files(finished[0])}
+    message = refusal(make_config(checkpoints="a01, g02"), finished[0])
+    assert re.search("run already holds a finished run; choose another --workdir", message)
+    assert {name: (finished[0] / name).read_bytes() for name in files(finished[0])} == before
+
+
+def test_some_folds_alone_predict_the_same(predictions, make_config, run_quickly, tmp_path, capfd):
+    """Also without checkpoints; and no progress or note on standard output."""
+    config = make_config(folds=" b01,a02", checkpoints="none", epochs=2)
+    run_quickly(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    some = Predictions.load(tmp_path / "predictions.npz")
+    np.testing.assert_array_equal(some.folds, ["a02", "b01"])
+    rows = np.flatnonzero(np.isin(predictions.subjects, ["a02", "b01"]))
+    np.testing.assert_array_equal(some.clips, predictions.clips[rows])
+    np.testing.assert_allclose(some.logits, predictions.logits[:2, rows], rtol=1e-4, atol=1e-5)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "epoch=2/2" in shown.err
+    assert "loss=" in shown.err
+    assert "round 1/1, 2 folds" in shown.err
+
+
+def test_an_interrupted_run_keeps_its_finished_folds(interrupted):
+    assert not (interrupted / "predictions.npz").exists()
+    assert not (interrupted / "metrics.json").exists()
+    partial = Predictions.load(interrupted / "predictions.partial.npz")
+    np.testing.assert_array_equal(partial.folds, ["a01", "a02"])
+    assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == [
+        "a01",
+        "a02",
+        "b01",
+    ]
+
+
+def test_a_resumed_run_has_the_same_bits(
+    interrupted, predictions, make_config, run_quickly, tmp_path, capfd
+):
+    """On other devices, and where the group would be chosen otherwise now."""
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted, folder)
+    run_quickly(make_config(folds_per_device=0, checkpoints="all"), folder)
+    assert "resuming: 2 of 6 folds are finished" in capfd.readouterr().err
+    assert_same(in_order(Predictions.load(folder / "predictions.npz")), in_order(predictions))
+    assert not (folder / "predictions.partial.npz").exists()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == SUBJECTS
+    assert json.loads((folder / "metrics.json").read_text())["final"]["composite"]["clips"] == 24
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("epochs", 4, "config.epochs: 3 there, 4 now"),
+        ("dataset__layout", "release", "config.dataset.layout: upright there, release now"),
+        ("folds", "a01", "config.folds:  there, a01 now"),
+    ],
+)
+def test_other_settings_do_not_resume(interrupted, make_config, refusal, key, value, shown):
+    settings = {"folds_per_device": 0, "checkpoints": "all", key: value}
+    message = refusal(make_config(**settings), interrupted)
+    assert "unfinished run with other settings" in message
+    assert shown in message
+    assert message.count(" there, ") == 1
+
+
+def test_places_may_change_on_resuming(interrupted, make_config, begin):
+    config = make_config(
+        folds_per_device=0, checkpoints="all", dataset__manual_dir="/elsewhere", cpu_devices=2
+    )
+    assert begin(config, interrupted).folds_per_device == 2
+
+
+def test_other_data_do_not_resume(interrupted, make_config, refusal, arrays, monkeypatch):
+    changed = dataclasses.replace(arrays, fingerprint="0" * 64)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: changed)
+    message = refusal(make_config(folds_per_device=0, checkpoints="all"), interrupted)
+    assert "was started on other data (synthetic/tiny/1.0.0 has changed since)" in message
+
+
+def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{")
+    assert "holds a run that cannot be read" in refusal(make_config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": "a01,zz,yy"}, "config.folds: no subject zz, yy; the subjects are a01, a02, b01"),
+        ({"folds": "a01", "checkpoints": "b01"}, "config.checkpoints: no subject b01"),
+        ({"model__name": "Nonsense"}, "config.model.name='Nonsense' is unknown; use HTNet"),
+        ({"model__image_size": 56}, "--config.model.image_size=28"),
+        ({"model__num_classes": 5}, "--config.model.num_classes=3"),
+        ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
+        ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
+        ({"epochs": 0}, "config.epochs=0 must be at least 1"),
+        ({"seed": -1}, "config.seed=-1 must not be negative"),
+        ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0"),
+        ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be above 0"),
+        ({"dataset__name": "nonsense"}, "unknown data set 'nonsense'; use one of megc2019"),
+        ({"dataset__channels": "u,w"}, "unknown channel 'w'"),
+        ({"dataset__layout": "sideways"}, "unknown layout 'sideways'"),
+    ],
+)
+def test_bad_settings(make_config, refusal, changes, message):
+    assert message in refusal(make_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 6}, "widht"),
+        ({"patch_size": 5}, "image_size=28 is not divisible by patch_size=5"),
+        ({"dropout": 1.0}, "dropout=1.0 must lie in"),
+        ({"dtype": "float7"}, "float7"),
+    ],
+)
+def test_bad_model_settings(make_config, refusal, changes, message):
+    config = make_config()
+    config.model = ConfigDict({"name": "HTNet", "image_size": 28, "dim": 6, **changes})
+    found = refusal(config)
+    assert "config.model" in found
+    assert message in found
+
+
+def test_a_workdir_that_cannot_be_written(make_config, refusal, tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"workdir {workdir} cannot be created" in refusal(make_config(), workdir)
+
+
+def test_too_little_disk_space(make_config, refusal, monkeypatch):
+    parameters = 4 * (28 * 28 * 3 * 3 + 3)
+    usage = types.SimpleNamespace(free=6 * parameters - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    message = refusal(make_config())
+    assert "6 checkpoints need 0.0 GB" in message
+    assert "set --config.checkpoints=none or to a few subjects" in message
+    # What fits is not refused.
+    usage.free += 1
+    monkeypatch.setattr(folds.FoldTrainer, "rounds", lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        experiment.run(make_config(), workdir=experiment.Path(message.split()[1].rstrip(":")))
+
+
+def test_what_the_trainer_gets(make_config, begin, arrays):
+    got = begin(make_config(seed=5, dataset__channels="strain, v"))
+    expected = loading.network_inputs(
+        arrays, layout="upright", channels=("strain", "v"), scaling="minmax_255"
+    )
+    np.testing.assert_array_equal(got.inputs, expected)
+    np.testing.assert_array_equal(got.labels, arrays.labels)
+    assert (got.batch_size, got.seed, got.shuffle, got.folds_per_device) == (10, 5, True, 2)
+    assert [fold.name for fold in got.folds] == SUBJECTS
+    for fold in got.folds:
+        np.testing.assert_array_equal(fold.test, arrays.subjects == fold.name)
+        np.testing.assert_array_equal(fold.train, arrays.subjects != fold.name)
+
+
+def test_shuffled_labels(make_config, begin, arrays, tmp_path, capfd):
+    plain = begin(make_config(), tmp_path / "plain")
+    assert "control experiment" not in capfd.readouterr().err
+    shuffled = begin(make_config(dataset__shuffle_labels=True), tmp_path / "shuffled")
+    assert "control experiment: the labels are permuted" in capfd.readouterr().err
+    np.testing.assert_array_equal(shuffled.inputs, plain.inputs)
+    assert not np.array_equal(shuffled.labels, plain.labels)
+    assert collections.Counter(shuffled.labels.tolist()) == collections.Counter(
+        arrays.labels.tolist()
+    )
+    for one, other in zip(shuffled.folds, plain.folds, strict=True):
+        np.testing.assert_array_equal(one.train, other.train)
+    other_seed = begin(make_config(dataset__shuffle_labels=True, seed=1), tmp_path / "seed")
+    assert not np.array_equal(other_seed.labels, shuffled.labels)
+
+
+def test_shuffled_labels_are_the_truth_of_the_run(
+    make_config, run_quickly, predictions, arrays, tmp_path
+):
+    config = make_config(dataset__shuffle_labels=True, folds="a01", checkpoints="none", epochs=1)
+    run_quickly(config, tmp_path)
+    shuffled = Predictions.load(tmp_path / "predictions.npz")
+    expected = np.random.default_rng(config.seed).permutation(arrays.labels)[:4]
+    np.testing.assert_array_equal(shuffled.labels, expected)
+    np.testing.assert_array_equal(shuffled.clips, predictions.clips[:4])
+    assert not np.array_equal(expected, arrays.labels[:4])
+
+
+def test_a_class_without_training_clips_is_a_warning(
+    make_config, begin, arrays, monkeypatch, tmp_path, capfd
+):
+    """Only b01 shows surprise, and only g01 the other classes a subject can own: none."""
+    labels = np.where(arrays.subjects == "b01", 2, arrays.labels % 2).astype(np.int32)
+    changed = dataclasses.replace(arrays, labels=labels)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: changed)
+    warning = "warning: without subject b01 no training clip is left of class surprise\n"
+    begin(make_config(), tmp_path / "all")
+    shown = capfd.readouterr().err
+    assert shown.count("warning") == shown.count(warning) == 1
+    begin(make_config(folds="a01,g02"), tmp_path / "others")
+    assert "warning" not in capfd.readouterr().err
