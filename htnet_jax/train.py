@@ -63,14 +63,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         # For a config file that is missing, the flag holds an object that raises when it is used.
         getattr(_CONFIG.value, "items", None)
         return rest
-    except (AttributeError, KeyError) as error:
-        unknown = _unknown_keys(argv)
-        if not unknown:
-            raise
-        raise UserError("\n".join(unknown)) from error
-    except (OSError, SyntaxError, ImportError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's config file raises when it is run
+        if unknown := _unknown_keys(argv):
+            raise UserError("\n".join(unknown)) from error
         named = [argument for argument in argv if argument.startswith("--config")]
-        raise UserError(f"{' '.join(named)}: {error}") from error
+        raise UserError(f"{' '.join(named)}: {type(error).__name__}: {error}") from error
 
 
 def _unknown_keys(argv: Sequence[str]) -> list[str]:
@@ -100,7 +99,7 @@ def _set_up_jax(config: ConfigDict) -> None:
 
     from htnet_jax.training.folds import cpu_worker_count
 
-    jax.config.update("jax_num_cpu_devices", config.cpu_devices or cpu_worker_count())
+    jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or cpu_worker_count())
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(cache).expanduser() / "htnet_jax" / "compiled"

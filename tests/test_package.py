@@ -1,116 +1,179 @@
-"""The package is light to import, and its files keep to the floors."""
+"""Light imports, floors, and no circles."""
 
 import ast
+import graphlib
+import json
+import pathlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import htnet_jax
-
-ROOT = Path(htnet_jax.__file__).parent
-
-# A file may import from lower floors only; within a floor, only from its own folder.
+PACKAGE = pathlib.Path(__file__).parents[1] / "htnet_jax"
+# A file imports only from lower floors, or from its own folder.
 FLOORS = {
     "errors": 0,
     "models": 1,
     "motion": 1,
     "evaluation": 1,
     "datasets": 2,
+    "torch_bridge": 2,
     "training": 3,
     "train": 4,
     "evaluate": 4,
+    "predict": 4,
 }
-HEAVY = ("torch", "cv2", "dlib", "tensorflow_datasets", "jax")
+# What the folders of the lowest floors do without, so that they can be used on their own.
+FORBIDDEN = {
+    "models": {"torch", "cv2", "tensorflow_datasets", "optax", "orbax"},
+    "motion": {"jax", "flax", "torch", "tensorflow_datasets"},
+    "evaluation": {"jax", "flax", "torch", "cv2", "tensorflow_datasets"},
+    "datasets": {"jax", "flax", "torch", "tensorflow"},
+    "training": {"torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"},
+}
 
 
-def modules():
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
-        if parts:
-            yield ".".join(parts), path
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def project_imports(path):
-    """Dotted names below `htnet_jax` that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
+PATHS = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(tree, package):
+    """Yields every absolute name that a parsed file of `package` imports, inside functions too.
+
+    `from a import b` is yielded as `a.b`.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            lead = [*(above if node.level else []), *([node.module] if node.module else [])]
+            yield from (".".join([*lead, alias.name]) for alias in node.names)
+
+
+def parse(name):
+    path = PATHS[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return list(imports_of(ast.parse(path.read_text(), str(path)), package))
+
+
+IMPORTS = {name: parse(name) for name in PATHS}
+
+
+def project_modules(name):
+    """The modules of the project that a module imports."""
+    for imported in IMPORTS[name]:
+        if imported.split(".")[0] == PACKAGE.name:
+            # `from htnet_jax.x import y`: y is a module of its own, or a name in x.
+            yield imported if imported in PATHS else imported.rpartition(".")[0]
+
+
+def floor_of(name):
+    """(floor, folder or file of the top level); the package itself belongs to no floor."""
+    part = name.split(".")[1]
+    return FLOORS[part], part
+
+
+MODULES = [name for name in PATHS if name != PACKAGE.name]
+
+
+def test_the_parser_sees_all_forms_of_import():
+    text = """
+import os.path, htnet_jax.models as m
+from htnet_jax import errors
+from . import beside
+from ..evaluation import metrics
+def inner():
+    from htnet_jax.models.htnet import HTNet
+"""
+    assert sorted(imports_of(ast.parse(text), "htnet_jax.training")) == [
+        "htnet_jax.errors",
+        "htnet_jax.evaluation.metrics",
+        "htnet_jax.models",
+        "htnet_jax.models.htnet.HTNet",
+        "htnet_jax.training.beside",
+        "os.path",
+    ]
+    assert "htnet_jax.training.folds" in project_modules("htnet_jax.training.experiment")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_floors(name):
+    floor, part = floor_of(name)
+    for imported in project_modules(name):
+        assert imported in PATHS, f"{name} imports {imported}, which does not exist"
+        if imported == PACKAGE.name:
             continue
-        found |= {n.removeprefix("htnet_jax.") for n in names if n.startswith("htnet_jax.")}
-    return found
+        other_floor, other_part = floor_of(imported)
+        assert other_part == part or other_floor < floor, f"{name} imports {imported}"
 
 
-def loaded_after(statement):
-    code = f"import sys\n{statement}\nprint(*[m for m in {HEAVY} if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return set(result.stdout.split())
+@pytest.mark.parametrize("name", [name for name in MODULES if floor_of(name)[1] in FORBIDDEN])
+def test_third_parties(name):
+    found = {imported.split(".")[0] for imported in IMPORTS[name]}
+    assert not found & FORBIDDEN[floor_of(name)[1]]
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    assert loaded_after("import htnet_jax") == set()
+def test_networks_import_nothing_else_of_the_project():
+    networks = [name for name in MODULES if floor_of(name)[1] == "models"]
+    assert "htnet_jax.models.htnet" in networks
+    for name in networks:
+        assert all(floor_of(imported)[1] == "models" for imported in project_modules(name))
 
 
-def test_training_folds_and_models_need_jax_only():
-    assert loaded_after("import htnet_jax.training.folds, htnet_jax.models") == {"jax"}
+def test_no_circles():
+    """Also none through imports inside functions or for type checkers only."""
+    graph = {name: set(project_modules(name)) - {PACKAGE.name} for name in MODULES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index("htnet_jax.errors") < order.index("htnet_jax.train")
 
 
-def test_evaluation_needs_no_jax():
-    names = "metrics, predictions, protocols, report"
-    assert loaded_after(f"from htnet_jax.evaluation import {names}") == set()
+def test_only_folds_mentions_pmap():
+    mentions = {name for name, path in PATHS.items() if "pmap" in path.read_text()}
+    assert mentions == {"htnet_jax.training.folds"}
 
 
-def test_subpackages_are_found_without_an_import_of_their_own():
-    assert htnet_jax.models.HTNet.__name__ == "HTNet"
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = htnet_jax.nonsense
+def modules_after(*names):
+    """Names of the top-level modules that a fresh interpreter holds after importing `names`."""
+    code = (
+        "import importlib, json, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+        timeout=300,
+    )
+    return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value))
-def test_imports_point_down(name, path):
-    top = name.partition(".")[0]
-    for imported in project_imports(path):
-        other = imported.partition(".")[0]
-        assert other == top or FLOORS[other] < FLOORS[top], f"{name} imports {imported}"
+def test_importing_the_package_is_light():
+    loaded = modules_after("htnet_jax", "htnet_jax.errors")
+    assert "htnet_jax" in loaded
+    assert not loaded & {
+        *("torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"),
+        *("jax", "flax", "optax", "orbax", "numpy", "matplotlib"),
+    }
 
 
-def test_no_circles_between_files():
-    known = {name for name, _ in modules()}
-    graph = {}
-    for name, path in modules():
-        targets = set()
-        for imported in project_imports(path):
-            # `from package import module` and `from module import thing` look alike.
-            candidates = (imported, imported.rpartition(".")[0])
-            targets |= {candidate for candidate in candidates[:1] if candidate in known}
-            if candidates[0] not in known and candidates[1] in known:
-                targets.add(candidates[1])
-        graph[name] = targets - {name}
-
-    done, path = set(), []
-
-    def visit(name):
-        assert name not in path, f"circle: {' -> '.join([*path, name])}"
-        if name in done:
-            return
-        path.append(name)
-        for target in sorted(graph[name]):
-            visit(target)
-        path.pop()
-        done.add(name)
-
-    for name in graph:
-        visit(name)
+def test_importing_training_needs_no_image_or_data_set_library():
+    loaded = modules_after(
+        "htnet_jax.models", "htnet_jax.training.folds", "htnet_jax.training.checkpoints"
+    )
+    assert {"jax", "flax"} <= loaded
+    assert not loaded & {"torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"}
 
 
-def test_only_one_file_says_pmap():
-    saying = [name for name, path in modules() if "jax.pmap" in path.read_text()]
-    assert saying == ["training.folds"]
+def test_importing_an_experiment_needs_no_torch_dlib_or_tensorflow():
+    """TensorFlow Datasets itself imports OpenCV where that is installed."""
+    loaded = modules_after("htnet_jax.training.experiment")
+    assert {"jax", "tensorflow_datasets"} <= loaded
+    assert not loaded & {"torch", "dlib", "tensorflow"}

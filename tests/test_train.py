@@ -1,101 +1,216 @@
-"""The command, as a user types it: bad input ends in one message and no traceback."""
+"""The command: a whole run, and bad input as one clear message without a traceback."""
 
+import json
+import pathlib
+import re
 import subprocess
 import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+import htnet_jax
+from htnet_jax.datasets import loading
+from htnet_jax.evaluation.predictions import Predictions
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One token and one block: the quickest HTNet to compile.
+CONFIG = """
+from ml_collections import ConfigDict
+from htnet_jax.training.config import default_config
+
+def get_config():
+    config = default_config()
+    config.epochs = 2
+    config.batch_size = 20
+    config.learning_rate = 0.01
+    config.folds = "a01,g02"
+    config.model.patch_size = 28
+    config.model.dim = 6
+    config.model.num_hierarchies = 1
+    config.model.block_repeats = (1,)
+    config.dataset.name = "synthetic"
+    config.dataset.config = "tiny"
+    config.dataset.layout = "upright"
+    config.dataset.scaling = "minmax_255"
+    return config
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def user_folders(tmp_path_factory):
+    """Where the data sets and the compiled programs of all commands here go: not to the user's."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        yield folder
 
 
 def train(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "htnet_jax.train", *map(str, arguments)],
+        [sys.executable, "-m", "htnet_jax.train", *arguments],
         capture_output=True,
         text=True,
+        cwd=ROOT,
         timeout=300,
     )
 
 
-def demo(tmp_path, *arguments):
-    return train(
-        f"--config={CONFIGS / 'demo.py'}",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.dataset.data_dir={tmp_path / 'data'}",
-        *arguments,
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config_file, tmp_path_factory):
+    """(what the command said, its folder) of a whole run."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    done = train(f"--config={config_file}", f"--workdir={folder}", "--config.seed=3")
+    assert done.returncode == 0, done.stderr
+    return done, folder
+
+
+def test_a_whole_run(finished):
+    done, folder = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    table = done.stdout.splitlines()
+    assert [line.split()[0] for line in table[:1]] == ["selection"]
+    (final,) = [line for line in table if line.startswith("final")]
+    (oracle,) = [line for line in table if line.startswith("oracle")]
+    for line, key in ((final, "final"), (oracle, "oracle")):
+        scores = metrics[key]["composite"]
+        assert f"{scores['uf1']:.4f} / {scores['uar']:.4f}" in line
+    assert final.endswith("last epoch")
+    assert "selected on the test subject" in oracle
+    assert "selected on the test subject" not in final
+    assert table[-1] == f"Written to {folder}: predictions.npz, metrics.json, report.html"
+    assert metrics["final"]["composite"]["clips"] == 8
+    for word in ("epoch=2/2", "loss="):
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_overrides_are_recorded(finished):
+    settings = json.loads((finished[1] / "config.json").read_text())
+    assert settings["seed"] == 3
+    assert settings["epochs"] == 2
+    record = json.loads((finished[1] / "environment.json").read_text())
+    assert "--config.seed=3" in record["command"]
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_compiler_cache_is_in_the_users_cache_folder(user_folders):
+    assert any((user_folders / "cache" / "htnet_jax" / "compiled").iterdir())
+
+
+def test_its_checkpoint_predicts_the_same_here(finished, user_folders):
+    """HTNet from the command to `htnet_jax.load`, as a user does it."""
+    folder = finished[1]
+    module, variables, _ = htnet_jax.load(folder / "checkpoints" / "g02")
+    arrays = loading.load("synthetic", config="tiny", data_dir=str(user_folders / "data"))
+    inputs = loading.network_inputs(
+        arrays, layout="upright", channels=("strain", "v", "u"), scaling="minmax_255"
+    )
+    logits = module.apply(variables, inputs[arrays.subjects == "g02"], train=False)
+    predictions = Predictions.load(folder / "predictions.npz")
+    np.testing.assert_allclose(
+        logits, predictions.logits[-1, predictions.subjects == "g02"], rtol=1e-4, atol=1e-5
     )
 
 
-def check_message(result, *parts):
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    for part in parts:
-        assert part in result.stderr
-    assert result.stdout == ""
+def refusal(*arguments):
+    """The message of a command that must fail."""
+    done = train(*arguments)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(re.findall("^(error:|FATAL)", done.stderr, re.MULTILINE)) == 1
+    return done.stderr
 
 
-def test_flags_are_needed():
-    check_message(train(), "--config=FILE", "--workdir=DIR")
+def test_a_finished_run_is_not_overwritten(finished, config_file):
+    _, folder = finished
+    before = (folder / "predictions.npz").stat().st_mtime_ns
+    message = refusal(f"--config={config_file}", f"--workdir={folder}", "--config.seed=3")
+    assert f"{folder} already holds a finished run; choose another --workdir" in message
+    assert (folder / "predictions.npz").stat().st_mtime_ns == before
 
 
-def test_unknown_keys_are_all_named(tmp_path):
-    result = demo(tmp_path, "--config.nonsense=1", "--config.model.dimm=3")
-    check_message(
-        result, "--config.nonsense", "--config.model.dimm; did you mean --config.model.dim?"
-    )
-
-
-def test_value_of_the_wrong_type(tmp_path):
-    check_message(demo(tmp_path, "--config.epochs=many"), "config.epochs=many")
+def test_missing_flags(config_file, tmp_path):
+    for arguments in ([], [f"--config={config_file}"], [f"--workdir={tmp_path}"]):
+        assert "give --config=FILE and --workdir=DIR" in refusal(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "No such file"), ("def get_config(:", "invalid syntax")]
+    ("flags", "messages"),
+    [
+        (["--config.nonsense=1"], ["nonsense"]),
+        (["--config.model.nonsense=1"], ["model.nonsense"]),
+        (["--config.epochs=many"], ["config.epochs", "many"]),
+        (["--nonsense=1"], ["nonsense"]),
+        (["stray"], ["unexpected argument 'stray'"]),
+        (["--config.cpu_devices=-1"], ["config.cpu_devices=-1"]),
+        (["--config.seed=18446744073709551616"], ["config.seed=18446744073709551616"]),
+        (["--config.model.dtype=float7"], ["config.model", "float7"]),
+    ],
 )
-def test_config_file_that_cannot_be_read(tmp_path, text, message):
-    path = tmp_path / "settings.py"
-    if text:
+def test_bad_flags(config_file, tmp_path, flags, messages):
+    shown = refusal(f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *flags)
+    for message in messages:
+        assert message in shown
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("def get_config(:\n", "line 1"),
+        ("import htnet_nonsense\n", "htnet_nonsense"),
+        ("VALUE = 1\n", "get_config"),
+        ("def get_config():\n    raise AttributeError('modle')\n", "modle"),
+        ("def get_config():\n    return None\n", "get_config"),
+    ],
+    ids=["none", "syntax", "import", "no function", "raises", "returns none"],
+)
+def test_config_files_that_cannot_be_loaded(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    if text is not None:
         path.write_text(text)
-    check_message(train(f"--config={path}", f"--workdir={tmp_path}"), str(path), message)
+    shown = refusal(f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert message in shown
+    assert str(path) in shown
 
 
-def test_workdir_that_cannot_be_made(tmp_path):
-    (tmp_path / "run").write_text("in the way")
-    check_message(demo(tmp_path), "workdir", str(tmp_path / "run"), "choose another --workdir")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.sed = 1", "sed"),
+        ("config.dataset.nam = ''", "dataset.nam"),
+        ("del config.seed", "seed"),
+    ],
+)
+def test_config_files_with_unknown_or_missing_keys(tmp_path, line, message):
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG.replace("    return", f"    {line}\n    return"))
+    assert message in refusal(f"--config={path}", f"--workdir={tmp_path / 'run'}")
 
 
-def test_missing_manual_directory(tmp_path):
-    missing = tmp_path / "nowhere"
-    result = train(
-        f"--config={CONFIGS / 'megc2019_narrow.py'}",
+def test_a_file_in_the_way_of_the_workdir(config_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(f"--config={config_file}", f"--workdir={tmp_path / 'file' / 'run'}")
+    assert f"workdir {tmp_path / 'file' / 'run'} cannot be created" in message
+
+
+def test_a_missing_manual_directory(tmp_path):
+    message = refusal(
+        "--config=configs/megc2019_narrow.py",
         f"--workdir={tmp_path / 'run'}",
-        f"--config.dataset.data_dir={tmp_path / 'data'}",
-        f"--config.dataset.manual_dir={missing}",
+        f"--config.dataset.manual_dir={tmp_path / 'nowhere'}",
     )
-    check_message(result, str(missing), "does not exist")
-
-
-def test_a_run_from_the_command_line(tmp_path):
-    arguments = (
-        "--config.dataset.config=tiny",
-        "--config.epochs=2",
-        "--config.batch_size=8",
-        "--config.model.dim=6",
-        "--config.model.block_repeats=(1,0,1)",
-        "--config.checkpoints=none",
-        "--config.folds=a01,b01",
-    )
-    result = demo(tmp_path, *arguments)
-    assert result.returncode == 0, result.stderr
-    assert "last epoch" in result.stdout
-    assert "selected on the test subject" in result.stdout
-    written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert written == {
-        "config.json",
-        "environment.json",
-        "metrics.json",
-        "predictions.npz",
-        "report.html",
-    }
-    check_message(demo(tmp_path, *arguments), "already holds a finished run")
+    assert f"manual directory {tmp_path / 'nowhere'} does not exist" in message
+    assert "combined_3_class2_for_optical_flow.csv" in message

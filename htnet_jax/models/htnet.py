@@ -314,13 +314,16 @@ class HTNet(nn.Module):
                 f"patches a side, which is not divisible by the {blocks} blocks a side of "
                 f"num_hierarchies={self.num_hierarchies}"
             )
-        if len(self.block_repeats) != self.num_hierarchies or min(self.block_repeats) < 0:
+        counts = tuple(self.block_repeats)
+        if len(counts) != self.num_hierarchies or min(counts) < 0:
             raise ValueError(
-                f"block_repeats={tuple(self.block_repeats)} must name one count for each of "
+                f"block_repeats={counts} must name one count, 0 or more, for each of "
                 f"num_hierarchies={self.num_hierarchies} levels"
             )
         if self.dim < self.heads:
             raise ValueError(f"dim={self.dim} leaves no channel for each of heads={self.heads}")
+        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+            raise ValueError(f"dtype={self.dtype} must be a floating-point type")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 

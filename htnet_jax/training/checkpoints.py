@@ -1,10 +1,12 @@
 """A fold's final parameters on disk: Orbax arrays beside the config that says what they are.
 
-`RUN/checkpoints/SUBJECT/` holds `config.json` and the Orbax folder `variables/`.
+`RUN/checkpoints/SUBJECT/` holds `config.json`, the Orbax folder `variables/`, and `manifest.json`,
+the SHA-256 of every file: a flipped bit in the arrays would otherwise be read without an error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -62,7 +64,13 @@ def build_module(config: Mapping[str, Any]) -> nn.Module:
 
 
 def fold_folder(workdir: Path, fold: str) -> Path:
-    """`WORKDIR/checkpoints/FOLD`, with a name that cannot leave that folder."""
+    """`WORKDIR/checkpoints/FOLD`, with a name that cannot leave that folder.
+
+    Raises:
+        UserError: The name is empty.
+    """
+    if not fold:
+        raise UserError("a fold without a name cannot be saved; name the subject in the data")
     name = urllib.parse.quote(fold, safe=" ")
     if name.strip(". ") == "":
         name = name.replace(".", "%2E").replace(" ", "%20")
@@ -88,6 +96,8 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
             with ocp.PyTreeCheckpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "variables", {"params": params})
+            manifest = json.dumps(_hashes(temporary), indent=2) + "\n"
+            write_atomically(temporary / "manifest.json", lambda f: f.write(manifest.encode()))
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         finally:
@@ -108,16 +118,45 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
         settings = json.loads((folder / "config.json").read_text())
         config = ConfigDict(settings)
         module = build_module(config.model)
-    except (ValueError, AttributeError) as error:
+        size, channels = config.model.image_size, len(config.dataset.channels.split(","))
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not a run's config ({error})") from error
-    size, channels = config.model.image_size, len(config.dataset.channels.split(","))
     expected = jax.eval_shape(
         lambda: module.init(
             jax.random.key(0), np.zeros((1, size, size, channels), np.float32), train=False
         )
     )
+    _check_files(folder)
     variables = _restore(folder / "variables", expected)
     return LoadedModel(module, variables, config)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the checkpoint's arrays, by its path in `folder`."""
+    files = sorted(path for path in (folder / "variables").rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def _check_files(folder: Path) -> None:
+    """Compares the arrays' files with the manifest, before Orbax opens any of them."""
+    try:
+        expected = json.loads((folder / "manifest.json").read_text())
+        found = _hashes(folder)
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if wrong:
+        raise _damaged(folder, f"changed or missing: {', '.join(wrong)}")
+
+
+def _damaged(folder: Path, reason: object) -> UserError:
+    return UserError(
+        f"{folder}: the checkpoint is damaged or incomplete ({reason}); restore it from a copy "
+        "or train the fold again"
+    )
 
 
 def _restore(folder: Path, expected: Any) -> Any:
@@ -132,10 +171,7 @@ def _restore(folder: Path, expected: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many types for damaged files
-        raise UserError(
-            f"{folder}: the checkpoint is damaged or incomplete ({error}); restore it from a copy "
-            "or train the fold again"
-        ) from error
+        raise _damaged(folder, error) from error
 
 
 def _check_shapes(folder: Path, stored: Any, expected: Any) -> None:

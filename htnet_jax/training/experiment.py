@@ -24,6 +24,7 @@ from htnet_jax.evaluation import protocols, report
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training.checkpoints import build_module, fold_folder, save_fold
+from htnet_jax.training.config import default_config
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Progress
 
 PREDICTIONS = "predictions.npz"
@@ -49,8 +50,8 @@ def run(config: ConfigDict, workdir: Path) -> report.Summary:
     Raises:
         UserError: Anything wrong with the config, the data or the folder.
     """
-    settings = json.loads(config.to_json())
     _check_settings(config)
+    settings = json.loads(config.to_json())
     module = build_module(config.model)
     record = _open_workdir(workdir, settings)
     arrays = _load(config)
@@ -158,14 +159,31 @@ def _predictions(
 
 
 def _check_settings(config: ConfigDict) -> None:
+    """The keys are those of `default_config` (the model checks its own), the values possible."""
+    known, given = (_setting_names(tree) for tree in (default_config(), config))
+    wrong = [f"config.{key} is unknown" for key in sorted(given - known)]
+    wrong += [f"config.{key} is missing" for key in sorted(known - given)]
+    if wrong:
+        raise UserError(
+            "the config does not have the keys of htnet_jax/training/config.py:\n"
+            + "\n".join(f"  {line}" for line in wrong)
+        )
     for key in ("epochs", "batch_size"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
     for key in ("seed", "folds_per_device", "cpu_devices"):
         if config[key] < 0:
             raise UserError(f"config.{key}={config[key]} must not be negative")
-    if not config.learning_rate > 0:
-        raise UserError(f"config.learning_rate={config.learning_rate} must be above 0")
+    # JAX's keys take 32 bits of a seed.
+    if config.seed >= 2**32:
+        raise UserError(f"config.seed={config.seed} must be below 2**32")
+    if not 0 < config.learning_rate < float("inf"):
+        raise UserError(f"config.learning_rate={config.learning_rate} must be above 0 and finite")
+
+
+def _setting_names(config: ConfigDict) -> set[str]:
+    names = {key for key in _flatten(config.to_dict()) if not key.startswith("model.")}
+    return names | ({"model"} if "model" in config else set())
 
 
 def _open_workdir(workdir: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ the only file that says pmap.
 A fold's random numbers come from the seed and the fold's own name, and its batches from its own
 clips, so its result does not depend on the folds that run beside it. The size of a group (folds
 per device) shapes the compiled arithmetic: the same group size gives the same bits on any number
-of devices; another group size gives the same result up to float rounding.
+of devices from two up. Another group size, or a single device (for which XLA compiles a program of
+its own), gives the same result up to float rounding.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class FoldTrainer:
             seed: Root of all random numbers.
             shuffle: Draw a new order of the training clips every epoch; else file order.
             folds_per_device: Folds trained side by side on one device; 0 picks it from the free
-                memory (and, on a CPU, at most 4) and balances the groups over the devices.
+                memory (on a CPU: 1) and balances the groups over the devices.
             devices: Devices to use; all local ones by default.
 
         Raises:

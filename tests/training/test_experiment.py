@@ -122,7 +122,11 @@ def in_order(predictions):
 def test_files(finished):
     written = {name for name in files(finished[0]) if "/variables/" not in name}
     expected = {"config.json", "environment.json", "metrics.json", "predictions.npz", "report.html"}
-    checkpoints = {f"checkpoints/{fold}/config.json" for fold in ("a01", "g02")}
+    checkpoints = {
+        f"checkpoints/{fold}/{name}.json"
+        for fold in ("a01", "g02")
+        for name in ("config", "manifest")
+    }
     assert written == expected | checkpoints
     assert (finished[0] / "checkpoints/g02/variables").is_dir()
 
@@ -304,7 +308,7 @@ def test_a_workdir_that_cannot_be_written(make_config, refusal, tmp_path):
         assert f"workdir {workdir} cannot be created" in refusal(make_config(), workdir)
 
 
-def test_too_little_disk_space(make_config, refusal, monkeypatch):
+def test_too_little_disk_space(make_config, refusal, monkeypatch, tmp_path):
     parameters = 4 * (28 * 28 * 3 * 3 + 3)
     usage = types.SimpleNamespace(free=6 * parameters - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -315,7 +319,7 @@ def test_too_little_disk_space(make_config, refusal, monkeypatch):
     usage.free += 1
     monkeypatch.setattr(folds.FoldTrainer, "rounds", lambda *_: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
-        experiment.run(make_config(), workdir=experiment.Path(message.split()[1].rstrip(":")))
+        experiment.run(make_config(), tmp_path / "run")
 
 
 def test_what_the_trainer_gets(make_config, begin, arrays):
@@ -363,7 +367,7 @@ def test_shuffled_labels_are_the_truth_of_the_run(
 def test_a_class_without_training_clips_is_a_warning(
     make_config, begin, arrays, monkeypatch, tmp_path, capfd
 ):
-    """Only b01 shows surprise, and only g01 the other classes a subject can own: none."""
+    """Only b01 shows surprise."""
     labels = np.where(arrays.subjects == "b01", 2, arrays.labels % 2).astype(np.int32)
     changed = dataclasses.replace(arrays, labels=labels)
     monkeypatch.setattr(loading, "load", lambda *_, **__: changed)

@@ -193,18 +193,23 @@ def test_same_bits_on_repetition():
 
 @pytest.mark.slow
 def test_same_bits_with_htnet():
-    """The whole HTNet, 1 device against 4; about a minute of compilation."""
+    """The whole HTNet on 2 and on 4 devices; about a minute of compilation.
+
+    On one device XLA compiles an unpartitioned program, which rounds differently.
+    """
     rng = np.random.default_rng(1)
     inputs = rng.uniform(0, 255, (len(SUBJECTS), 28, 28, 3)).astype(np.float32)
     module = HTNet(dim=6, block_repeats=(1, 1, 1), dropout=0.1)
-    single, spread = (
+    single, pair, spread = (
         train_all(
             make_trainer(module, data=(inputs, make_data()[1]), devices=devices, shuffle=True),
             epochs=3,
         )
-        for devices in (1, 4)
+        for devices in (1, 2, 4)
     )
-    assert_same_bits(single, spread)
+    assert_same_bits(pair, spread)
+    for name, result in single.items():
+        np.testing.assert_allclose(result.logits, spread[name].logits, rtol=1e-3, atol=1e-4)
 
 
 def test_initial_parameters_come_from_the_seed_and_the_fold():
@@ -363,12 +368,15 @@ def test_shuffling_differs_by_epoch_fold_and_seed():
         assert in_file_order not in orders[name]
         assert first != second != third != first
         assert epochs_of(name, recorded(shuffle=True, seed=4)[name])[0] != first
-    # Which of the clips that both train on come in the first batch.
-    common = frozenset(np.flatnonzero((SUBJECTS != "a") & (SUBJECTS != "b")).tolist())
-    assert any(
-        one[0] & common != other[0] & common
-        for one, other in zip(orders["a"], orders["b"], strict=True)
-    )
+    # With one order for all folds, the same places of their lists would come first.
+    for one, other in zip(orders["a"], orders["b"], strict=True):
+        places = [
+            frozenset(
+                np.searchsorted(np.flatnonzero(name != SUBJECTS), sorted(batches[0])).tolist()
+            )
+            for name, batches in (("a", one), ("b", other))
+        ]
+        assert places[0] != places[1]
 
 
 def test_shuffling_follows_the_seed_and_the_fold_only():
@@ -386,21 +394,22 @@ def test_dropout_differs_by_epoch_and_fold():
     assert 0.3 < first[:, SUBJECTS != "a"].mean() < 0.7
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(first[1], first[2])
-    common = (SUBJECTS != "a") & (SUBJECTS != "b")
-    assert not np.array_equal(first[:, common], kept["b"][:, common])
+    # Up to the first clip of "a" or "b" both folds have the same clips in the same places.
+    same = int(np.flatnonzero(np.isin(SUBJECTS, ["a", "b"]))[0])
+    assert same == 5
+    assert not np.array_equal(first[:, :same], kept["b"][:, :same])
 
 
 def test_dropout_follows_the_seed_is_off_for_test_clips_and_training_still_learns():
     """With a fixed start and file order, the seed can act through dropout only."""
 
-    def train(dropout, seed):
-        module = Net(dropout, scale=0.0)
+    def train(seed):
+        module = Net(dropout=0.5, scale=0.0)
         return train_all(make_trainer(module, names="ab", devices=2, seed=seed))
 
-    first, other_seed, without = train(0.5, 3), train(0.5, 4), train(0.0, 3)
+    first, other = train(3), train(4)
     assert first["a"].train_loss[-1] < first["a"].train_loss[0]
-    for other in (other_seed, without):
-        assert not np.allclose(first["a"].logits[-1], other["a"].logits[-1], rtol=0.01)
+    assert not np.allclose(first["a"].logits[-1], other["a"].logits[-1], rtol=0.01)
     # The last epoch's logits are those of the final parameters without dropout.
     inputs, _ = make_data()
     features = inputs[SUBJECTS == "b"].reshape(SIZES["b"], -1)
