@@ -3,6 +3,7 @@
   python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo
 
 12 subjects of 3 invented sources, rendered and turned into Farneback flow on first use.
+About a minute on 2 CPU cores; expect a `final` UF1 of .96.
 With `--config.dataset.shuffle_labels=True` the same run must score near chance.
 """
 
