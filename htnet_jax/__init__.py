@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 # Imported when first used, as `htnet_jax.models.HTNet`.
-_PACKAGES = ("datasets", "evaluation", "models", "motion", "training")
+_PACKAGES = ("datasets", "evaluation", "models", "motion", "torch_bridge", "training")
 
 
 def __getattr__(name: str) -> Any:

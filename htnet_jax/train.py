@@ -11,16 +11,15 @@ command is given again; a finished one is never overwritten.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config import default_config
+from htnet_jax.training.config_flags import parser_for
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results of this run.")
@@ -52,47 +51,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"Written to {workdir}: predictions.npz, metrics.json, report.html")
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; a config that cannot be read or set ends in one message.
-
-    Raises:
-        UserError: An unknown `--config.KEY`, or a config file that is missing or broken.
-    """
-    try:
-        rest = app.parse_flags_with_usage(list(argv))
-        # For a config file that is missing, the flag holds an object that raises when it is used.
-        getattr(_CONFIG.value, "items", None)
-        return rest
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's config file raises when it is run
-        if unknown := _unknown_keys(argv):
-            raise UserError("\n".join(unknown)) from error
-        named = [argument for argument in argv if argument.startswith("--config")]
-        raise UserError(f"{' '.join(named)}: {type(error).__name__}: {error}") from error
-
-
-def _unknown_keys(argv: Sequence[str]) -> list[str]:
-    """One line for each `--config.KEY` that no setting is called, with the nearest that is."""
-    known = list(_keys(default_config()))
-    lines = []
-    for argument in argv:
-        key = argument.partition("=")[0].removeprefix("--config.")
-        if argument.startswith("--config.") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean --config.{near[0]}?" if near else f"there are {', '.join(known)}"
-            lines.append(f"unknown setting --config.{key}; {hint}")
-    return lines
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
 def _set_up_jax(config: ConfigDict) -> None:
     """Settings that only work before JAX first uses a device."""
     import jax
@@ -107,4 +65,4 @@ def _set_up_jax(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, flags_parser=parse_flags)
+    run_command(main, flags_parser=parser_for(_CONFIG))

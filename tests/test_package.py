@@ -29,6 +29,7 @@ FORBIDDEN = {
     "motion": {"jax", "flax", "torch", "tensorflow_datasets"},
     "evaluation": {"jax", "flax", "torch", "cv2", "tensorflow_datasets"},
     "datasets": {"jax", "flax", "torch", "tensorflow"},
+    "torch_bridge": {"cv2", "dlib", "tensorflow_datasets", "tensorflow", "orbax"},
     "training": {"torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"},
 }
 

@@ -6,6 +6,9 @@ papers' and the release's facts; the blocks can be imported and used on their ow
 
 At the published size (28 px, patch 7, 3 hierarchies) every block holds a single token, so the
 softmax is identically 1 and attention reduces to `out(v)`: see `LocalAttention`.
+
+With `mutable=["intermediates"]` the values between the layers (`positioned`, `attended`,
+`activated`) can be had as well; else they cost nothing.
 """
 
 from __future__ import annotations
@@ -143,6 +146,7 @@ class LocalAttention(nn.Module):
             weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
             attended = jnp.einsum("...hnm,...mhd->...nhd", weights, value)
         attended = attended.reshape(*x.shape[:-1], inner)
+        self.sow("intermediates", "attended", attended)
         out = Dense(width, self.dtype, name="out")(attended)
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
@@ -167,6 +171,7 @@ class FeedForward(nn.Module):
         hidden = width * self.mult
         x = Dense(hidden, self.dtype, name="fc1")(x)
         x = gelu(x)
+        self.sow("intermediates", "activated", x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = Dense(width, self.dtype, name="fc2")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -236,6 +241,7 @@ class Hierarchy(nn.Module):
         tokens = x.shape[-2]
         pos_emb = self.param("pos_emb", nn.initializers.normal(1.0), (tokens,))
         x = x + pos_emb.astype(x.dtype).reshape(1, 1, tokens, 1)
+        self.sow("intermediates", "positioned", x)
         for index in range(self.repeats):
             x = TransformerBlock(
                 self.heads, self.mlp_mult, self.dropout, self.dtype, name=f"block_{index}"

@@ -193,6 +193,10 @@ def _check_shapes(folder: Path, stored: Any, expected: Any) -> None:
 
 
 def _where_folds_are(folder: Path) -> str:
+    if folder.parent.name == "checkpoints" and not folder.exists():
+        names = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+        if names:
+            return f"{folder.parent} has {', '.join(names)}."
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     found = sorted(p.parent for p in inside.glob("*/config.json")) if inside.is_dir() else []
     if found:

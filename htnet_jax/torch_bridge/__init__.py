@@ -1,0 +1,24 @@
+"""The same networks in PyTorch: conversion of checkpoints both ways, and parity checks.
+
+The only folder that imports torch: `pip install -e .[torch]`.
+"""
+
+from htnet_jax.errors import UserError
+
+try:
+    import einops  # noqa: F401
+    import safetensors  # noqa: F401
+    import torch  # noqa: F401
+except ImportError as error:
+    raise UserError(
+        f"{error.name} is not installed; the PyTorch bridge needs the extra `torch`:\n"
+        "  pip install --constraint constraints.txt -e .[torch]"
+    ) from error
+
+from htnet_jax.torch_bridge import htnet
+from htnet_jax.torch_bridge.tables import Bridge, Rule
+
+# `config.model.name` -> how that network crosses; a new network is added here.
+BRIDGES = {"HTNet": htnet.BRIDGE}
+
+__all__ = ["BRIDGES", "Bridge", "Rule"]

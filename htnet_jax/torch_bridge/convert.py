@@ -1,0 +1,239 @@
+"""Flax variables <-> PyTorch `state_dict`, driven by a model's table of names.
+
+Every array is only transposed and reshaped, so a round trip is bit-exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import einops
+import jax
+import numpy as np
+import torch
+from flax import traverse_util
+
+from htnet_jax.errors import UserError
+from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape, match, translate
+
+# Under these keys training scripts keep the state_dict in their checkpoints.
+NESTED_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+)
+# What DataParallel, Lightning and torch.compile put before every name.
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+
+
+def to_state_dict(variables: Mapping[str, Any], table: Sequence[Rule]) -> dict[str, torch.Tensor]:
+    """Flax variables as a `state_dict`.
+
+    Args:
+        variables: `{"params": ..., ...}`, arrays of any dtype that PyTorch knows.
+        table: The model's table.
+
+    Returns:
+        Contiguous tensors of the same dtypes that share no memory with `variables`.
+
+    Raises:
+        UserError: Arrays that no line of the table names, all of them.
+    """
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    pairs = _pairs(flat, table)
+    return {
+        pairs[path][0]: torch.from_numpy(
+            np.array(einops.rearrange(np.asarray(array), pairs[path][1].axes), order="C")
+        )
+        for path, array in flat.items()
+    }
+
+
+def from_state_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    table: Sequence[Rule],
+    expected: Mapping[str, Any],
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """A `state_dict` as Flax variables.
+
+    Args:
+        state_dict: All entries and no others, without prefixes (see `clean`).
+        table: The model's table.
+        expected: The variables' nested dict with shapes, as `jax.eval_shape` of `module.init`
+            gives.
+        dtype: Type of the result; bit-exact for tensors of that type.
+
+    Returns:
+        Nested dict of NumPy arrays that share no memory with `state_dict`.
+
+    Raises:
+        UserError: Missing, unknown and misshapen entries, all together, names side by side.
+    """
+    shapes = {
+        path: tuple(leaf.shape)
+        for path, leaf in traverse_util.flatten_dict(expected, sep="/").items()
+    }
+    pairs = _pairs(shapes, table)
+    wanted = {name: _torch_shape(shapes[path], rule) for path, (name, rule) in pairs.items()}
+    _compare(wanted, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+    flat = {
+        path: np.array(
+            einops.rearrange(_numpy(state_dict[name], dtype), rule.axes_to_flax), order="C"
+        )
+        for path, (name, rule) in pairs.items()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def expected_variables(module: Any, channels: int) -> dict[str, Any]:
+    """Shapes and dtypes of a module's variables, without computing any."""
+    size = module.image_size
+    x = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+
+
+def infer_sizes(
+    state_dict: Mapping[str, torch.Tensor],
+    bridge: Bridge,
+    known: Mapping[str, Any],
+    channels: int,
+) -> dict[str, Any]:
+    """The attributes of the Flax module that a `state_dict` belongs to; see `Bridge.sizes`.
+
+    Raises:
+        UserError: Names that are not the model's, all of them; or shapes that contradict each
+            other or `known`.
+    """
+    unknown = [
+        name for name in state_dict if all(match(rule.torch, name) is None for rule in bridge.table)
+    ]
+    unused = [
+        rule.torch
+        for rule in bridge.table
+        if all(match(rule.torch, name) is None for name in state_dict)
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    if unknown:
+        # A network of one level leaves lines of the table unused, so those alone are no mistake.
+        raise UserError(_report(unused, [_entry(name, shapes[name]) for name in unknown], []))
+    return bridge.sizes(shapes, known, channels)
+
+
+def clean(loaded: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The bare `state_dict` of what a `.pth` file holds.
+
+    Args:
+        loaded: A state_dict, or a training checkpoint that holds one under one of `NESTED_KEYS`;
+            names may all begin with one of `PREFIXES`.
+
+    Returns:
+        `(state_dict, notes)`; a note says what was left out or taken away.
+
+    Raises:
+        UserError: No state_dict found; lists the keys that there are.
+    """
+    notes = []
+    state_dict: Mapping[str, Any] = loaded
+    while not _is_state_dict(state_dict):
+        key = next((k for k in NESTED_KEYS if isinstance(state_dict.get(k), Mapping)), None)
+        if key is None:
+            keys = ", ".join(repr(key) for key in state_dict) or "nothing"
+            raise UserError(
+                f"no state_dict found; there is {keys}. It must be the whole file or stand under "
+                f"one of {', '.join(NESTED_KEYS)}."
+            )
+        others = [repr(other) for other in state_dict if other != key]
+        left_out = f"; left out: {', '.join(others)}" if others else ""
+        notes.append(f"the state_dict stands under {key!r}{left_out}")
+        state_dict = state_dict[key]
+    found = dict(state_dict)
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in found)), None):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        notes.append(f"the prefix {prefix!r} was taken off every name")
+    return found, notes
+
+
+def non_finite(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """How many NaN or infinite values each entry has; entries without any are left out."""
+    counts = {
+        name: int((~torch.isfinite(tensor)).sum())
+        for name, tensor in state_dict.items()
+        if tensor.is_floating_point()
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _is_state_dict(value: Mapping[str, Any]) -> bool:
+    return bool(value) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def _pairs(paths: Iterable[str], table: Sequence[Rule]) -> dict[str, tuple[str, Rule]]:
+    """The state_dict name and the rule of every Flax path."""
+    pairs, unknown = {}, []
+    for path in paths:
+        found = [(name, rule) for rule in table if (name := translate(path, rule.flax, rule.torch))]
+        if found:
+            pairs[path] = found[0]
+        else:
+            unknown.append(path)
+    if unknown:
+        raise UserError(
+            "the table of names has no line for these Flax arrays:\n  " + "\n  ".join(unknown)
+        )
+    return pairs
+
+
+def _torch_shape(shape: Shape, rule: Rule) -> Shape:
+    return tuple(einops.rearrange(torch.empty(shape, device="meta"), rule.axes).shape)
+
+
+def _numpy(tensor: torch.Tensor, dtype: Any) -> np.ndarray:
+    # bfloat16 has no NumPy type; float64 holds every value of the other types.
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.to(torch.float32)
+    return tensor.numpy().astype(dtype)
+
+
+def _compare(wanted: Mapping[str, Shape], have: Mapping[str, Shape]) -> None:
+    missing = [_entry(name, wanted[name]) for name in wanted if name not in have]
+    unknown = [_entry(name, have[name]) for name in have if name not in wanted]
+    misshapen = [
+        (_entry(name, shape), str(have[name]))
+        for name, shape in wanted.items()
+        if have.get(name, shape) != shape
+    ]
+    if missing or unknown or misshapen:
+        raise UserError(_report(missing, unknown, misshapen))
+
+
+def _entry(name: str, shape: Shape) -> str:
+    return f"{name} {shape}"
+
+
+def _report(
+    missing: Sequence[str], unknown: Sequence[str], misshapen: Sequence[tuple[str, str]]
+) -> str:
+    """What does not fit, expected and found side by side."""
+    rows = [*misshapen, *itertools.zip_longest(missing, unknown, fillvalue="")]
+    width = max(len(left) for left, _ in [*rows, ("expected", "")])
+    lines = [f"  {left:{width}} | {right}".rstrip() for left, right in rows]
+    return "\n".join(
+        [
+            f"the state_dict does not fit: {len(missing)} missing, {len(unknown)} unknown, "
+            f"{len(misshapen)} misshapen",
+            f"  {'expected':{width}} | in the file",
+            *lines,
+            "Convert a state_dict of this network, or give the --config that belongs to it.",
+        ]
+    )

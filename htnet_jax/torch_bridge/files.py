@@ -1,0 +1,152 @@
+"""`.safetensors` and `.pth` files of a `state_dict`, read without running any code in them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.torch_bridge import convert
+
+SAFETENSORS = ".safetensors"
+TORCH = (".pth", ".pt")
+
+
+class StateDictFile(NamedTuple):
+    """What `read` returns.
+
+    Attributes:
+        state_dict: Bare names; tensors on the CPU.
+        metadata: What a `.safetensors` file says of itself; empty for `.pth`.
+        notes: What was left out or taken away on reading, and what looks wrong.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    notes: list[str]
+
+
+def read(path: str | Path) -> StateDictFile:
+    """Reads a `.safetensors`, `.pth` or `.pt` file; never unpickles anything but tensors.
+
+    Raises:
+        UserError: The file is missing, truncated, of another kind, holds pickled objects, or no
+            state_dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == SAFETENSORS:
+        loaded, metadata = _read_safetensors(path)
+    elif path.suffix in TORCH:
+        loaded, metadata = _read_torch(path), {}
+    else:
+        raise UserError(_wrong_ending(path))
+    try:
+        if not isinstance(loaded, Mapping):
+            raise UserError(f"it holds a {type(loaded).__name__}, not a state_dict")
+        state_dict, notes = convert.clean(loaded)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for name, count in convert.non_finite(state_dict).items():
+        notes.append(f"warning: {name} has {count} values that are NaN or infinite")
+    others = sorted({str(t.dtype) for t in state_dict.values() if t.dtype != torch.float32})
+    if others:
+        notes.append(f"warning: {', '.join(others)} becomes float32")
+    return StateDictFile(state_dict, metadata, notes)
+
+
+def write(
+    path: str | Path,
+    state_dict: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a state_dict; the file appears complete or not at all.
+
+    Args:
+        path: Ends in `.safetensors`, `.pth` or `.pt`.
+        state_dict: Contiguous tensors on the CPU.
+        metadata: Kept in a `.safetensors` file only: a `.pth` file holds the bare state_dict, so
+            that `model.load_state_dict(torch.load(path))` works.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        UserError: The ending is unknown, the file exists, or it cannot be written.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    if path.suffix == SAFETENSORS:
+        data = safetensors.torch.save(dict(state_dict), dict(metadata))
+
+        def save(file: Any) -> None:
+            file.write(data)
+    else:
+
+        def save(file: Any) -> None:
+            torch.save(dict(state_dict), file)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save)
+    # torch reports a full disk as a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); choose another --output") from error
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuses an output of an unknown kind, or one that exists unless `overwrite`.
+
+    Raises:
+        UserError: With the remedy.
+    """
+    if path.suffix not in (SAFETENSORS, *TORCH):
+        raise UserError(_wrong_ending(path))
+    if path.exists() and not (overwrite and path.is_file()):
+        raise UserError(f"{path}: exists already; choose another --output, or add --overwrite")
+
+
+def _wrong_ending(path: Path) -> str:
+    return f"{path}: the name must end in {SAFETENSORS}, {' or '.join(TORCH)}"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({error}); copy it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a pickled {found[1]}" if found else "something that is no tensor, or is damaged"
+        raise UserError(
+            f"{path}: holds {what}. Unpickling runs code that the file brings along, so it is not "
+            "done here. If you trust the file, rewrite it where it comes from:\n"
+            "  torch.save(model.state_dict(), 'weights.pth')   # not torch.save(model, ...)"
+        ) from error
+    # What torch raises depends on where a file was cut.
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: truncated or not a PyTorch file ({_first_line(error)}); copy it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,0 +1,238 @@
+"""Runs a network in Flax and in PyTorch on the same inputs and weights, and compares all of it.
+
+Activations layer by layer, logits, loss, gradients, and losses and parameters along a number of
+optimizer steps; dropout is off throughout. In float64 two correct implementations agree to about
+twelve digits, so a real difference stands out; in float32 what is left is rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from htnet_jax.errors import UserError
+from htnet_jax.torch_bridge import convert
+from htnet_jax.torch_bridge.tables import Bridge
+from htnet_jax.torch_bridge.traces import Batch, Optimizer, Trace, flax_trace, torch_trace
+
+# What is compared, in this order. "parameter": values after the steps, "update": their movement.
+KINDS = (
+    "weight",
+    "activation",
+    "logits",
+    "loss",
+    "gradient",
+    "step loss",
+    "parameter",
+    "update",
+)
+
+# Largest relative difference that passes. float64: nine digits, of which rounding leaves twelve.
+# float32 (seven digits): sums of up to ten thousand terms through fifty layers may cost three;
+# along the steps Adam divides small gradients by their own size and so enlarges their rounding.
+TOLERANCES: dict[str, dict[str, float]] = {
+    "float64": dict.fromkeys(KINDS, 1e-9) | {"weight": 0.0},
+    "float32": {
+        "weight": 0.0,
+        "activation": 1e-4,
+        "logits": 1e-4,
+        "loss": 1e-4,
+        "gradient": 1e-4,
+        "step loss": 1e-3,
+        "parameter": 1e-2,
+        "update": 1e-2,
+    },
+}
+
+# A gradient up to this many eps times the network's largest gradient is zero but for rounding (the
+# last level's position scalars: a shift that the head's LN removes). It is measured against the
+# largest gradient, and what Adam makes of such a gradient is not compared.
+ROUNDING_EPS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One line of the table.
+
+    Attributes:
+        kind: One of `KINDS`.
+        name: Flax path, or a word.
+        absolute: Largest absolute difference.
+        relative: Divided by the largest value of the PyTorch side; for "update" the norm of the
+            difference divided by the norm of the movement.
+        tolerance: Largest `relative` that passes.
+    """
+
+    kind: str
+    name: str
+    absolute: float
+    relative: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance (never for NaN)."""
+        return self.relative <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All comparisons of one run.
+
+    Attributes:
+        dtype: "float32" or "float64".
+        rows: In order of computation.
+        losses: `(steps,)` of Flax and of PyTorch.
+    """
+
+    dtype: str
+    rows: tuple[Comparison, ...]
+    losses: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def first_difference(self) -> Comparison | None:
+        """The first comparison that failed: the earliest layer, if any layer failed."""
+        return next((row for row in self.rows if not row.passed), None)
+
+
+def run(
+    module: Any,
+    bridge: Bridge,
+    variables: Mapping[str, Any],
+    batches: Sequence[Batch],
+    *,
+    dtype: str = "float64",
+    optimizer: Optimizer | None = None,
+    steps: int = 20,
+    torch_model: torch.nn.Module | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Compares a Flax network with its PyTorch counterpart.
+
+    Args:
+        module: Flax module; it is run in `dtype`, with `train=False`.
+        bridge: Its bridge.
+        variables: Its variables.
+        batches: `(x, labels)`: `(B, H, W, C)` and `(B,)` integers. Layers and gradients are
+            compared on the first; the steps go through all, again and again.
+        dtype: "float32" or "float64".
+        optimizer: Default: Adam as the release uses it.
+        steps: Optimizer steps.
+        torch_model: The PyTorch side with weights of its own; default: converted from `variables`.
+        on_progress: Called with a word before each part of the work.
+
+    Raises:
+        UserError: No batch, an unknown dtype, or weights that cannot be converted.
+    """
+    if dtype not in TOLERANCES:
+        raise UserError(f"dtype={dtype!r} is unknown; use {' or '.join(TOLERANCES)}")
+    if not batches:
+        raise UserError("no batch to compare on")
+    optimizer = optimizer or Optimizer()
+    say = on_progress or (lambda text: None)
+    channels = batches[0][0].shape[-1]
+    variables = jax.tree.map(lambda a: np.asarray(a, dtype), dict(variables))
+    if torch_model is None:
+        torch_model = bridge.build(module, channels)
+        torch_model.load_state_dict(convert.to_state_dict(variables, bridge.table), strict=True)
+    batches = [(np.asarray(x, dtype), np.asarray(labels)) for x, labels in batches]
+    with jax.enable_x64(dtype == "float64"):
+        ours = flax_trace(
+            module.clone(dtype=dtype), bridge, variables, batches, optimizer, steps, say
+        )
+    theirs = torch_trace(torch_model, bridge, variables, batches, optimizer, steps, say)
+    return compare(ours, theirs, dtype)
+
+
+def compare(ours: Trace, theirs: Trace, dtype: str) -> Report:
+    """All differences between two traces, in order of computation.
+
+    Args:
+        ours: The Flax side.
+        theirs: The PyTorch side, which the differences are relative to.
+        dtype: "float32" or "float64"; names the tolerances.
+    """
+    tolerances = TOLERANCES[dtype]
+    rows = []
+
+    def add(kind: str, name: str, a: Any, b: Any, floor: float = 0.0) -> None:
+        rows.append(Comparison(kind, name, *_difference(a, b, floor), tolerances[kind]))
+
+    for name, start in theirs.start.items():
+        add("weight", name, ours.start[name], start)
+    # The order in which PyTorch ran the layers; a layer that one side lacks is a difference.
+    for name in [
+        *theirs.activations,
+        *(n for n in ours.activations if n not in theirs.activations),
+    ]:
+        add("activation", name, ours.activations.get(name), theirs.activations.get(name))
+    add("logits", "logits", ours.logits, theirs.logits)
+    add("loss", "cross-entropy", ours.losses[:1], theirs.losses[:1])
+    largest = max(_size(gradient) for gradient in theirs.gradients.values())
+    limit = ROUNDING_EPS * np.finfo(dtype).eps * largest
+    rounding = {
+        name
+        for name, gradient in theirs.gradients.items()
+        if max(_size(gradient), _size(ours.gradients[name])) <= limit
+    }
+    for name, gradient in theirs.gradients.items():
+        floor = largest if name in rounding else 0.0
+        add("gradient", name, ours.gradients[name], gradient, floor)
+    for step, losses in enumerate(zip(ours.losses[1:], theirs.losses[1:], strict=True), 2):
+        add("step loss", f"step {step}", *losses)
+    if len(theirs.losses) > 1:
+        for name, values in theirs.parameters.items():
+            add("parameter", name, ours.parameters[name], values)
+        for name in (name for name in theirs.gradients if name not in rounding):
+            moved = (trace.parameters[name] - trace.start[name] for trace in (ours, theirs))
+            rows.append(Comparison("update", name, *_norm_difference(*moved), tolerances["update"]))
+    return Report(dtype, tuple(rows), (ours.losses, theirs.losses))
+
+
+def random_variables(module: Any, bridge: Bridge, channels: int, seed: int) -> dict[str, Any]:
+    """Random variables for a check, float32: PyTorch's initial ones, with no gain 1 and no bias 0.
+
+    Drawn without compiling anything, so quicker than `module.init`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state_dict = bridge.build(module, channels).state_dict()
+        for tensor in state_dict.values():
+            if tensor.squeeze().ndim == 1:
+                tensor.add_(0.1 * torch.randn(tensor.shape))
+    expected = convert.expected_variables(module, channels)
+    return convert.from_state_dict(state_dict, bridge.table, expected)
+
+
+def _size(array: np.ndarray) -> float:
+    return float(np.abs(array).max(initial=0))
+
+
+def _difference(a: Any, b: Any, floor: float) -> tuple[float, float]:
+    """Largest absolute difference, and that divided by the largest of `b` (at least `floor`)."""
+    if a is None or b is None or np.shape(a) != np.shape(b):
+        return float("inf"), float("inf")
+    absolute = _size(np.asarray(a) - b)
+    scale = max(_size(b), floor)
+    return absolute, _ratio(absolute, scale)
+
+
+def _norm_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    absolute, scale = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    return _size(a - b), _ratio(absolute, scale)
+
+
+def _ratio(difference: float, scale: float) -> float:
+    if not scale:
+        return float("inf") if difference else 0.0
+    return difference / scale

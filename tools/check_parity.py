@@ -1,0 +1,197 @@
+"""Checks, layer by layer, that a network computes and learns the same in Flax and in PyTorch.
+
+  python tools/check_parity.py                                   # random weights, published size
+  python tools/check_parity.py --config=configs/demo.py --config.model.image_size=56
+  python tools/check_parity.py --flax=RUN/checkpoints/SUBJECT --torch=FILE.pth
+
+Prints the largest differences of every layer's activations, the logits, the loss, every parameter's
+gradient, and the parameters after a number of optimizer steps, each against its tolerance. Exit
+status 0: all agree; 1: something differs (the first is named); 2: the input is wrong. Dropout is
+off throughout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from htnet_jax.errors import UserError, run_command
+from htnet_jax.training.config_flags import parser_for
+
+if TYPE_CHECKING:
+    from htnet_jax.torch_bridge.parity import Report
+    from htnet_jax.torch_bridge.traces import Batch
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(Path(__file__).parents[1] / "configs" / "megc2019_htnet.py"),
+    "Network, learning rate and data set; keys can be overridden.",
+)
+_FLAX = flags.DEFINE_string(
+    "flax", None, "Checkpoint folder of one fold; its own config is used. Default: random weights."
+)
+_TORCH = flags.DEFINE_string(
+    "torch", None, "PyTorch file with weights of its own. Default: converted from the Flax side."
+)
+_DTYPE = flags.DEFINE_list("dtype", "float64,float32", "Types to compute in.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Optimizer steps.", lower_bound=0)
+_OPTIMIZER = flags.DEFINE_enum("optimizer", "adam", ["adam", "adamw"], "Optimizer.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Default: the config's.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "For adamw; PyTorch's default.")
+_DATA = flags.DEFINE_enum(
+    "data",
+    "random",
+    ["random", "dataset"],
+    "random: pixels in 0..255 and labels drawn from --seed; dataset: the config's data set.",
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips a step.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of random weights and inputs.")
+_WORST = flags.DEFINE_bool("worst", False, "Print only the worst comparison of each kind.")
+_LOSSES = flags.DEFINE_bool("losses", False, "Print the loss before every step, side by side.")
+_JSON = flags.DEFINE_string("json", None, "File to write all figures to; '-' prints them instead.")
+_PLOT = flags.DEFINE_string("plot", None, "PNG file to draw the losses over the steps to.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the comparison that the flags describe; returns the exit status."""
+    if len(argv) > 1:
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
+        )
+    from htnet_jax.torch_bridge import BRIDGES, parity, traces
+
+    for dtype in _DTYPE.value:
+        if dtype not in parity.TOLERANCES:
+            raise UserError(f"--dtype={dtype} is unknown; use {' or '.join(parity.TOLERANCES)}")
+    module, variables, config = _flax_side(_CONFIG.value)
+    bridge = BRIDGES[config.model.name]
+    batches = _batches(config)
+    channels = batches[0][0].shape[-1]
+    if variables is None:
+        variables = parity.random_variables(module, bridge, channels, _SEED.value)
+    torch_model = _torch_side(module, bridge, channels)
+    optimizer = traces.Optimizer(
+        _OPTIMIZER.value, _LEARNING_RATE.value or config.learning_rate, _WEIGHT_DECAY.value
+    )
+    reports = []
+    with tqdm(total=len(_DTYPE.value) * (4 + 2 * _STEPS.value), mininterval=1) as bar:
+        for dtype in _DTYPE.value:
+
+            def say(text: str, dtype: str = dtype) -> None:
+                bar.set_description(f"{dtype} {text}", refresh=False)
+                bar.update()
+
+            reports.append(
+                parity.run(
+                    module,
+                    bridge,
+                    variables,
+                    batches,
+                    dtype=dtype,
+                    optimizer=optimizer,
+                    steps=_STEPS.value,
+                    torch_model=torch_model,
+                    on_progress=say,
+                )
+            )
+    _write(reports, config)
+    return 0 if all(report.passed for report in reports) else 1
+
+
+def _flax_side(config: ConfigDict) -> tuple[Any, Any, ConfigDict]:
+    """`(module, variables, config)`; variables are None for random weights."""
+    import htnet_jax
+    from htnet_jax.training.checkpoints import build_module
+
+    if _FLAX.value:
+        return htnet_jax.load(_FLAX.value)
+    return build_module(config.model), None, config
+
+
+def _torch_side(module: Any, bridge: Any, channels: int) -> Any:
+    """The PyTorch network with the weights of `--torch`, or None."""
+    if not _TORCH.value:
+        return None
+    from htnet_jax.torch_bridge import convert, files
+
+    read = files.read(_TORCH.value)
+    for note in read.notes:
+        print(f"{_TORCH.value}: {note}", file=sys.stderr)
+    try:
+        # Names and shapes are compared here, so that all that is wrong is said at once.
+        convert.from_state_dict(
+            read.state_dict, bridge.table, convert.expected_variables(module, channels)
+        )
+    except UserError as error:
+        raise UserError(f"{_TORCH.value}: {error}") from error
+    model = bridge.build(module, channels)
+    model.load_state_dict(read.state_dict, strict=True)
+    return model
+
+
+def _batches(config: ConfigDict) -> list[Batch]:
+    """Batches in file order, as many as there are steps at most."""
+    names = [name.strip() for name in config.dataset.channels.split(",")]
+    size, count = config.model.image_size, max(1, _STEPS.value)
+    if _DATA.value == "random":
+        rng = np.random.default_rng(_SEED.value)
+        shape = (_BATCH_SIZE.value, size, size, len(names))
+        return [
+            (
+                rng.uniform(0, 255, shape).astype(np.float32),
+                rng.integers(0, config.model.num_classes, _BATCH_SIZE.value),
+            )
+            for _ in range(count)
+        ]
+    from htnet_jax.datasets import loading
+
+    arrays = loading.load(
+        config.dataset.name,
+        config=config.dataset.config,
+        data_dir=config.dataset.data_dir,
+        manual_dir=config.dataset.manual_dir,
+    )
+    inputs = loading.network_inputs(
+        arrays, layout=config.dataset.layout, channels=names, scaling=config.dataset.scaling
+    )
+    if inputs.shape[1] != size:
+        raise UserError(
+            f"the clips of {arrays.name} are {inputs.shape[1]} px wide; "
+            f"set --config.model.image_size={inputs.shape[1]} or use --data=random"
+        )
+    starts = range(0, len(inputs), _BATCH_SIZE.value)
+    cut = [slice(start, start + _BATCH_SIZE.value) for start in starts][:count]
+    return [(inputs[rows], arrays.labels[rows]) for rows in cut]
+
+
+def _write(reports: Sequence[Report], config: ConfigDict) -> None:
+    from htnet_jax.evaluation.files import write_atomically
+    from htnet_jax.torch_bridge import parity_report
+
+    text = json.dumps(parity_report.as_json(reports), indent=2) + "\n"
+    if _JSON.value == "-":
+        print(text, end="")
+    else:
+        for report in reports:
+            print(parity_report.table(report, worst_only=_WORST.value))
+            if _LOSSES.value:
+                print(parity_report.loss_table(report))
+        if _JSON.value:
+            write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
+            print(f"Written: {_JSON.value}")
+    if _PLOT.value:
+        title = f"{config.model.name}, dim {config.model.dim}, {_OPTIMIZER.value}, {_DATA.value}"
+        parity_report.plot_losses(reports, Path(_PLOT.value), title)
+        print(f"Written: {_PLOT.value}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main, flags_parser=parser_for(_CONFIG))

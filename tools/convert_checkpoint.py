@@ -1,0 +1,175 @@
+"""Converts the checkpoint of one fold to PyTorch, or a PyTorch file to a checkpoint.
+
+  python tools/convert_checkpoint.py to-torch --workdir=RUN --fold=SUBJECT --output=FILE
+  python tools/convert_checkpoint.py from-torch --input=FILE [--config=CONFIG] --output=DIR
+
+Files end in .safetensors (keeps the run's settings) or .pth (a bare state_dict that
+`model.load_state_dict(torch.load(FILE, weights_only=True))` takes, as the paper's release writes
+them). `htnet_jax.load(DIR)` opens the result of from-torch. The sizes of the network are read from
+the shapes; `heads` is not determined by them and comes from --heads, --config, the .safetensors
+file, or is the release's 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from htnet_jax.errors import UserError, run_command
+from htnet_jax.training.config import default_config
+from htnet_jax.training.config_flags import parser_for
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "from-torch: the settings to keep with the checkpoint; its sizes must fit."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "to-torch: folder of a run.")
+_FOLD = flags.DEFINE_string("fold", None, "to-torch: the left-out subject.")
+_INPUT = flags.DEFINE_string("input", None, "from-torch: .safetensors, .pth or .pt file.")
+_OUTPUT = flags.DEFINE_string("output", None, "File (to-torch) or folder (from-torch) to write.")
+_HEADS = flags.DEFINE_integer("heads", None, "from-torch: attention heads at the bottom level.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+
+# Keys in a .safetensors file's metadata.
+CONFIG_KEY, FOLD_KEY = "htnet_jax.config", "htnet_jax.fold"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command that the first argument names."""
+    commands = {"to-torch": to_torch, "from-torch": from_torch}
+    if len(argv) != 2 or argv[1] not in commands:
+        raise UserError(
+            "give one command:\n"
+            "  to-torch   --workdir=RUN --fold=SUBJECT --output=FILE.safetensors\n"
+            "  from-torch --input=FILE.pth --output=DIR"
+        )
+    commands[argv[1]]()
+
+
+def to_torch() -> None:
+    """Writes one fold's parameters as a PyTorch file."""
+    _require(workdir=_WORKDIR.value, fold=_FOLD.value, output=_OUTPUT.value)
+    import htnet_jax
+    from htnet_jax.torch_bridge import convert, files
+    from htnet_jax.training.checkpoints import fold_folder
+
+    output = Path(_OUTPUT.value)
+    files.check_output(output, overwrite=_OVERWRITE.value)
+    folder = fold_folder(Path(_WORKDIR.value).expanduser(), _FOLD.value)
+    _, variables, config = htnet_jax.load(folder)
+    state_dict = convert.to_state_dict(variables, _bridge(config).table)
+    for name, count in convert.non_finite(state_dict).items():
+        print(f"warning: {name} has {count} values that are NaN or infinite")
+    metadata = {"format": "pt", CONFIG_KEY: config.to_json(), FOLD_KEY: _FOLD.value}
+    files.write(output, state_dict, metadata, overwrite=_OVERWRITE.value)
+    print(f"Written: {output} ({_count(state_dict)})")
+    size = config.model.image_size
+    print(f"  input: (B, {len(_channels(config))}, {size}, {size}), {_input(config)}")
+    if output.suffix in files.TORCH:
+        print("  a .pth file holds no settings: to convert it back, give --config")
+
+
+def from_torch() -> None:
+    """Writes a PyTorch file as a checkpoint that `htnet_jax.load` opens."""
+    _require(input=_INPUT.value, output=_OUTPUT.value)
+    output = Path(_OUTPUT.value)
+    _check_folder(output)
+    from htnet_jax.torch_bridge import convert, files
+    from htnet_jax.training.checkpoints import build_module, save_fold
+
+    file = files.read(_INPUT.value)
+    for note in file.notes:
+        print(f"{_INPUT.value}: {note}")
+    config, origin = _settings(file.metadata)
+    channels = len(_channels(config))
+    known: dict[str, Any] = dict(config.model) if origin else {}
+    if _HEADS.value is not None:
+        known["heads"] = _HEADS.value
+    try:
+        bridge = _bridge(config)
+        sizes = convert.infer_sizes(file.state_dict, bridge, known, channels)
+        config.model.update(sizes)
+        module = build_module(config.model)
+        expected = convert.expected_variables(module, channels)
+        variables = convert.from_state_dict(file.state_dict, bridge.table, expected)
+    except UserError as error:
+        raise UserError(f"{_INPUT.value}: {error}") from error
+    with config.unlocked():
+        config.converted_from = Path(_INPUT.value).name
+    save_fold(output, variables["params"], json.loads(config.to_json()))
+    print(f"Written: {output} ({_count(file.state_dict)})")
+    print("  " + ", ".join(f"{name}={value}" for name, value in sizes.items()))
+    assumed = "" if origin else "; assumed, as in the release: --config says otherwise"
+    print(f"  input: {_input(config)}{assumed}")
+    if "heads" in sizes and "heads" not in known:
+        print(
+            f"  heads={sizes['heads']} is assumed, as in the release: shapes do not determine it; "
+            "--heads=N sets it"
+        )
+
+
+def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
+    """The settings to keep, and where they come from ("" for the defaults)."""
+    if _CONFIG.value is not None:
+        return ConfigDict(_CONFIG.value), "--config"
+    if CONFIG_KEY in metadata:
+        config = default_config()
+        try:
+            stored = ConfigDict(json.loads(metadata[CONFIG_KEY]))
+            with config.unlocked():
+                config.update(stored)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{_INPUT.value}: its metadata {CONFIG_KEY} is no run's config ({error}); "
+                "give --config"
+            ) from error
+        return config, "the file"
+    return default_config(), ""
+
+
+def _bridge(config: ConfigDict) -> Any:
+    from htnet_jax.torch_bridge import BRIDGES
+
+    name = config.model.name
+    if name not in BRIDGES:
+        raise UserError(f"{name} has no PyTorch bridge; there is one for {', '.join(BRIDGES)}")
+    return BRIDGES[name]
+
+
+def _channels(config: ConfigDict) -> list[str]:
+    return config.dataset.channels.split(",")
+
+
+def _input(config: ConfigDict) -> str:
+    dataset = config.dataset
+    return f"channels {dataset.channels}, mosaic {dataset.layout}, scaling {dataset.scaling}"
+
+
+def _check_folder(folder: Path) -> None:
+    """Only an empty folder or, with --overwrite, a checkpoint may be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    is_checkpoint = (folder / "variables").is_dir() and (folder / "config.json").is_file()
+    if not is_checkpoint:
+        raise UserError(f"{folder}: exists and is no checkpoint; choose another --output")
+    if not _OVERWRITE.value:
+        raise UserError(f"{folder}: exists already; choose another --output, or add --overwrite")
+
+
+def _require(**values: str | None) -> None:
+    missing = [f"--{name}" for name, value in values.items() if not value]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; see --help")
+
+
+def _count(state_dict: Mapping[str, Any]) -> str:
+    total = sum(tensor.numel() for tensor in state_dict.values())
+    return f"{len(state_dict)} arrays, {total:,} values"
+
+
+if __name__ == "__main__":
+    run_command(main, flags_parser=parser_for(_CONFIG))
