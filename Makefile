@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	@echo "Open runs/demo/report.html in a browser."
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

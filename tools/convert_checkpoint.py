@@ -57,7 +57,7 @@ def to_torch() -> None:
     from htnet_jax.torch_bridge import convert, files
     from htnet_jax.training.checkpoints import fold_folder
 
-    output = Path(_OUTPUT.value)
+    output = Path(_OUTPUT.value).expanduser()
     files.check_output(output, overwrite=_OVERWRITE.value)
     folder = fold_folder(Path(_WORKDIR.value).expanduser(), _FOLD.value)
     _, variables, config = htnet_jax.load(folder)
@@ -76,14 +76,14 @@ def to_torch() -> None:
 def from_torch() -> None:
     """Writes a PyTorch file as a checkpoint that `htnet_jax.load` opens."""
     _require(input=_INPUT.value, output=_OUTPUT.value)
-    output = Path(_OUTPUT.value)
+    output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
     _check_folder(output)
     from htnet_jax.torch_bridge import convert, files
     from htnet_jax.training.checkpoints import build_module, save_fold
 
-    file = files.read(_INPUT.value)
+    file = files.read(source)
     for note in file.notes:
-        print(f"{_INPUT.value}: {note}")
+        print(f"{source}: {note}")
     config, origin = _settings(file.metadata)
     channels = len(_channels(config))
     known: dict[str, Any] = dict(config.model) if origin else {}
@@ -97,9 +97,9 @@ def from_torch() -> None:
         expected = convert.expected_variables(module, channels)
         variables = convert.from_state_dict(file.state_dict, bridge.table, expected)
     except UserError as error:
-        raise UserError(f"{_INPUT.value}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
     with config.unlocked():
-        config.converted_from = Path(_INPUT.value).name
+        config.converted_from = source.name
     save_fold(output, variables["params"], json.loads(config.to_json()))
     print(f"Written: {output} ({_count(file.state_dict)})")
     print("  " + ", ".join(f"{name}={value}" for name, value in sizes.items()))
@@ -115,6 +115,7 @@ def from_torch() -> None:
 def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
     """The settings to keep, and where they come from ("" for the defaults)."""
     if _CONFIG.value is not None:
+        _check_config(_CONFIG.value)
         return ConfigDict(_CONFIG.value), "--config"
     if CONFIG_KEY in metadata:
         config = default_config()
@@ -122,13 +123,20 @@ def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
             stored = ConfigDict(json.loads(metadata[CONFIG_KEY]))
             with config.unlocked():
                 config.update(stored)
-        except (ValueError, TypeError, KeyError) as error:
+            _check_config(config)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{_INPUT.value}: its metadata {CONFIG_KEY} is no run's config ({error}); "
                 "give --config"
             ) from error
         return config, "the file"
     return default_config(), ""
+
+
+def _check_config(config: ConfigDict) -> None:
+    for key in ("model", "dataset"):
+        if not isinstance(config.get(key), ConfigDict):
+            raise UserError(f"the config has no {key}; begin with training.config.default_config()")
 
 
 def _bridge(config: ConfigDict) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +13,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from htnet_jax.errors import UserError
+from htnet_jax.errors import Problems, UserError
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.torch_bridge import convert
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pth", ".pt")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class StateDictFile(NamedTuple):
@@ -57,6 +58,7 @@ def read(path: str | Path) -> StateDictFile:
         state_dict, notes = convert.clean(loaded)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    _check_types(path, state_dict)
     for name, count in convert.non_finite(state_dict).items():
         notes.append(f"warning: {name} has {count} values that are NaN or infinite")
     others = sorted({str(t.dtype) for t in state_dict.values() if t.dtype != torch.float32})
@@ -116,6 +118,14 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: exists already; choose another --output, or add --overwrite")
 
 
+def _check_types(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
+    problems = Problems(str(path))
+    for name, tensor in state_dict.items():
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+            problems.add(name, f"{tensor.dtype}, {tensor.layout}")
+    problems.raise_if_any("Only dense floating-point tensors can be converted.")
+
+
 def _wrong_ending(path: Path) -> str:
     return f"{path}: the name must end in {SAFETENSORS}, {' or '.join(TORCH)}"
 
@@ -132,7 +142,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Its warnings about odd pickles would stand before our message.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a pickled {found[1]}" if found else "something that is no tensor, or is damaged"
@@ -141,8 +153,7 @@ def _read_torch(path: Path) -> Any:
             "done here. If you trust the file, rewrite it where it comes from:\n"
             "  torch.save(model.state_dict(), 'weights.pth')   # not torch.save(model, ...)"
         ) from error
-    # What torch raises depends on where a file was cut.
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what torch raises depends on where a file was cut or changed
         raise UserError(
             f"{path}: truncated or not a PyTorch file ({_first_line(error)}); copy it again"
         ) from error

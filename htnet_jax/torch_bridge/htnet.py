@@ -408,6 +408,8 @@ def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) ->
     for name, rank in needed.items():
         if len(shapes.get(name, ())) != rank:
             problems.add(name, f"shape {shapes.get(name, 'missing')}, expected {rank} axes")
+        elif 0 in shapes[name]:
+            problems.add(name, f"shape {shapes[name]}: an axis of length 0")
     if problems:
         return {}
     dim, patch_vector = shapes["to_patch_embedding.1.weight"][:2]

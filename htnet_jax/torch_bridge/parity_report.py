@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.torch_bridge.parity import KINDS, Comparison, Report
@@ -15,8 +17,9 @@ from htnet_jax.torch_bridge.parity import KINDS, Comparison, Report
 def table(report: Report, *, worst_only: bool = False) -> str:
     """Every comparison, or the worst of each kind, and the verdict; for a console."""
     rows = _worst(report.rows) if worst_only else report.rows
-    width = max(len(row.name) for row in rows)
-    header = f"{'':4} {'kind':10} {'layer or parameter':{width}} {'absolute':>9} {'relative':>9}"
+    title = "layer or parameter"
+    width = max(len(title), *(len(row.name) for row in rows))
+    header = f"{'':4} {'kind':10} {title:{width}} {'absolute':>9} {'relative':>9}"
     lines = [f"{report.dtype}", f"{header} {'tolerance':>9}"]
     for row in rows:
         lines.append(
@@ -99,7 +102,10 @@ def plot_losses(reports: Sequence[Report], path: Path, title: str) -> None:
         steps = range(1, len(ours) + 1)
         top.plot(steps, ours, color=colour, linewidth=4, alpha=0.35, label=f"Flax {report.dtype}")
         top.plot(steps, theirs, "--", color=colour, linewidth=1.2, label=f"PyTorch {report.dtype}")
-        bottom.semilogy(steps, abs(ours - theirs) / abs(theirs), ".-", color=colour)
+        # A logarithmic axis has no zero: equal losses are drawn at a tenth of eps.
+        least = np.finfo(report.dtype).eps / 10
+        relative = np.maximum(abs(ours - theirs) / abs(theirs), least)
+        bottom.semilogy(steps, relative, ".-", color=colour)
     top.set(title=title, ylabel="cross-entropy")
     top.legend()
     bottom.set(xlabel="optimizer step", ylabel="relative difference")
@@ -107,15 +113,18 @@ def plot_losses(reports: Sequence[Report], path: Path, title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
-    plt.close(figure)
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    finally:
+        plt.close(figure)
 
 
 def _worst(rows: Sequence[Comparison]) -> list[Comparison]:
     """Of each kind the comparison that comes nearest to its tolerance, or exceeds it most."""
 
-    def badness(row: Comparison) -> float:
-        return row.relative if math.isfinite(row.relative) else math.inf
+    def badness(row: Comparison) -> tuple[bool, float]:
+        share = row.relative / row.tolerance if row.tolerance else row.relative
+        return not row.passed, share if math.isfinite(share) else math.inf
 
     present = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
     return [max((row for row in rows if row.kind == kind), key=badness) for kind in present]

@@ -58,7 +58,7 @@ class Trace:
         losses: Mean cross-entropy before each step; at least that of the first batch.
         gradients: Of the first batch's loss.
         start: Parameters before the steps.
-        parameters: Parameters after the steps.
+        parameters: Parameters after the steps; empty if there were none.
     """
 
     activations: Arrays
@@ -113,7 +113,8 @@ def flax_trace(
         loss, gradient = loss_and_gradient(now, *batches[step % len(batches)])
         losses.append(loss)
         now, state = update(now, state, gradient)
-    return Trace(activations, logits, np.asarray(losses), gradients, _flat(variables), _flat(now))
+    after = _flat(now) if steps else {}
+    return Trace(activations, logits, np.asarray(losses), gradients, _flat(variables), after)
 
 
 def torch_trace(
@@ -168,9 +169,8 @@ def torch_trace(
         say(f"PyTorch: step {step + 1} of {steps}")
         losses.append(backward(step))
         stepper.step()
-    return Trace(
-        activations, logits, np.asarray(losses), gradients, start, flax_arrays(model.state_dict())
-    )
+    after = flax_arrays(model.state_dict()) if steps else {}
+    return Trace(activations, logits, np.asarray(losses), gradients, start, after)
 
 
 def _flat(variables: Any) -> Arrays:
