@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "htnet_jax"
 # A file imports only from lower floors, or from its own folder.
 FLOORS = {
     "errors": 0,
+    "optimizers": 1,
     "models": 1,
     "motion": 1,
     "evaluation": 1,

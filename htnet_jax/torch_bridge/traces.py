@@ -13,6 +13,7 @@ import optax
 import torch
 from flax import traverse_util
 
+from htnet_jax import optimizers
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.tables import Bridge, translate
 
@@ -38,8 +39,8 @@ class Optimizer:
     def optax(self) -> optax.GradientTransformation:
         """The optax transformation."""
         if self.name == "adam":
-            return optax.adam(self.learning_rate)
-        return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+            return optimizers.adam(self.learning_rate)
+        return optimizers.adamw(self.learning_rate, self.weight_decay)
 
     def torch(self, parameters: Any) -> torch.optim.Optimizer:
         """The PyTorch optimizer of these parameters."""

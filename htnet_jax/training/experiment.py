@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from htnet_jax import optimizers
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import protocols, report
@@ -72,7 +72,7 @@ def run(config: ConfigDict, workdir: Path) -> report.Summary:
         )
     trainer = FoldTrainer(
         module,
-        optax.adam(config.learning_rate),
+        optimizers.adam(config.learning_rate),
         inputs,
         labels,
         folds,
