@@ -44,6 +44,23 @@ class Problems:
             raise UserError(f"{self.subject}: {count} {noun}\n{lines}\n{remedy}")
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line with absl's flags.
+
+    Returns:
+        The positional arguments, the program's name first.
+
+    Raises:
+        UserError: An unknown flag, or a value that does not fit.
+    """
+    from absl import flags
+
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from error
+
+
 def run_command(
     main: Callable[[list[str]], Any],
     flags_parser: Callable[[Sequence[str]], list[str]] | None = None,
@@ -54,7 +71,7 @@ def run_command(
 
     Args:
         main: Called with the positional arguments, the program's name first.
-        flags_parser: Parses the command line; absl's own by default.
+        flags_parser: Parses the command line; `parse_flags` by default.
     """
     from absl import app, logging
 
@@ -64,7 +81,7 @@ def run_command(
         return main(argv)
 
     try:
-        app.run(guarded, flags_parser=flags_parser or app.parse_flags_with_usage)
+        app.run(guarded, flags_parser=flags_parser or parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -168,7 +168,7 @@ def test_bad_flags(config_file, tmp_path, flags, messages):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         ("def get_config(:\n", "line 1"),
         ("import htnet_nonsense\n", "htnet_nonsense"),
         ("VALUE = 1\n", "get_config"),

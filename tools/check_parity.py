@@ -70,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
 
     if not _DTYPE.value:
         raise UserError("--dtype is empty; give float64, float32 or both")
+    _check_outputs()
+    if _FLAX.value and flags.FLAGS["config"].present:
+        raise UserError("--config is not for --flax: a checkpoint has its own config")
     for dtype in _DTYPE.value:
         if dtype not in parity.TOLERANCES:
             raise UserError(f"--dtype={dtype} is unknown; use {' or '.join(parity.TOLERANCES)}")
@@ -105,6 +108,20 @@ def main(argv: Sequence[str]) -> int:
         )
     _write(reports, config)
     return 0 if all(report.passed for report in reports) else 1
+
+
+def _check_outputs() -> None:
+    """Before the work, so that it is not lost."""
+    if _PLOT.value and (not _PLOT.value.endswith(".png") or not _STEPS.value):
+        raise UserError("--plot needs a name that ends in .png, and --steps above 0")
+    for name in (_JSON.value, _PLOT.value):
+        if name and name != "-":
+            try:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{name}: cannot be written ({error.strerror})") from error
+            if Path(name).is_dir():
+                raise UserError(f"{name}: is a folder; give a file name")
 
 
 def _flax_side(config: ConfigDict) -> tuple[Any, Any, ConfigDict]:
@@ -185,6 +202,8 @@ def _write(reports: Sequence[Report], config: ConfigDict) -> None:
             print(parity_report.table(report, worst_only=_WORST.value))
             if _LOSSES.value:
                 print(parity_report.loss_table(report))
+        if len(reports) > 1:
+            print("\n".join(["", *map(parity_report.verdict, reports)]))
         if _JSON.value:
             write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
             print(f"Written: {_JSON.value}")

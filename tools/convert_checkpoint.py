@@ -1,13 +1,13 @@
 """Converts the checkpoint of one fold to PyTorch, or a PyTorch file to a checkpoint.
 
   python tools/convert_checkpoint.py to-torch --workdir=RUN --fold=SUBJECT --output=FILE
-  python tools/convert_checkpoint.py from-torch --input=FILE [--config=CONFIG] --output=DIR
+  python tools/convert_checkpoint.py from-torch --input=FILE [--workdir=RUN] --output=DIR
 
 Files end in .safetensors (keeps the run's settings) or .pth (a bare state_dict that
 `model.load_state_dict(torch.load(FILE, weights_only=True))` takes, as the paper's release writes
 them). `htnet_jax.load(DIR)` opens the result of from-torch. The sizes of the network are read from
-the shapes; `heads` is not determined by them and comes from --heads, --config, the .safetensors
-file, or is the release's 3.
+the shapes; `heads` is not determined by them and comes from --heads, --config, --workdir, the
+.safetensors file, or is the release's 3.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from htnet_jax.training.config_flags import parser_for
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "from-torch: the settings to keep with the checkpoint; its sizes must fit."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "to-torch: folder of a run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run. from-torch: whose settings to keep, instead of --config."
+)
 _FOLD = flags.DEFINE_string("fold", None, "to-torch: the left-out subject.")
 _INPUT = flags.DEFINE_string("input", None, "from-torch: .safetensors, .pth or .pt file.")
 _OUTPUT = flags.DEFINE_string("output", None, "File (to-torch) or folder (from-torch) to write.")
@@ -53,13 +55,17 @@ def main(argv: Sequence[str]) -> None:
 def to_torch() -> None:
     """Writes one fold's parameters as a PyTorch file."""
     _require(workdir=_WORKDIR.value, fold=_FOLD.value, output=_OUTPUT.value)
+    _refuse("to-torch", input=_INPUT.value, config=_CONFIG.value, heads=_HEADS.value)
     import htnet_jax
     from htnet_jax.torch_bridge import convert, files
     from htnet_jax.training.checkpoints import fold_folder
 
     output = Path(_OUTPUT.value).expanduser()
     files.check_output(output, overwrite=_OVERWRITE.value)
-    folder = fold_folder(Path(_WORKDIR.value).expanduser(), _FOLD.value)
+    workdir = Path(_WORKDIR.value).expanduser()
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir}: no run with checkpoints here; give the --workdir of a run")
+    folder = fold_folder(workdir, _FOLD.value)
     _, variables, config = htnet_jax.load(folder)
     state_dict = convert.to_state_dict(variables, _bridge(config).table)
     for name, count in convert.non_finite(state_dict).items():
@@ -70,12 +76,15 @@ def to_torch() -> None:
     size = config.model.image_size
     print(f"  input: (B, {len(_channels(config))}, {size}, {size}), {_input(config)}")
     if output.suffix in files.TORCH:
-        print("  a .pth file holds no settings: to convert it back, give --config")
+        print(f"  a .pth file holds no settings: to convert it back, add --workdir={workdir}")
 
 
 def from_torch() -> None:
     """Writes a PyTorch file as a checkpoint that `htnet_jax.load` opens."""
     _require(input=_INPUT.value, output=_OUTPUT.value)
+    _refuse("from-torch", fold=_FOLD.value)
+    if _WORKDIR.value and _CONFIG.value is not None:
+        raise UserError("give --config or --workdir, not both")
     output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
     _check_folder(output)
     from htnet_jax.torch_bridge import convert, files
@@ -103,7 +112,7 @@ def from_torch() -> None:
     save_fold(output, variables["params"], json.loads(config.to_json()))
     print(f"Written: {output} ({_count(file.state_dict)})")
     print("  " + ", ".join(f"{name}={value}" for name, value in sizes.items()))
-    assumed = "" if origin else "; assumed, as in the release: --config says otherwise"
+    assumed = "" if origin else "; assumed, as in the release: --config or --workdir says otherwise"
     print(f"  input: {_input(config)}{assumed}")
     if "heads" in sizes and "heads" not in known:
         print(
@@ -117,20 +126,27 @@ def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
     if _CONFIG.value is not None:
         _check_config(_CONFIG.value)
         return ConfigDict(_CONFIG.value), "--config"
-    if CONFIG_KEY in metadata:
-        config = default_config()
+    if _WORKDIR.value:
+        path = Path(_WORKDIR.value).expanduser() / "config.json"
         try:
-            stored = ConfigDict(json.loads(metadata[CONFIG_KEY]))
-            with config.unlocked():
-                config.update(stored)
-            _check_config(config)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{_INPUT.value}: its metadata {CONFIG_KEY} is no run's config ({error}); "
-                "give --config"
-            ) from error
-        return config, "the file"
+            return _stored(path.read_text(), str(path)), "--workdir"
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if CONFIG_KEY in metadata:
+        return _stored(metadata[CONFIG_KEY], f"{_INPUT.value}: its metadata {CONFIG_KEY}"), "file"
     return default_config(), ""
+
+
+def _stored(text: str, where: str) -> ConfigDict:
+    """A run's settings from JSON; keys that are missing have their defaults."""
+    config = default_config()
+    try:
+        with config.unlocked():
+            config.update(ConfigDict(json.loads(text)))
+        _check_config(config)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where} is no run's config ({error}); give --config") from error
+    return config
 
 
 def _check_config(config: ConfigDict) -> None:
@@ -172,6 +188,12 @@ def _require(**values: str | None) -> None:
     missing = [f"--{name}" for name, value in values.items() if not value]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; see --help")
+
+
+def _refuse(command: str, **values: object) -> None:
+    given = [f"--{name}" for name, value in values.items() if value is not None]
+    if given:
+        raise UserError(f"{command} does not take {', '.join(given)}; see --help")
 
 
 def _count(state_dict: Mapping[str, Any]) -> str:

@@ -44,6 +44,8 @@ def read(path: str | Path) -> StateDictFile:
             state_dict.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a {SAFETENSORS} or .pth file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == SAFETENSORS:
@@ -160,4 +162,6 @@ def _read_torch(path: Path) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    lines = (line.strip() for line in str(error).splitlines())
+    # Some errors say no more than a number.
+    return next((line for line in lines if re.search("[a-z]{3}", line)), type(error).__name__)

@@ -8,7 +8,8 @@ PyTorch's own way: channels first, 1x1 convolutions for dense layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -312,6 +313,7 @@ class HTNet(nn.Module):
             dropout=dropout,
         ).check_sizes()
         self.num_hierarchies = num_hierarchies
+        self.input_shape = (channels, image_size, image_size)
         self.to_patch_embedding = nn.Sequential(
             Patchify(patch_size), nn.Conv2d(patch_size**2 * channels, dim, 1)
         )
@@ -328,7 +330,13 @@ class HTNet(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps `(B, channels, image_size, image_size)` to `(B, num_classes)` logits."""
+        """Maps `(B, channels, image_size, image_size)` to `(B, num_classes)` logits.
+
+        Raises:
+            ValueError: x has another shape; a Flax batch is turned by `x.permute(0, 3, 1, 2)`.
+        """
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, *{self.input_shape})")
         x = self.to_patch_embedding(x)
         for level, (transformer, aggregate) in enumerate(self.layers):
             blocks = 2 ** (self.num_hierarchies - 1 - level)
@@ -386,16 +394,13 @@ def _plain(value: Any) -> Any:
 
 def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) -> dict[str, Any]:
     """Every size that shapes determine, and the rows of the first `to_qkv` as `qkv`."""
-    levels = 0
-    while f"layers.{levels}.0.pos_emb" in shapes:
-        levels += 1
     prefix = "layers.{}.0.layers.{}.{}"
-    repeats = []
-    for level in range(levels):
-        count = 0
-        while prefix.format(level, count, "0.norm.g") in shapes:
-            count += 1
-        repeats.append(count)
+    # Any entry counts, so that one that is missing is called missing later on.
+    levels = 1 + max((int(i) for i in _numbers(shapes, r"layers\.(\d+)\.")), default=-1)
+    repeats = [
+        1 + max((int(j) for j in _numbers(shapes, rf"layers\.{i}\.0\.layers\.(\d+)\.")), default=-1)
+        for i in range(levels)
+    ]
     needed = {
         "to_patch_embedding.1.weight": 4,
         "layers.0.0.pos_emb": 1,
@@ -438,6 +443,12 @@ def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) ->
         found["qkv"] = qkv[0] // 2**first
         found["mlp_mult"] = max(1, hidden[0] // (dim * 2**first))
     return found
+
+
+def _numbers(shapes: Mapping[str, Shape], pattern: str) -> Iterator[str]:
+    for name in shapes:
+        if found := re.match(pattern, name):
+            yield found[1]
 
 
 BRIDGE = Bridge(TABLE, LAYERS, build, sizes)

@@ -112,6 +112,8 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
 def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
     """Opens a checkpoint written by `save_fold`; see `htnet_jax.load`."""
     folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; give a fold's folder, RUN/checkpoints/SUBJECT")
     if not (folder / "variables").is_dir() or not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no checkpoint here. {_where_folds_are(folder)}")
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import app
 from ml_collections import ConfigDict
 
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, parse_flags
 from htnet_jax.training.config import default_config
 
 
@@ -26,19 +26,30 @@ def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            rest = app.parse_flags_with_usage(list(argv))
+            rest = parse_flags(argv)
             # For a config file that is missing, the flag holds an object that raises when used.
             getattr(flag.value, "items", None)
             return rest
-        except UserError:
-            raise
         except Exception as error:  # whatever the user's config file raises when it is run
             if unknown := _unknown_keys(argv):
                 raise UserError("\n".join(unknown)) from error
+            if isinstance(error, UserError):
+                raise
+            if missing := [path for path in _files(argv) if not Path(path).is_file()]:
+                raise UserError(f"{missing[0]}: no such file") from error
             named = [argument for argument in argv if argument.startswith("--config")]
             raise UserError(f"{' '.join(named)}: {type(error).__name__}: {error}") from error
 
     return parse
+
+
+def _files(argv: Sequence[str]) -> Iterator[str]:
+    """The files that `--config=FILE` and `--config FILE` name."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument == "--config":
+            yield following
+        elif argument.startswith("--config="):
+            yield argument.partition("=")[2].partition(":")[0]
 
 
 def _unknown_keys(argv: Sequence[str]) -> list[str]:

@@ -203,7 +203,7 @@ def test_there_and_back(tmp_path, run_folder, accepts, ending):
         assert config.seed == 0
         assert "heads=3 is assumed" in shown
         assert "--heads=N" in shown
-        assert "assumed, as in the release: --config says otherwise" in shown
+        assert "assumed, as in the release: --config or --workdir says otherwise" in shown
     assert_nothing_written(tmp_path, "new", "model")
 
 
@@ -508,3 +508,51 @@ def test_as_a_program(tmp_path, run_folder):
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: give one command:")
     assert "Traceback" not in refused.stderr
+
+
+def test_a_pth_file_with_the_settings_of_its_run(tmp_path, run_folder, accepts, refuses):
+    workdir, params = run_folder
+    file, folder = tmp_path / "w.pth", tmp_path / "model"
+    accepts(*to_torch(workdir, file))
+    settings = htnet_jax.load(fold_folder(workdir, "s01")).config.to_json()
+    (workdir / "config.json").write_text(settings)
+    shown = accepts(*from_torch(file, folder, f"--workdir={workdir}"))
+    assert "assumed" not in shown
+    assert_same_params(folder, params)
+    kept = json.loads(htnet_jax.load(folder).config.to_json())
+    assert kept.pop("converted_from") == "w.pth"
+    assert kept == json.loads(settings)
+    (workdir / "config.json").write_text("[1]")
+    assert "is no run's config" in refuses(
+        *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
+    )
+    (workdir / "config.json").unlink()
+    assert "cannot be read" in refuses(
+        *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
+    )
+
+
+def test_flags_of_the_other_command(tmp_path, run_folder, refuses):
+    workdir, _ = run_folder
+    shown = refuses(*to_torch(workdir, tmp_path / "w.pth"), "--input=x.pth", "--heads=2")
+    assert "to-torch does not take --input, --heads" in shown
+    shown = refuses(*from_torch(tmp_path / "w.pth", tmp_path / "model"), "--fold=s01")
+    assert "from-torch does not take --fold" in shown
+    assert not list(tmp_path.glob("w.pth"))
+
+
+def test_a_missing_entry_is_named_and_no_other(tmp_path, run_folder, accepts, refuses):
+    workdir, _ = run_folder
+    file = tmp_path / "w.pth"
+    accepts(*to_torch(workdir, file))
+    state_dict = torch.load(file, weights_only=True)
+    del state_dict["layers.0.0.layers.0.0.norm.g"]
+    torch.save(state_dict, file)
+    shown = refuses(*from_torch(file, tmp_path / "model", f"--heads={2}"))
+    assert "1 missing, 0 unknown, 0 misshapen" in shown
+    assert "layers.0.0.layers.0.0.norm.g" in shown
+
+
+def test_no_run_in_the_folder(tmp_path, refuses):
+    shown = refuses(*to_torch(tmp_path / "nope", tmp_path / "w.pth"))
+    assert f"{tmp_path / 'nope'}: no run with checkpoints here" in shown

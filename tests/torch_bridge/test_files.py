@@ -147,7 +147,7 @@ def test_missing_file(tmp_path, ending):
 def test_folder_instead_of_a_file(tmp_path):
     path = tmp_path / "folder.pth"
     path.mkdir()
-    assert refusal(files.read, path) == f"{path}: no such file"
+    assert refusal(files.read, path) == f"{path}: is a folder; give a .safetensors or .pth file"
 
 
 @pytest.mark.parametrize("name", ["weights.npz", "weights", "weights.pth.zip", "weights.PTH"])

@@ -439,3 +439,10 @@ def test_without_blocks_the_width_of_the_mlp_is_unknown():
     assert found["block_repeats"] == (0, 0, 0)
     with pytest.raises(UserError, match=r"heads=9 is impossible with dim=8"):
         htnet.sizes(shapes, {"heads": 9}, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 3, 56, 56), (2, 1, 28, 28), (3, 28, 28)])
+def test_another_input_shape_is_refused(shape):
+    model = htnet.build(module_of(image_size=28), 3)
+    with pytest.raises(ValueError, match=r"expected \(B, \*\(3, 28, 28\)\)"):
+        model(torch.zeros(shape))

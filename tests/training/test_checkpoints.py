@@ -168,7 +168,7 @@ def test_wrong_folders(finished, tmp_path):
     assert hint in refusal(finished)
     assert hint in refusal(finished / "checkpoints")
     assert "no checkpoint here" in refusal(finished / "checkpoints" / "a02" / "variables")
-    assert "no checkpoint here" in refusal(finished / "predictions.npz")
+    assert "is a file; give a fold's folder" in refusal(finished / "predictions.npz")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "variables"])
