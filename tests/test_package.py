@@ -23,6 +23,7 @@ FLOORS = {
     "train": 4,
     "evaluate": 4,
     "predict": 4,
+    "prepare": 4,
 }
 # What the folders of the lowest floors do without, so that they can be used on their own.
 FORBIDDEN = {

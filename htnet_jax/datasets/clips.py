@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,17 +55,38 @@ class Clip:
         }
 
 
-def features(size: int) -> tfds.features.FeaturesDict:
+def features(size: int, classes: Sequence[str] = CLASSES) -> tfds.features.FeaturesDict:
     """The features of every flow data set: `size` is the side of the flow in pixels."""
     return tfds.features.FeaturesDict(
         {
             "flow": tfds.features.Tensor(shape=(size, size, 3), dtype=np.float32),
             "landmarks": tfds.features.Tensor(shape=(5, 2), dtype=np.float32),
-            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+            "label": tfds.features.ClassLabel(names=list(classes)),
             "emotion": tfds.features.Text(),
             "subject": tfds.features.Text(),
             "source": tfds.features.Text(),
             "clip": tfds.features.Text(),
+        }
+    )
+
+
+def raw_features(size: int, classes: Sequence[str]) -> tfds.features.FeaturesDict:
+    """`features`, and what the annotation sheet says of a clip.
+
+    `action_units` are joined by `+`; `objective` is the class 1..7 by action units, 0 where none is
+    given; frame numbers are those in the file names; `apex_rule` says where the apex comes from
+    (`sheet`, `midpoint`, `estimate`) and `landmarks_from` where the points do.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            **features(size, classes),
+            "action_units": tfds.features.Text(),
+            "objective": np.int32,
+            "onset": np.int32,
+            "apex": np.int32,
+            "offset": np.int32,
+            "apex_rule": tfds.features.Text(),
+            "landmarks_from": tfds.features.Text(),
         }
     )
 
@@ -76,14 +98,19 @@ class FlowBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """As `tfds.core.GeneratorBasedBuilder`, with another default file format."""
         super().__init__(file_format=file_format, **kwargs)
 
-    def flow_info(self, size: int, homepage: str | None = None) -> tfds.core.DatasetInfo:
+    def flow_info(
+        self,
+        size: int,
+        homepage: str | None = None,
+        feature_dict: tfds.features.FeaturesDict | None = None,
+    ) -> tfds.core.DatasetInfo:
         """The builder's `DatasetInfo`: `features(size)`, examples kept in the order they are made.
 
         Keys of `_generate_examples` must be integers. What is put into `info.metadata` before the
         examples are written is stored with the data set.
         """
         return self.dataset_info_from_configs(
-            features=features(size),
+            features=feature_dict or features(size),
             homepage=homepage,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),

@@ -9,14 +9,16 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from htnet_jax import datasets, errors
+from htnet_jax.datasets import raw_builder
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -72,13 +74,41 @@ def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "
         UserError: Unknown name or config; a manual directory that is needed and missing, or whose
             files are wrong; a `data_dir` that can't be written or holds a damaged data set.
     """
+    return prepare(name, config=config, manual_dir=manual_dir, data_dir=data_dir)[0]
+
+
+def prepare(
+    name: str,
+    *,
+    config: str = "",
+    manual_dir: str = "",
+    data_dir: str = "",
+    options: raw_builder.Options | None = None,
+) -> tuple[ClipArrays, Path]:
+    """As `load`; also says where the built data are.
+
+    Args:
+        name: As for `load`.
+        config: The builder config; for data sets made from raw clips a recipe's name.
+        manual_dir: As for `load`.
+        data_dir: As for `load`.
+        options: How to build from raw clips; no effect on other data sets.
+
+    Returns:
+        The arrays, and the folder of the built data set.
+
+    Raises:
+        UserError: As `load`; for raw clips also the report of everything that is wrong with them.
+    """
     data_dir, manual_dir = os.path.expanduser(data_dir), os.path.expanduser(manual_dir)
-    builder = _builder(name, config, data_dir)
+    builder = _builder(name, config, data_dir, options)
     folder = Path(builder.data_dir)
     if folder.exists():
         _say(f"{builder.info.full_name}: reading what was built in {folder}")
     else:
         _build(builder, manual_dir, folder)
+    if options and options.preview and isinstance(builder, raw_builder.RawBuilder):
+        _say(f"preview: {builder.write_preview(Path(manual_dir))}")
     try:
         source = builder.as_data_source(split="train")
         examples = [source[index] for index in range(len(source))]
@@ -88,7 +118,7 @@ def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "
     bad = [i for i, example in enumerate(examples) if any(v is None for v in example.values())]
     if bad or not examples:
         raise _damaged(folder, f"{len(bad)} of {len(examples)} clips are empty")
-    return _arrays(builder, examples)
+    return _arrays(builder, examples), folder
 
 
 def network_inputs(
@@ -147,16 +177,23 @@ def _rescaling(scaling: str) -> Callable[[np.ndarray], np.ndarray]:
     return flow.minmax_255
 
 
-def _builder(name: str, config: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _builder(
+    name: str, config: str, data_dir: str, options: raw_builder.Options | None
+) -> tfds.core.DatasetBuilder:
     _check_name("data set", name, tuple(datasets.BUILDERS))
     cls = datasets.BUILDERS[name]
-    if config and not cls.builder_configs:
-        raise errors.UserError(f"data set {name} has no configs; leave config {config!r} out")
-    if config:
-        _check_name(f"config of data set {name}", config, tuple(cls.builder_configs))
     arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir or None}
+    if issubclass(cls, raw_builder.RawBuilder):
+        arguments |= {"config": cls.config_of(config), "options": options}
+    elif config and not cls.builder_configs:
+        raise errors.UserError(f"data set {name} has no configs; leave config {config!r} out")
+    elif config:
+        _check_name(f"config of data set {name}", config, tuple(cls.builder_configs))
     try:
-        builder = cls(**arguments, file_format="array_record")
+        with _quiet():
+            builder = cls(**arguments, file_format="array_record")
+    except errors.UserError:
+        raise
     except Exception as error:  # TFDS raises many types for a damaged dataset_info.json
         raise errors.UserError(
             f"data set {name} in {data_dir or 'the default data folder'} cannot be opened "
@@ -166,6 +203,17 @@ def _builder(name: str, config: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if folder.exists() and not (folder / "dataset_info.json").is_file():
         raise _damaged(folder, "dataset_info.json is missing")
     return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's warning that a recipe's config is not in the builder's list."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ from htnet_jax.evaluation.summary import (
     source_masks,
 )
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --line: #d5dae0;
   --page: #f5f6f8; --card: #ffffff; --accent: #1f5fa8; --warn: #b4540a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa5b1; --line: #363d46;
@@ -95,8 +95,8 @@ def render(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><main><h1>{_text(title)}</h1>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main><h1>{text(title)}</h1>\n" + "\n".join(sections) + "\n</main></body></html>\n"
     )
 
 
@@ -121,7 +121,7 @@ def _headline(predictions: Predictions, summary: Summary) -> str:
 def _scores(predictions: Predictions, summary: Summary) -> str:
     groups = list(summary[Selection.FINAL.value])
     head = "".join(
-        f'<th scope="col" class="score">{_text(display_name(group))}</th>' for group in groups
+        f'<th scope="col" class="score">{text(display_name(group))}</th>' for group in groups
     )
     published_rows = published.comparable_rows(predictions.sources)
     # Ours first, each beside the published rows that were selected in the same way.
@@ -139,11 +139,11 @@ def _scores(predictions: Predictions, summary: Summary) -> str:
     body = "".join(
         f'<tr class="group"><th scope="rowgroup" colspan="{len(groups) + 1}"'
         + (' class="oracle"' if description == oracle else "")
-        + f">Epoch: {_text(description)}</th></tr>{''.join(rows)}"
+        + f">Epoch: {text(description)}</th></tr>{''.join(rows)}"
         for description, rows in by_selection.items()
     )
     clips = _score_row("clips", [str(summary["final"][g]["clips"]) for g in groups], ours=False)
-    notes = "".join(f'<p class="soft">{_text(note)}</p>' for note in footnotes(summary))
+    notes = "".join(f'<p class="soft">{text(note)}</p>' for note in footnotes(summary))
     if published_rows:
         notes += (
             '<p class="soft">Compare rows of one group only: choosing the epoch on the test '
@@ -158,12 +158,12 @@ def _scores(predictions: Predictions, summary: Summary) -> str:
 
 def _score_row(name: str, cells: list[str], *, ours: bool) -> str:
     kind = ' class="ours"' if ours else ""
-    scores = "".join(f'<td class="score">{_text(cell)}</td>' for cell in cells)
-    return f'<tr{kind}><td class="how">{_text(name)}</td>{scores}</tr>'
+    scores = "".join(f'<td class="score">{text(cell)}</td>' for cell in cells)
+    return f'<tr{kind}><td class="how">{text(name)}</td>{scores}</tr>'
 
 
 def _curve(predictions: Predictions) -> str:
-    picture = _image(
+    picture = image(
         plots.learning_curve_png(predictions),
         "Composite UF1 and mean training loss over epochs, with the level of the oracle.",
     )
@@ -176,7 +176,7 @@ def _confusions(predictions: Predictions, final_labels: np.ndarray) -> str:
     for group, mask in source_masks(predictions).items():
         name = display_name(group)
         data = plots.confusion_png(predictions.labels[mask], final_labels[mask], names, name)
-        pictures.append(_image(data, f"Confusion matrix, last epoch: {name}"))
+        pictures.append(image(data, f"Confusion matrix, last epoch: {name}"))
     return (
         "<section><h2>Confusion, last epoch</h2>"
         '<p class="soft">A row is a true class: share of its clips, and their number.</p>'
@@ -198,7 +198,7 @@ def _subjects(predictions: Predictions, final_labels: np.ndarray) -> str:
         own = (predictions.sources == source) & (predictions.subjects == subject)
         share = correct[own].mean()
         rows.append(
-            f"<tr><td>{_text(display_name(source))}</td><td>{_text(subject)}</td>"
+            f"<tr><td>{text(display_name(source))}</td><td>{text(subject)}</td>"
             f"<td>{own.sum()}</td>"
             f'<td class="score"><span class="bar"><i style="width:{share:.0%}"></i></span>'
             f"{correct[own].sum()} of {own.sum()} ({share:.0%})</td></tr>"
@@ -215,21 +215,23 @@ def _records(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
     if not records:
         return ""
     blocks = "".join(
-        f"<details><summary>{_text(heading)}</summary>"
-        f"<pre>{_text(json.dumps(content, indent=2, default=str))}</pre></details>"
+        f"<details><summary>{text(heading)}</summary>"
+        f"<pre>{text(json.dumps(content, indent=2, default=str))}</pre></details>"
         for heading, content in records
     )
     return f"<section>{blocks}</section>"
 
 
-def _image(png: bytes, alt: str) -> str:
+def image(png: bytes, alt: str) -> str:
+    """An `img` element that carries its PNG."""
     data = base64.b64encode(png).decode("ascii")
-    return f'<img alt="{_text(alt)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{text(alt)}" src="data:image/png;base64,{data}">'
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """A value's text, safe inside HTML."""
     return html.escape(str(value))

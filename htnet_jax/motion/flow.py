@@ -38,6 +38,25 @@ TVL1 = {
     "useInitialFlow": False,
 }
 
+# OpenCV's preset MEDIUM of DISOpticalFlow (Kroeger et al., ECCV 2016), written out for the same
+# reason; each is given to the solver's `set...` method.
+DIS = {
+    "FinestScale": 1,
+    "CoarsestScale": -1,  # chosen by the picture's size
+    "PatchSize": 8,
+    "PatchStride": 3,
+    "GradientDescentIterations": 25,
+    "UseMeanNormalization": True,
+    "UseSpatialPropagation": True,
+    "VariationalRefinementIterations": 5,
+    "VariationalRefinementAlpha": 20.0,
+    "VariationalRefinementDelta": 5.0,
+    "VariationalRefinementGamma": 10.0,
+    "VariationalRefinementEpsilon": 0.01,
+}
+# A patch must fit into the finest level of the pyramid; OpenCV reads outside the picture otherwise.
+DIS_SMALLEST = DIS["PatchSize"] << DIS["FinestScale"]
+
 
 def _farneback(onset: np.ndarray, apex: np.ndarray) -> np.ndarray:
     return cv2.calcOpticalFlowFarneback(onset, apex, None, **FARNEBACK)
@@ -48,10 +67,26 @@ def _tvl1(onset: np.ndarray, apex: np.ndarray) -> np.ndarray:
     return solver.calc(onset, apex, None)
 
 
+def _dis(onset: np.ndarray, apex: np.ndarray) -> np.ndarray:
+    if min(onset.shape) < DIS_SMALLEST:
+        height, width = onset.shape
+        raise ValueError(
+            f"dis needs at least {DIS_SMALLEST}x{DIS_SMALLEST} pixels; got {height}x{width}"
+        )
+    solver = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    for name, value in DIS.items():
+        getattr(solver, f"set{name}")(value)
+    return solver.calc(onset, apex, None)
+
+
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "farneback": _farneback,
     "tvl1": _tvl1,
+    "dis": _dis,
 }
+
+# What comes first: "crop", the flow, at the frames' resolution; or "size", resizing the frames.
+ORDERS = ("crop", "size")
 
 
 def optical_flow(onset: np.ndarray, apex: np.ndarray, method: str = "tvl1") -> np.ndarray:
@@ -60,25 +95,19 @@ def optical_flow(onset: np.ndarray, apex: np.ndarray, method: str = "tvl1") -> n
     Args:
         onset: `(H, W)` uint8, grayscale.
         apex: `(H, W)` uint8, grayscale, the same shape.
-        method: `tvl1` (parameters `TVL1`) or `farneback` (parameters `FARNEBACK`).
+        method: `tvl1` (parameters `TVL1`), `farneback` (`FARNEBACK`) or `dis` (`DIS`).
 
     Returns:
         `(H, W, 2)` float32, pixels: u (right), v (down). The content of onset pixel (x, y) is found
         at (x + u, y + v) in the apex.
 
     Raises:
-        ValueError: Wrong dtype or shape, different shapes, or an unknown method.
+        ValueError: Wrong dtype or shape, different shapes, an unknown method, or frames with a side
+            below `DIS_SMALLEST` pixels for `dis`.
     """
     if method not in METHODS:
         raise ValueError(f"unknown flow method {method!r}; use one of {', '.join(METHODS)}")
-    for name, frame in (("onset", onset), ("apex", apex)):
-        if frame.dtype != np.uint8 or frame.ndim != 2 or not frame.size:
-            raise ValueError(
-                f"the {name} frame must be grayscale, (H, W) uint8; "
-                f"got shape {frame.shape}, {frame.dtype}"
-            )
-    if onset.shape != apex.shape:
-        raise ValueError(f"onset {onset.shape} and apex {apex.shape} must have the same shape")
+    _check_frames(onset, apex)
     onset, apex = np.ascontiguousarray(onset), np.ascontiguousarray(apex)
     return np.asarray(METHODS[method](onset, apex), np.float32)
 
@@ -89,13 +118,38 @@ def _green_lagrange_small(
     return np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
 
 
-# Magnitude of the strain from the four derivatives of the flow (`uy` is du/dy).
+def _symmetric_norm(ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray) -> np.ndarray:
+    return np.sqrt(ux**2 + vy**2 + (0.5 * (uy + vx)) ** 2)
+
+
+def _four_terms(ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray) -> np.ndarray:
+    return np.sqrt(ux**2 + uy**2 + vx**2 + vy**2)
+
+
+def _engineering_shear(
+    ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray
+) -> np.ndarray:
+    return np.sqrt(ux**2 + vy**2 + (uy + vx) ** 2)
+
+
+# Magnitude of the strain from the four derivatives of the flow (`uy` is du/dy). The public codes
+# disagree about the shear: with exy = (uy + vx) / 2 they add 2 exy^2, exy^2 or 4 exy^2.
 # green_lagrange_small: Frobenius norm of the strain tensor for small displacements (the
 # Green-Lagrange tensor without its quadratic terms), as STSTNet (Liong et al., FG 2019) defines
 # optical strain.
+# symmetric_norm: one shear entry of that tensor counted once; a variant seen in public codes.
+# four_terms: Frobenius norm of the whole gradient, rotation included; a variant seen in public
+# codes.
+# engineering_shear: with the engineering shear strain uy + vx in place of exy; a variant seen in
+# public codes.
 STRAIN_FORMULAS: dict[
     str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-] = {"green_lagrange_small": _green_lagrange_small}
+] = {
+    "green_lagrange_small": _green_lagrange_small,
+    "symmetric_norm": _symmetric_norm,
+    "four_terms": _four_terms,
+    "engineering_shear": _engineering_shear,
+}
 
 
 def optical_strain(flow: np.ndarray, formula: str = "green_lagrange_small") -> np.ndarray:
@@ -138,8 +192,7 @@ def resize_flow(flow: np.ndarray, size: int) -> np.ndarray:
         ValueError: Wrong shape, or a size below 1.
     """
     _check_flow(flow)
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel; got {size}")
+    _check_size(size)
     height, width = flow.shape[:2]
     small = cv2.resize(flow.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     return small * np.array([size / width, size / height], np.float32)
@@ -152,8 +205,9 @@ def flow_tensor(
     method: str = "tvl1",
     size: int = 28,
     strain: str = "green_lagrange_small",
+    order: str = "crop",
 ) -> np.ndarray:
-    """The tensor of a clip: flow at full resolution, resized, and the strain of the resized flow.
+    """The tensor of a clip: optical flow at the wanted size, and the strain of that flow.
 
     The strain is taken after resizing: area averaging first removes the pixel noise that
     derivatives would amplify, and the tensor's third channel then follows from its first two.
@@ -164,14 +218,27 @@ def flow_tensor(
         method: See `optical_flow`.
         size: Side of the tensor, in pixels, at least 2.
         strain: See `optical_strain`.
+        order: `crop`: flow at the frames' resolution, then resized; `size`: the frames resized
+            (area average) to size x size, then their flow, as HTNet's script for CAS(ME)^3 does.
 
     Returns:
         `(size, size, 3)` float32: u, v (pixels of the size x size picture), optical strain.
 
     Raises:
-        ValueError: As `optical_flow`, `resize_flow` and `optical_strain`.
+        ValueError: As `optical_flow`, `resize_flow` and `optical_strain`; or an unknown order.
     """
-    flow = resize_flow(optical_flow(onset, apex, method), size)
+    if order not in ORDERS:
+        raise ValueError(f"unknown order {order!r}; use one of {', '.join(ORDERS)}")
+    if order == "crop":
+        flow = resize_flow(optical_flow(onset, apex, method), size)
+    else:
+        _check_frames(onset, apex)
+        _check_size(size)
+        small = [
+            cv2.resize(np.ascontiguousarray(frame), (size, size), interpolation=cv2.INTER_AREA)
+            for frame in (onset, apex)
+        ]
+        flow = optical_flow(small[0], small[1], method)
     return np.concatenate([flow, optical_strain(flow, strain)[..., None]], axis=-1)
 
 
@@ -202,3 +269,19 @@ def minmax_255(flow: np.ndarray) -> np.ndarray:
 def _check_flow(flow: np.ndarray) -> None:
     if flow.ndim != 3 or flow.shape[-1] != 2 or not flow.size:
         raise ValueError(f"flow must be (H, W, 2) and not empty; got shape {flow.shape}")
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel; got {size}")
+
+
+def _check_frames(onset: np.ndarray, apex: np.ndarray) -> None:
+    for name, frame in (("onset", onset), ("apex", apex)):
+        if frame.dtype != np.uint8 or frame.ndim != 2 or not frame.size:
+            raise ValueError(
+                f"the {name} frame must be grayscale, (H, W) uint8; "
+                f"got shape {frame.shape}, {frame.dtype}"
+            )
+    if onset.shape != apex.shape:
+        raise ValueError(f"onset {onset.shape} and apex {apex.shape} must have the same shape")

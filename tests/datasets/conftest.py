@@ -2,11 +2,14 @@
 
 import csv
 import dataclasses
+import functools
 import pathlib
 
 import cv2
 import numpy as np
 import pytest
+
+from htnet_jax.datasets.synthetic import recipe, rendering
 
 PNG_FOLDER = "STSNet_whole_norm_u_v_os"
 CLIP_LIST = "combined_3_class2_for_optical_flow.csv"
@@ -77,3 +80,17 @@ class ReleaseTree:
 @pytest.fixture
 def tree(tmp_path):
     return ReleaseTree(tmp_path / "manual")
+
+
+@pytest.fixture(scope="session")
+def faces():
+    """`faces(subject, label)` -> a rendered clip with its frames, points and true flow."""
+    planned = recipe.plan(0, 4, 12)
+    subjects = list(dict.fromkeys(clip.subject for clip in planned))
+
+    @functools.cache
+    def render(subject, label):
+        of = (c for c in planned if c.subject == subjects[subject] and c.label == label)
+        return rendering.render_clip(0, next(of))
+
+    return render

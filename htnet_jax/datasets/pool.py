@@ -1,0 +1,83 @@
+"""Clips through worker processes, with progress; results are kept on disk until all are done."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from htnet_jax.datasets import extraction
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.files import write_atomically
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def core_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: str) -> Iterator[R]:
+    """`map(function, items)` over processes, in order, with clips/s and the time left.
+
+    Args:
+        function: A picklable function of one item.
+        items: What to work on.
+        workers: Processes; 1 works in this one.
+        title: Shown before the progress bar.
+    """
+    bar = {"total": len(items), "desc": title, "unit": "clip", "mininterval": 0.5}
+    if workers <= 1 or len(items) <= 1:
+        yield from tqdm(map(function, items), **bar)
+        return
+    # Spawned, because a fork copies the threads' locks of OpenCV and JAX in any state.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
+    try:
+        yield from tqdm(pool.map(function, items), **bar)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory; give fewer --workers. "
+            "Finished clips are kept."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Kept:
+    """Results of finished clips in a folder beside the data set, until that is built."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, job: extraction.Job) -> Path:
+        """The file of one clip; another recipe or changed frames give another name."""
+        return self.folder / f"{job.digest}.npz"
+
+    def load(self, job: extraction.Job) -> dict[str, Any] | None:
+        """What was kept of a clip; None if nothing usable was."""
+        try:
+            with np.load(self.path(job), allow_pickle=False) as file:
+                return {key: file[key] for key in ("tensor", "landmarks")}
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+
+    def clear(self) -> None:
+        """Deletes all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def keep_tensor(task: tuple[Path, extraction.Job, extraction.Inspection]) -> None:
+    """Computes one clip and writes its tensor to a file, complete or not at all."""
+    path, job, inspection = task
+    steps = extraction.compute(job, inspection)
+    write_atomically(path, lambda f: np.savez(f, tensor=steps.tensor, landmarks=steps.landmarks))

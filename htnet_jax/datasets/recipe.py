@@ -1,0 +1,119 @@
+"""How frames become flow tensors: every choice, a name for it, and a hash for the metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+from htnet_jax.errors import UserError
+
+# Side in pixels of the aligned face that flow is computed on: 8 times the 28 px of the release.
+FACE_SIZE = 224
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "flow": ("tvl1", "farneback", "dis"),
+    "size": ("28", "56", "112"),
+    "align": ("onset", "head", "none"),
+    "landmarks": ("dlib", "csv", "template"),
+    "order": ("crop", "size"),
+    "strain": ("green_lagrange_small", "symmetric_norm", "four_terms", "engineering_shear"),
+    "apex": ("midpoint", "estimate"),
+    "labels": ("megc3", "five", "own", "objective"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a tensor holds.
+
+    Attributes:
+        flow: Optical-flow method, see `motion.flow`.
+        size: Side of the tensor in pixels: 28, 56 or 112.
+        align: "onset": both frames by the similarity transform that puts the onset's points into
+            place; "head": each frame by its own points, so that head motion between onset and
+            apex is taken out; "none": the picture as it is.
+        landmarks: "dlib": found on the onset frame; "csv": from `landmarks.csv` beside the data;
+            "template": the release's fixed points, for pictures that are tight crops.
+        order: "crop": flow at the face's resolution, then resized; "size": frames resized first
+            (as HTNet's script for CAS(ME)^3).
+        strain: Formula, see `motion.flow.STRAIN_FORMULAS`.
+        apex: Rule where the sheet has no apex or an impossible one: "midpoint" or "estimate".
+        labels: "megc3": negative, positive, surprise; "five", "own": the data set's own emotions;
+            "objective": classes I to VII by action units.
+        variant: Part or modality of the data set; "": its default.
+    """
+
+    flow: str = "tvl1"
+    size: int = 28
+    align: str = "onset"
+    landmarks: str = "dlib"
+    order: str = "crop"
+    strain: str = "green_lagrange_small"
+    apex: str = "midpoint"
+    labels: str = "megc3"
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The builder config's name: `tvl1_28`, then what differs from the defaults."""
+        default = Recipe()
+        parts = [f"{self.flow}_{self.size}"]
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value != getattr(default, field.name):
+                parts.append(f"{field.name}-{value}")
+        return "+".join(parts)
+
+    @property
+    def canonical(self) -> str:
+        """All choices as `key=value`, comma-separated, in a fixed order."""
+        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of `canonical`, the first 16 hexadecimal digits."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:16]
+
+
+def make(**choices: str | int) -> Recipe:
+    """A recipe from choices by name, checked.
+
+    Raises:
+        UserError: Unknown names or values, all of them; or choices that exclude each other.
+    """
+    problems = []
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    for key, value in choices.items():
+        if key not in fields:
+            problems.append(f"unknown choice {key!r}; there are {', '.join(sorted(fields))}")
+        elif key in CHOICES and str(value) not in CHOICES[key]:
+            problems.append(f"{key}={value!r} is unknown; use {', '.join(CHOICES[key])}")
+    if not problems:
+        if "size" in choices:
+            choices["size"] = int(choices["size"])
+        recipe = Recipe(**choices)
+        if recipe.landmarks == "template" and recipe.align != "none":
+            problems.append("landmarks=template cannot align a face; add align=none")
+        if recipe.landmarks == "csv" and recipe.align == "head":
+            problems.append("align=head needs points on the apex frame: use landmarks=dlib")
+    if problems:
+        raise UserError("recipe: " + "; ".join(problems))
+    return recipe
+
+
+def parse(name: str) -> Recipe:
+    """The recipe of a builder config's name; "" is the default.
+
+    Raises:
+        UserError: The name is no recipe's.
+    """
+    first, *rest = (name or Recipe().name).split("+")
+    flow, _, size = first.partition("_")
+    choices: dict[str, str | int] = {"flow": flow, "size": size}
+    for part in rest:
+        key, _, value = part.partition("-")
+        choices[key] = value
+    recipe = make(**choices)
+    if recipe.name != (name or Recipe().name):
+        raise UserError(f"recipe {name!r}: its usual name is {recipe.name!r}; use that")
+    return recipe

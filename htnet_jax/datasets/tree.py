@@ -1,0 +1,172 @@
+"""Folders and frames of a copy of a data set, found as they are on disk and never by formatting.
+
+Copies differ in letter case, padding and nesting of archives, so folders are looked up by the last
+parts of their path, and frames by the number in their name.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+
+class Tree:
+    """All folders below a root; links that lead out of the root are not followed.
+
+    Attributes:
+        root: The chosen folder.
+        outside: Links that lead out of it, for the audit.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Lists the folders once; the pictures are listed when asked for."""
+        self.root = root
+        self.outside: list[Path] = []
+        self._by_name: dict[str, list[Path]] = collections.defaultdict(list)
+        base = os.path.realpath(root)
+        self._files: list[Path] = []
+        for folder, names, files in os.walk(root, followlinks=False):
+            # Zips made on macOS unpack a twin of every folder there.
+            names[:] = sorted(name for name in names if name != "__MACOSX")
+            self._files += [
+                Path(folder, name)
+                for name in files
+                if not name.startswith(("~$", "._")) and not name.lower().endswith(PICTURES)
+            ]
+            for name in names:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    self._link(path, base)
+                else:
+                    self._by_name[name.casefold()].append(path)
+
+    def _link(self, path: Path, base: str) -> None:
+        if not is_inside(path, base):
+            self.outside.append(path)
+        else:
+            self._by_name[path.name.casefold()].append(path)
+
+    def folders(self, *parts: str, prefer: Sequence[str] = ()) -> list[Path]:
+        """Folders whose path ends in `parts`, letter case ignored.
+
+        Args:
+            parts: For example `("sub01", "EP02_01f")`.
+            prefer: Words in order of preference, such as `("cropped",)`: if folders match whose
+                path below the root contains the first of these words that any contains, only
+                those are returned.
+
+        Returns:
+            All matches, sorted. More than one means that the copy is ambiguous.
+        """
+        wanted = [part.casefold() for part in parts]
+        found = [
+            path
+            for path in self._by_name.get(wanted[-1], ())
+            if [p.casefold() for p in path.parts[-len(wanted) :]] == wanted
+        ]
+        for word in prefer:
+            chosen = [p for p in found if word.casefold() in self.below(p).casefold()]
+            if chosen:
+                return sorted(chosen)
+        return sorted(found)
+
+    def names(self, pattern: str) -> list[Path]:
+        """Folders whose own name matches a regular expression as a whole, letter case ignored."""
+        regex = re.compile(pattern, re.IGNORECASE)
+        return sorted(
+            path for name, paths in self._by_name.items() if regex.fullmatch(name) for path in paths
+        )
+
+    def files(self, pattern: str) -> list[Path]:
+        """Files below the root whose name matches a regular expression, letter case ignored.
+
+        Pictures, Office's lock files (`~$...`) and links that lead out of the root are left out.
+        """
+        regex = re.compile(pattern, re.IGNORECASE)
+        base = os.path.realpath(self.root)
+        return sorted(
+            path for path in self._files if regex.fullmatch(path.name) and is_inside(path, base)
+        )
+
+    def below(self, path: Path) -> str:
+        """The path relative to the root, for messages."""
+        return path.relative_to(self.root).as_posix()
+
+
+def is_inside(path: Path, real_root: str) -> bool:
+    """Whether a path, links resolved, lies inside an already resolved root."""
+    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
+
+
+def frame_number(name: str) -> int | None:
+    """The last whole number in a file name's stem: `reg_img46.jpg` 46, `006_05562.jpg` 5562."""
+    found = re.search(r"(\d+)\D*$", Path(name).stem)
+    return int(found[1]) if found else None
+
+
+# Recordings may have thousands of frames, so only the folders at hand are remembered.
+@functools.lru_cache(maxsize=64)
+def frames(folder: Path) -> dict[int, Path]:
+    """Number -> picture of a clip's folder, in order of the numbers.
+
+    Raises:
+        ValueError: Two pictures with one number, or a link that leads out of the folder.
+    """
+    found: dict[int, Path] = {}
+    base = os.path.realpath(folder)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in PICTURES or path.name.startswith("._"):
+            continue
+        number = frame_number(path.name)
+        if number is None:
+            continue
+        if path.is_symlink() and not is_inside(path, base):
+            raise ValueError(f"{path.name} is a link that leads out of its folder")
+        if number in found:
+            raise ValueError(f"{found[number].name} and {path.name} have the same number")
+        found[number] = path
+    return dict(sorted(found.items()))
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """A picture as `(H, W)` uint8: colour is converted, alpha ignored, 16 bits become 8.
+
+    Raises:
+        ValueError: No picture, or a truncated one.
+    """
+    import cv2  # here, because reading a data set that is built needs none
+
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    picture = (
+        cv2.imdecode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        if data.size
+        else None
+    )
+    if picture is None:
+        raise ValueError("no picture that OpenCV can read")
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    if picture.dtype != np.uint8:
+        raise ValueError(f"a picture of {picture.dtype} values; 8 or 16 bits are expected")
+    if picture.ndim == 3:
+        channels = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
+        code = channels[picture.shape[2]]
+        picture = picture[..., 0] if code is None else cv2.cvtColor(picture, code)
+    return picture
+
+
+def common_size(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape that most pictures have."""
+    counted = collections.Counter(shapes)
+    return counted.most_common(1)[0][0] if counted else None

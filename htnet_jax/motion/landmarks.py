@@ -1,0 +1,318 @@
+"""Five face points on a photograph, by dlib's frontal detector and its 68-point predictor.
+
+The predictor's model, `shape_predictor_68_face_landmarks.dat`, was trained on the iBUG 300-W
+pictures, whose licence excludes commercial use: points found with it are for research.
+
+Coordinates are (x, y) in pixels; whole numbers are pixel centres.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from htnet_jax.errors import UserError
+
+MODEL_FILE = "shape_predictor_68_face_landmarks.dat"
+MODEL_PACKAGE = "face_recognition_models"
+REMEDY = "Install dlib and the model with `pip install -e .[landmarks]`"
+
+# Pictures are brought to a longer side between these, in pixels. The detector's window is 80 pixels
+# wide, and the predictor gives whole pixels, so that small pictures are enlarged; in large ones
+# more pixels only cost time, since the face fills much of the picture in these data.
+_WORKING_SIDES = (400, 1000)
+# Below this side there is no face to see.
+_SMALLEST = 20
+
+# The 68 points (Sagonas et al., "300 faces in-the-wild challenge", 2016) number the image's left
+# eye 36..41, its right eye 42..47, the nose tip 30, and the mouth corners 48 and 54.
+_LEFT_EYE, _RIGHT_EYE = slice(36, 42), slice(42, 48)
+_NOSE, _LEFT_MOUTH, _RIGHT_MOUTH = 30, 48, 54
+
+# The predictor runs on the box and on the box moved, grown or shrunk by 6 % of its side. On a face
+# all agree, mostly within 3 % of the eye distance. Where there is no face each puts its average
+# face into its box, and they scatter by 5 % and more. Of scikit-image's subset of LFW (100 faces,
+# 100 other details, 25 pixels wide) 4 faces are refused and 1 other detail is taken for one.
+_SHIFT = 0.06
+_SCATTER = 0.04
+
+# Where the detector's box lies about the points, in eye distances: its centre below the middle
+# between the eyes, and half its side (measured on a photograph).
+_BOX_BELOW = 0.55
+_BOX_HALF = 1.0
+
+# Limits of `implausible`, as shares of the eye distance unless said otherwise. The release's
+# template has 0.94 from eyes to mouth, a mouth of 0.87, and the nose at 0.57 of the way.
+_MOST_ROLL = 30.0  # degrees; beyond, the predicted points are visibly off
+_EYES_TO_MOUTH = (0.5, 2.0)
+_MOUTH_WIDTH = (0.4, 1.8)
+_NOSE_HEIGHT = (0.2, 0.95)  # share of the way from the eyes to the mouth
+_MOST_SKEW = 0.4  # nose and mouth beside the middle between the eyes
+# Eye distance in a picture that is all face, as a share of the picture's width: half on a face that
+# just fits; a face of half the picture's width would have been detected.
+_EYES_OF_CROP = (0.25, 0.8)
+
+
+class NoFace(ValueError):
+    """There is no frontal, upright face in the picture; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face that was found.
+
+    Attributes:
+        points: `(5, 2)` float32 (x, y) in pixels: left eye centre, right eye centre, nose tip, left
+            mouth corner, right mouth corner; left and right are the image's.
+        box: The face's box x0, y0, x1, y1 in pixels, as the predictor got it.
+        how: "detector", "upsampled" (the detector, on an enlarged picture) or "whole picture" (a
+            tight crop, where the detector finds nothing).
+    """
+
+    points: np.ndarray
+    box: tuple[float, float, float, float]
+    how: str
+
+
+class Detector:
+    """Finds the largest face of a picture whose points are plausible.
+
+    It holds no more than the model's path, so it can be sent to worker processes; each loads dlib
+    and the model once, at its first picture.
+
+    Attributes:
+        model: Path of the model file.
+    """
+
+    def __init__(self, model: Path | None = None) -> None:
+        """Checks that dlib and the model are there, without loading them.
+
+        Args:
+            model: The 68-point model's file; None: the one in the package
+                `face_recognition_models`.
+
+        Raises:
+            UserError: dlib or the model is missing; the message tells the remedy.
+        """
+        if importlib.util.find_spec("dlib") is None:
+            raise UserError(f"dlib is not installed. {REMEDY}, or choose other landmarks.")
+        self.model = _packaged_model() if model is None else Path(model)
+        if not self.model.is_file():
+            raise UserError(
+                f"{self.model}: there is no such model file. {REMEDY}, "
+                f"or give the path of {MODEL_FILE} with --landmark_model=FILE."
+            )
+
+    def find(self, gray: np.ndarray) -> Face:
+        """The largest frontal face of a picture.
+
+        Args:
+            gray: `(H, W)` uint8, grayscale.
+
+        Raises:
+            NoFace: No upright frontal face; the message says why.
+            ValueError: Wrong dtype or shape.
+            UserError: The model file is not one of 68 points.
+        """
+        if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
+            raise ValueError(
+                f"the picture must be grayscale, (H, W) uint8; got shape {gray.shape}, {gray.dtype}"
+            )
+        height, width = gray.shape
+        if min(height, width) < _SMALLEST:
+            raise NoFace(f"a picture of {width}x{height} pixels is too small for a face")
+        detector, predictor = _load(self.model)
+        picture, scale = _resized(gray)
+        reasons = []
+        for box, how in _boxes(detector, picture):
+            points, scatter = _five_points(predictor, picture, box)
+            reason = _doubt(points, scatter, picture.shape)
+            if not reason:
+                return _face(points, box, how if scale <= 1 else "upsampled", scale)
+            reasons.append(reason)
+        if reasons:  # of the largest face; smaller ones are no better
+            raise NoFace(f"the detector finds a face, but {reasons[0]}")
+        box, points, scatter = _whole_picture(predictor, picture)
+        reason = _doubt(points, scatter, picture.shape, whole=True)
+        if not reason:
+            upside_down = np.ascontiguousarray(picture[::-1, ::-1])
+            if _whole_picture(predictor, upside_down)[2] < scatter:
+                reason = "it seems to be upside down"
+        if reason:
+            raise NoFace(f"the detector finds no face, and in the picture taken for one {reason}")
+        return _face(points, box, "whole picture", scale)
+
+
+def implausible(points: np.ndarray, shape: tuple[int, int], *, whole: bool = False) -> str:
+    """Why five points cannot be those of an upright, frontal face.
+
+    Args:
+        points: `(5, 2)` (x, y) in pixels: left eye, right eye, nose, left and right mouth corner.
+        shape: Height and width of the picture in pixels.
+        whole: Whether the face should fill the picture; then the eye distance is checked too.
+
+    Returns:
+        The first reason found, or "" if there is none.
+    """
+    points = np.asarray(points, np.float64)
+    height, width = shape
+    if points.shape != (5, 2) or not np.isfinite(points).all():
+        return "there are not five finite points"
+    if (points < -0.5).any() or (points > (width - 0.5, height - 0.5)).any():
+        return "a point lies outside the picture"
+    left_eye, right_eye, nose, left_mouth, right_mouth = points
+    across = right_eye - left_eye
+    distance = math.hypot(*across)
+    if across[0] <= 0:
+        return "the left eye is not to the left of the right eye"
+    roll = math.degrees(math.atan2(across[1], across[0]))
+    if abs(roll) > _MOST_ROLL:
+        return f"the head is rolled by {roll:.0f} degrees"
+    # Along the eyes, and down the face, in eye distances from the middle between the eyes.
+    axes = np.stack([across, (-across[1], across[0])], axis=1) / distance**2
+    middle = (left_eye + right_eye) / 2
+    nose, left_mouth, right_mouth = (np.stack([nose, left_mouth, right_mouth]) - middle) @ axes
+    mouth = (left_mouth + right_mouth) / 2
+    if not _EYES_TO_MOUTH[0] <= mouth[1] <= _EYES_TO_MOUTH[1]:
+        return f"the mouth is {mouth[1]:.2f} eye distances below the eyes"
+    if not _NOSE_HEIGHT[0] <= nose[1] / mouth[1] <= _NOSE_HEIGHT[1]:
+        return f"the nose is at {nose[1] / mouth[1]:.0%} of the way from the eyes to the mouth"
+    opening = right_mouth[0] - left_mouth[0]
+    if not _MOUTH_WIDTH[0] <= opening <= _MOUTH_WIDTH[1]:
+        return f"the mouth is {opening:.2f} eye distances wide"
+    for name, place in (("nose", nose), ("mouth", mouth)):
+        if abs(place[0]) > _MOST_SKEW:
+            return f"the {name} is {abs(place[0]):.2f} eye distances beside the middle"
+    if whole and not _EYES_OF_CROP[0] <= distance / width <= _EYES_OF_CROP[1]:
+        return f"the eyes are {distance / width:.0%} of the picture's width apart"
+    return ""
+
+
+def _resized(gray: np.ndarray) -> tuple[np.ndarray, float]:
+    """The picture at a side within `_WORKING_SIDES`, and by how much it grew."""
+    longer = max(gray.shape)
+    scale = float(np.clip(longer, *_WORKING_SIDES)) / longer
+    if scale == 1:
+        return np.ascontiguousarray(gray), scale
+    height, width = (max(1, round(side * scale)) for side in gray.shape)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(gray), (width, height), interpolation=how), scale
+
+
+def _boxes(detector: Any, picture: np.ndarray) -> Iterator[tuple[tuple[float, ...], str]]:
+    """The boxes that the detector finds, large ones first, without and then with upsampling."""
+    for upsampling, how in enumerate(("detector", "upsampled")):
+        found = detector(picture, upsampling)
+        for box in sorted(found, key=lambda box: -box.area()):
+            yield (box.left(), box.top(), box.right(), box.bottom()), how
+
+
+def _doubt(
+    points: np.ndarray, scatter: float, shape: tuple[int, int], *, whole: bool = False
+) -> str:
+    """Why predicted points are not believed, or ""."""
+    reason = implausible(points, shape, whole=whole)
+    if not reason and scatter > _SCATTER:
+        reason = f"repeated predictions differ by {scatter:.0%} of the eye distance"
+    return reason
+
+
+def _face(points: np.ndarray, box: tuple[float, ...], how: str, scale: float) -> Face:
+    """A face in pixels of the picture as it was before `_resized`."""
+    corners = ((np.array(box) + 0.5) / scale - 0.5).tolist()
+    return Face(((points + 0.5) / scale - 0.5).astype(np.float32), tuple(corners), how)
+
+
+def _whole_picture(
+    predictor: Any, picture: np.ndarray
+) -> tuple[tuple[float, ...], np.ndarray, float]:
+    """Box, points and scatter of a face that should fill the picture.
+
+    The picture is a poor box; the points it leads to give a better one.
+    """
+    height, width = picture.shape
+    first, scatter = _five_points(predictor, picture, (0, 0, width - 1, height - 1))
+    distance = math.hypot(*(first[1] - first[0]))
+    x, y = (first[0] + first[1]) / 2 + (0, _BOX_BELOW * distance)
+    half = _BOX_HALF * distance
+    box = (x - half, y - half, x + half, y + half)
+    points, rest = _five_points(predictor, picture, box)
+    return box, points, max(scatter, rest)
+
+
+def _five_points(
+    predictor: Any, gray: np.ndarray, box: tuple[float, ...]
+) -> tuple[np.ndarray, float]:
+    """Five points from several predictions, and by how many eye distances these scatter.
+
+    The predictor gives whole pixels; the mean of the middle predictions is finer than that.
+    """
+    x0, y0, x1, y1 = box
+    right, down = _SHIFT * (x1 - x0), _SHIFT * (y1 - y0)
+    boxes = [
+        (x0, y0, x1, y1),
+        (x0 + right, y0 + down, x1 - right, y1 - down),
+        (x0 - right, y0 - down, x1 + right, y1 + down),
+        (x0 + right, y0, x1 + right, y1),
+        (x0 - right, y0, x1 - right, y1),
+        (x0, y0 + down, x1, y1 + down),
+        (x0, y0 - down, x1, y1 - down),
+    ]
+    found = np.stack([_predict(predictor, gray, each) for each in boxes])
+    points = np.sort(found, axis=0)[2:-2].mean(axis=0)
+    distance = max(math.hypot(*(points[1] - points[0])), 1.0)
+    scatter = np.median(np.linalg.norm(found - points, axis=-1)) / distance
+    return points, float(scatter)
+
+
+def _predict(predictor: Any, gray: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+    import dlib
+
+    shape = predictor(gray, dlib.rectangle(*(round(corner) for corner in box)))
+    points = np.array([(point.x, point.y) for point in shape.parts()], np.float64)
+    return np.stack(
+        [
+            points[_LEFT_EYE].mean(axis=0),
+            points[_RIGHT_EYE].mean(axis=0),
+            points[_NOSE],
+            points[_LEFT_MOUTH],
+            points[_RIGHT_MOUTH],
+        ]
+    )
+
+
+def _packaged_model() -> Path:
+    """The model's path in its package, which is not imported: it warns about its own loading."""
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the package {MODEL_PACKAGE} with the landmark model is not installed. {REMEDY}, "
+            f"or give the path of {MODEL_FILE} with --landmark_model=FILE."
+        )
+    return Path(next(iter(spec.submodule_search_locations)), "models", MODEL_FILE)
+
+
+@functools.cache
+def _load(model: Path) -> tuple[Any, Any]:
+    """Loads dlib's detector and the predictor; once per process and model."""
+    import dlib
+
+    wrong = f"{model}: not a landmark model of 68 points; give {MODEL_FILE}, unpacked"
+    try:
+        predictor = dlib.shape_predictor(str(model))
+    except RuntimeError as error:
+        raise UserError(f"{wrong} ({error})") from error
+    # Only a prediction tells how many points a model has.
+    blank = np.zeros((_SMALLEST, _SMALLEST), np.uint8)
+    count = predictor(blank, dlib.rectangle(0, 0, _SMALLEST - 1, _SMALLEST - 1)).num_parts
+    if count != 68:
+        raise UserError(f"{wrong} (this one has {count})")
+    return dlib.get_frontal_face_detector(), predictor

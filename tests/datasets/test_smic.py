@@ -1,0 +1,465 @@
+"""SMIC's layout: every known tree and sheet, each known error, and each finding."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fakes import smic
+
+from htnet_jax.datasets import raw
+from htnet_jax.datasets.audit import Audit
+from htnet_jax.datasets.smic import layout, long_clips, paths
+from htnet_jax.datasets.tree import Tree, frames
+
+
+def _survey(root, variant="hs"):
+    audit = Audit()
+    return layout.survey(Tree(root), variant, audit), audit
+
+
+def _kinds(audit):
+    return [finding.kind for finding in audit.findings]
+
+
+def _only(audit, kind):
+    """The one finding that stops a build."""
+    assert [finding.kind for finding in audit.errors] == [kind]
+    return audit.errors[0]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "manual"
+
+
+@pytest.fixture
+def short(root, faces):
+    return smic.write(root, faces)
+
+
+@pytest.fixture
+def long(root, faces):
+    return smic.write_long(root, faces)
+
+
+def _rewrite(root, change, variant="hs", **options):
+    """Writes the sheet again with rows (by file name) that `change` has altered."""
+    rows = {row["Filename"]: row for row in smic.sheet_rows(variant)}
+    change(rows)
+    name = f"SMIC-{variant.upper()}-E_annotation.xlsx"
+    (path,) = root.rglob(name)
+    smic.write_sheet(path, list(rows.values()), variant, **options)
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("pictures", ["raw", "cropped"])
+def test_short_clips(root, faces, variant, pictures):
+    expected = smic.write(root, faces, variant=variant, pictures=pictures)
+    clips, audit = _survey(root, variant)
+    assert clips == expected
+    assert not audit.findings
+    for clip in clips:
+        assert list(frames(clip.folder)) == list(range(clip.onset, clip.offset + 1))
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_long_clips(root, faces, variant, nested):
+    expected = smic.write_long(root, faces, variant=variant, nested=nested)
+    clips, audit = _survey(root, variant)
+    assert clips == expected
+    assert not audit.errors
+
+
+def test_ids_are_those_of_the_composite(short, root):
+    clips, _ = _survey(root)
+    assert clips[0].id == "smic/s03/s03_ne_02"
+
+
+def test_modalities_beside_each_other_are_told_apart(root, faces):
+    for variant in layout.VARIANTS:
+        smic.write(root, faces, variant=variant)
+    for variant in layout.VARIANTS:
+        clips, audit = _survey(root, variant)
+        assert len(clips) == len(smic.clips_of(variant))
+        assert {clip.folder.relative_to(root).parts[1] for clip in clips} == {variant.upper()}
+        assert not audit.findings
+
+
+def test_another_modality_is_not_taken(short, root):
+    clips, audit = _survey(root, "nir")
+    assert not clips
+    assert "no NIR clip folder" in _only(audit, "folder").what
+
+
+def test_without_a_modality_in_the_path_clips_are_hs(short, root):
+    clips, audit = _survey(root / "SMIC_all_raw" / "HS" / "s3")
+    assert len(clips) == 4
+    assert "4 clip folders are taken as HS" in audit.findings[0].what
+    assert _kinds(audit) == ["note"]
+    clips, audit = _survey(root / "SMIC_all_raw" / "HS")
+    assert len(clips) == 10
+    assert not audit.findings
+
+
+def test_padding_letter_case_and_nested_archives(short, root):
+    old = root / "SMIC_all_raw" / "HS" / "s3"
+    new = root / "SMIC_all_raw" / "smic_all_raw" / "hs" / "S03"
+    new.parent.mkdir(parents=True)
+    old.rename(new)
+    (new / "micro" / "positive").rename(new / "micro" / "Positive")
+    old = new / "micro" / "negative" / "s3_ne_02"
+    old.rename(new / "micro" / "negative" / "S03_NE_2")
+    inner = new / "micro" / "surprise" / "s3_sur_02"
+    inner.rename(new / "moved")
+    inner.mkdir()
+    (new / "moved").rename(inner / "s3_sur_02")
+    clips, audit = _survey(root)
+    assert not audit.findings
+    assert [clip.id for clip in clips] == [clip.id for clip in short]
+    assert clips[0].folder.name == "S03_NE_2"
+    assert clips[3].folder == inner / "s3_sur_02"
+
+
+def test_the_more_complete_of_raw_and_cropped_pictures(root, faces):
+    smic.write(root, faces, pictures="raw")
+    smic.write(root, faces, pictures="cropped")
+    clips, audit = _survey(root)
+    assert {clip.folder.relative_to(root).parts[0] for clip in clips} == {"SMIC_all_raw"}
+    assert len(clips) == 10
+    assert _kinds(audit) == ["note"]
+    assert audit.findings[0].what.startswith("10 raw clips are used; there are also 10 cropped")
+    shutil.rmtree(root / "SMIC_all_raw" / "HS" / "s11")
+    clips, audit = _survey(root)
+    assert {clip.folder.relative_to(root).parts[0] for clip in clips} == {"SMIC_all_cropped"}
+    assert audit.findings[0].what.startswith("10 cropped clips are used; there are also 7 raw")
+
+
+def test_short_clips_are_preferred_to_long_ones(root, faces):
+    expected = smic.write(root, faces)
+    smic.write_long(root, faces)
+    clips, audit = _survey(root)
+    assert clips == expected
+    assert _kinds(audit) == ["note"]
+    assert audit.findings[0].what == "10 short clips are used; 9 long ones (SMIC-E) are left out"
+
+
+def test_name_and_emotion_folder_disagree(short, root):
+    micro = root / "SMIC_all_raw" / "HS" / "s3" / "micro"
+    (micro / "positive" / "s3_po_01").rename(micro / "negative" / "s3_po_01")
+    clips, audit = _survey(root)
+    assert len(clips) == 9
+    found = _only(audit, "row")
+    assert found.clip == "smic/s03/s03_po_01"
+    assert found.what == "the clip's name says positive, its folder is in negative"
+    assert found.clip in audit.dropped
+
+
+def test_name_and_subject_folder_disagree(short, root):
+    top = root / "SMIC_all_raw" / "HS"
+    (top / "s3" / "micro" / "positive").rename(top / "s11" / "micro" / "elsewhere")
+    clips, audit = _survey(root)
+    assert len(clips) == 9
+    what = "the clip's name is of subject s03, its folder is in s11"
+    assert _only(audit, "row").what == what
+
+
+def test_strange_folder_is_reported(short, root):
+    (root / "SMIC_all_raw" / "HS" / "s3" / "micro" / "negative" / "s3_neg_7").mkdir()
+    clips, audit = _survey(root)
+    assert len(clips) == 10
+    found = _only(audit, "row")
+    assert found.where.endswith("s3_neg_7")
+    assert "no clip's name" in found.what
+
+
+def test_several_folders(short, root):
+    shutil.copytree(
+        root / "SMIC_all_raw" / "HS" / "s3" / "micro" / "negative",
+        root / "copy" / "raw" / "HS" / "s3" / "micro" / "negative",
+    )
+    clips, audit = _survey(root)
+    assert len(clips) == 8
+    assert [finding.kind for finding in audit.errors] == ["path", "path"]
+    one, other = "SMIC_all_raw/HS/s3/micro/negative", "copy/raw/HS/s3/micro/negative"
+    what = f"several folders: {one}/s3_ne_02, {other}/s3_ne_02"
+    assert audit.errors[0].what == what
+
+
+def test_empty_folder_and_ambiguous_frames(short, root):
+    for picture in short[0].folder.iterdir():
+        picture.unlink()
+    shutil.copy(short[1].folder / "image034110.bmp", short[1].folder / "image34110.bmp")
+    clips, audit = _survey(root)
+    assert len(clips) == 8
+    assert [(f.kind, f.clip) for f in audit.errors] == [
+        ("folder", short[0].id),
+        ("path", short[1].id),
+    ]
+    assert audit.errors[0].what == "it holds no pictures"
+    assert "have the same number" in audit.errors[1].what
+
+
+def test_links_out_of_the_tree(short, root, tmp_path):
+    outside = tmp_path / "outside"
+    short[0].folder.rename(outside)
+    short[0].folder.symlink_to(outside)
+    picture = short[1].folder / "image034110.bmp"
+    picture.rename(tmp_path / "picture.bmp")
+    picture.symlink_to(tmp_path / "picture.bmp")
+    clips, audit = _survey(root)
+    assert [clip.id for clip in clips] == [clip.id for clip in short[2:]]
+    found = _only(audit, "path")
+    assert found.clip == short[1].id
+    assert "leads out of its folder" in found.what
+    assert Tree(root).outside == [short[0].folder]
+
+
+def test_known_gap_of_cropped_pictures_is_noted(root, faces, monkeypatch):
+    monkeypatch.setitem(layout.KNOWN_GAPS, "smic/s11/s11_ne_01", "2 are lacking")
+    smic.write(root, faces, pictures="cropped")
+    clips, audit = _survey(root)
+    assert len(clips) == 10
+    assert _kinds(audit) == ["note"]
+    assert audit.findings[0].clip == "smic/s11/s11_ne_01"
+    assert audit.findings[0].what.startswith("2 are lacking")
+
+
+def test_merged_clips_and_the_known_error_are_corrected(long, root):
+    clips, audit = _survey(root)
+    assert clips == long
+    merged = clips[1]
+    assert (merged.id, merged.onset, merged.offset) == ("smic/s03/s03_ne_03", 34110, 34114)
+    assert merged.folder.name == "s3_ne_02"
+    corrected = {f.clip: f.what for f in audit.findings if f.kind == "corrected"}
+    assert list(corrected) == ["smic/s18/s18_sur_03", "smic/s03/s03_ne_03"]
+    assert corrected["smic/s18/s18_sur_03"].startswith("Emotion negative -> surprise: ")
+    assert (
+        corrected["smic/s03/s03_ne_03"] == "interval 2 of s03_ne_02's row, which joins both clips"
+    )
+    # The third interval is a formula's rubbish.
+    notes = [f.what for f in audit.findings if f.kind == "note"]
+    assert notes == ["interval 3, '' to '-10', belongs to no published clip and is left out"]
+
+
+def test_sheet_with_a_row_for_every_clip(root, faces):
+    expected = smic.write_long(root, faces, split=True)
+    clips, audit = _survey(root)
+    assert clips == expected
+    assert _kinds(audit) == ["corrected"]
+
+
+def test_a_correct_emotion_is_left_alone(long, root):
+    _rewrite(root, lambda rows: rows["s18_sur_03"].update(Emotion="Surprise"))
+    clips, audit = _survey(root)
+    assert clips == long
+    assert [f.clip for f in audit.findings if f.kind == "corrected"] == ["smic/s03/s03_ne_03"]
+
+
+def test_missing_second_interval_of_a_merged_clip(long, root):
+    _rewrite(root, lambda rows: rows["s3_ne_02"].update(Onset2F=None, Offset2F=None))
+    clips, audit = _survey(root)
+    assert len(clips) == 9
+    found = _only(audit, "row")
+    assert (found.clip, found.what) == (
+        "smic/s03/s03_ne_03",
+        "neither a row nor interval 2 of s03_ne_02's row",
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "what"),
+    [
+        ({"Emotion": "negative"}, "Emotion is 'negative', the clip's name says positive"),
+        ({"OnsetF": "x"}, "onset 'x', offset '230004': no frame numbers"),
+        ({"OffsetF": "=D6+4"}, "offset '': no frame numbers (a formula that has lost its value?"),
+        ({"OffsetF": 229999}, "onset '230000', offset '229999': it ends before it begins"),
+        ({"Subject": 12}, "Subject is '12', Filename 's11_po_01': they disagree"),
+    ],
+)
+def test_bad_cells_of_the_sheet(long, root, cells, what):
+    _rewrite(root, lambda rows: rows["s11_po_01"].update(cells))
+    clips, audit = _survey(root)
+    assert [clip.id for clip in clips] == [c.id for c in long if c.name != "s11_po_01"]
+    found = _only(audit, "row")
+    assert what in found.what
+    assert found.clip == "smic/s11/s11_po_01"
+    assert found.where.startswith("SMIC-HS-E_annotation.xlsx, sheet HS, row ")
+
+
+def test_bad_second_interval(long, root):
+    _rewrite(root, lambda rows: rows["s3_ne_02"].update(Offset2F="?"))
+    clips, audit = _survey(root)
+    assert len(clips) == 9
+    assert _only(audit, "row").what.startswith("interval 2: onset '34110', offset '?': no frame")
+
+
+def test_bad_name_duplicate_row_and_remarks(long, root):
+    def change(rows):
+        rows["a"] = {"Subject": 3, "Filename": "s3-ne", "OnsetF": 1, "OffsetF": 2}
+        rows["b"] = dict(rows["s11_ne_01"], OnsetF=1)
+        rows["c"] = {"Subject": "a remark of the owners"}
+
+    _rewrite(root, change)
+    clips, audit = _survey(root)
+    assert clips == long
+    assert sorted(f.what for f in audit.errors)[0].startswith("Filename is 's3-ne', no name")
+    again = sorted(f.what for f in audit.errors)[1]
+    assert again.startswith("clip s11_ne_01 again, after SMIC-HS-E_annotation.xlsx, sheet HS, row")
+    assert len(audit.errors) == 2
+    assert not audit.dropped
+    assert "no clip's row: a remark of the owners" in [f.what for f in audit.findings]
+
+
+def test_folder_without_a_row_and_row_without_a_folder(long, root):
+    long[4].folder.rename(long[4].folder.with_name("s11_ne_09"))
+    clips, audit = _survey(root)
+    assert len(clips) == 9
+    assert [(f.kind, f.clip, f.what) for f in audit.errors] == [
+        ("folder", "smic/s11/s11_ne_01", "no folder s11_ne_01"),
+        ("row", "smic/s11/s11_ne_09", "a clip folder without a row"),
+    ]
+
+
+def test_lost_clips_are_notes(long, root):
+    def change(rows):
+        rows["s3_ne_20"] = {"Subject": 3, "Filename": "s3_ne_20", "OnsetF": 5, "OffsetF": 9}
+
+    _rewrite(root, change)
+    clips, audit = _survey(root)
+    assert clips == long
+    assert not audit.errors
+    assert [f.clip for f in audit.findings if "SMIC-E has lost" in f.what] == ["smic/s03/s03_ne_20"]
+
+
+def test_missing_sheet(long, root):
+    (path,) = root.rglob("*.xlsx")
+    path.unlink()
+    clips, audit = _survey(root)
+    assert not clips
+    assert _only(audit, "sheet").what.startswith("SMIC-HS-E_annotation.xlsx is missing")
+
+
+def test_missing_column(long, root):
+    header = ["OffsetX" if name == "OffsetF" else name for name in smic.HEADERS["hs"]]
+    _rewrite(root, lambda rows: None, header=header)
+    clips, audit = _survey(root)
+    assert not clips
+    assert "'HS' lacks OffsetF" in _only(audit, "sheet").what
+
+
+def test_damaged_sheet(long, root):
+    (path,) = root.rglob("*.xlsx")
+    path.write_bytes(path.read_bytes()[:-300])
+    clips, audit = _survey(root)
+    assert not clips
+    assert "cannot be read as a spreadsheet" in _only(audit, "sheet").what
+
+
+def test_locked_sheet(long, root):
+    (path,) = root.rglob("*.xlsx")
+    path.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(1000))  # an encrypted container
+    clips, audit = _survey(root)
+    assert not clips
+    assert "save it without a password" in _only(audit, "sheet").what
+
+
+def test_the_documented_sheet_is_preferred(long, root):
+    (path,) = root.rglob("*.xlsx")
+    (path.parent / "SMIC-HS-E_annotation_orig.xlsx").write_bytes(b"not read")
+    path.rename(path.with_name("smic-hs-e_ANNOTATION.xlsx"))
+    clips, audit = _survey(root)
+    assert clips == long
+    assert not audit.errors
+    (root / "smic-hs-e_annotation.xlsx").write_bytes(b"not read")
+    clips, audit = _survey(root)
+    assert "the first of several sheets is used" in audit.findings[0].what
+
+
+def test_vis_sheet_of_the_hs_workbook(root, faces):
+    expected = smic.write_long(root, faces, variant="vis")
+    (path,) = root.rglob("*.xlsx")
+    path.rename(path.with_name("SMIC-HS-E_annotation.xlsx"))
+    clips, audit = _survey(root, "vis")
+    assert clips == expected
+    assert not audit.errors
+    # The HS sheet must not be read for VIS.
+    smic.write_sheet(path.with_name("SMIC-HS-E_annotation.xlsx"), smic.sheet_rows("hs"), "hs")
+    clips, audit = _survey(root, "vis")
+    assert not clips
+    assert "it has no sheet VIS, only HS" in _only(audit, "sheet").what
+
+
+def _published(variant, counts, subjects, folder):
+    """Invented clips in the published numbers."""
+    codes = [code for code, n in zip(paths.EMOTIONS, counts, strict=True) for _ in range(n)]
+    clips = []
+    for index, code in enumerate(codes):
+        name = f"s{index % subjects + 1:02d}_{code}_{index:02d}"
+        clips.append(smic.RawClip("smic", name[:3], name, paths.EMOTIONS[code], folder, 1, None, 9))
+    return clips
+
+
+@pytest.mark.parametrize(
+    ("variant", "counts", "subjects", "folder", "title"),
+    [
+        ("hs", (70, 51, 43), 16, Path("SMIC_all_raw/HS"), "SMIC HS"),
+        ("hs", (68, 51, 42), 16, Path("HS_long/SMIC_HS_E"), "SMIC-E HS"),
+        ("vis", (23, 28, 20), 8, Path("SMIC_all_raw/VIS"), "SMIC VIS"),
+        ("nir", (23, 28, 20), 8, Path("SMIC_all_raw/NIR"), "SMIC NIR"),
+    ],
+)
+def test_counts(variant, counts, subjects, folder, title):
+    clips = _published(variant, counts, subjects, folder)
+    audit = Audit()
+    layout.check_counts(clips, variant, audit)
+    assert not audit.errors
+    assert len(audit.findings) == (variant == "nir")  # a note: nothing to compare
+    layout.check_counts(clips[:-1], variant, audit)
+    total, surprise = sum(counts), counts[2]
+    expected = [f"{total - 1} clips, the published data set has {total}"]
+    if variant != "nir":
+        what = f"{surprise - 1} surprise clips, the published data set has {surprise}"
+        expected.append(what)
+    assert [(f.kind, f.where, f.what) for f in audit.errors] == [
+        ("count", title, what) for what in expected
+    ]
+
+
+def test_subjects_are_counted():
+    clips = _published("hs", (70, 51, 43), 15, Path("HS"))
+    audit = Audit()
+    layout.check_counts(clips, "hs", audit)
+    assert _only(audit, "count").what == "15 subjects, the published data set has 16"
+
+
+def test_labels(short, root):
+    clips, _ = _survey(root)
+    for labels in layout.LABELS.values():
+        assert labels.classes == ("negative", "positive", "surprise")
+        assert [labels.label(clip) for clip in clips] == [0, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert set(layout.LABELS) == {"megc3", "own"}
+    assert isinstance(layout.LABELS["megc3"], raw.LabelSet)
+
+
+def test_clips_known_by_name_have_standard_names():
+    names = [*long_clips.HOSTS, *long_clips.MERGED, *long_clips.LOST]
+    names += [name for _, name in layout.CORRECTIONS]
+    names += [key.rpartition("/")[2] for key in layout.KNOWN_GAPS]
+    assert names == [paths.standard_name(name) for name in names]
+    for subject, name in layout.CORRECTIONS:
+        assert paths.subject_of(name) == subject
+
+
+@pytest.mark.parametrize(
+    ("folder", "long"),
+    [
+        ("HS_long/SMIC_HS_E/s03", True),
+        ("SMIC-E_raw image/VIS_long/SMIC-VIS-E/VIS", True),
+        ("SMIC-E/SMIC_all_raw/HS", False),
+        ("smic_expressions/HS/s1/micro", False),
+        ("long/e/SMIC/HS/s1", False),
+    ],
+)
+def test_long_clips_are_told_by_their_path(folder, long):
+    assert paths.is_long(Path(folder)) is long
