@@ -39,8 +39,7 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
     if workers <= 1 or len(items) <= 1:
         yield from tqdm(map(function, items), **bar)
         return
-    # Spawned, because a fork copies the threads' locks of OpenCV and JAX in any state.
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
     try:
         yield from tqdm(pool.map(function, items), **bar)
@@ -51,6 +50,19 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Processes that share no locks with this one: a fork would copy those of OpenCV and JAX.
+
+    Where possible a server that has imported all that a worker needs is forked: importing takes as
+    long as dozens of clips.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([extraction.__name__, "htnet_jax.motion.flow", __name__])
+    return context
 
 
 class Kept:
