@@ -107,7 +107,9 @@ def prepare(
         _say(f"{builder.info.full_name}: reading what was built in {folder}")
     else:
         _build(builder, manual_dir, folder)
-    if options and options.preview and isinstance(builder, raw_builder.RawBuilder):
+    if options and options.preview:
+        if not isinstance(builder.builder_config, raw_builder.RawConfig):
+            raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
         _say(f"preview: {builder.write_preview(Path(manual_dir))}")
     try:
         source = builder.as_data_source(split="train")

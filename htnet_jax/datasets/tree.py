@@ -148,11 +148,11 @@ def read_gray(path: Path) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
-    picture = (
-        cv2.imdecode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if data.size
-        else None
-    )
+    try:
+        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+        picture = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error as error:
+        raise ValueError(f"OpenCV refuses it ({error.err})") from error
     if picture is None:
         raise ValueError("no picture that OpenCV can read")
     if picture.dtype == np.uint16:

@@ -29,7 +29,10 @@ def _refusal(folder, enforce_counts=False):
 
 def test_release_is_the_default_config():
     assert htnet_jax.datasets.BUILDERS["megc2019"].name == "megc2019"
-    assert list(htnet_jax.datasets.Megc2019.builder_configs) == ["release", "release_partial"]
+    configs = list(htnet_jax.datasets.Megc2019.builder_configs)
+    releases = ["release", "release_partial", "release_dlib", "release_dlib_partial"]
+    assert configs[:4] == releases
+    assert "tvl1_28" in configs[4:]
 
 
 def test_build_stores_the_files_as_they_are(tree, tmp_path, capfd):

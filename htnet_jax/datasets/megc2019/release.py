@@ -9,7 +9,7 @@ import numpy as np
 
 from htnet_jax import errors
 from htnet_jax.datasets import clips, png, tables
-from htnet_jax.datasets.megc2019 import counts, landmarks
+from htnet_jax.datasets.megc2019 import counts, landmarks, photographs
 from htnet_jax.motion import regions
 
 SIZE = 28  # side of the released flow pictures, in pixels
@@ -21,7 +21,14 @@ _COLUMNS = ("dataset", "sub", "filename_o", "label")
 LAYOUT = f"""the manual directory must hold
   {CLIP_LIST}  (columns {", ".join(_COLUMNS)})
   {PNG_FOLDER}/SUB_FILENAME.png  ({SIZE}x{SIZE} RGB: u, v, optical strain; also 'SUB_FILENAME .png')
-  {LANDMARKS}  (optional; columns {", ".join(landmarks.COLUMNS[:5])}, ...)"""
+  {LANDMARKS}  (optional; columns {", ".join(landmarks.COLUMNS[:5])}, ...)
+  the apex photographs  (for landmarks from dlib; in any other folder, named as the column
+    {photographs.COLUMN} of the clip list says)"""
+
+_PHOTOGRAPH_REMEDY = f"""
+Without photographs, use the config 'release': it takes the landmarks of {LANDMARKS}, or the
+fixed template. To take these only where a photograph or a face is missing, use the config
+'release_dlib_partial': it records for which clips."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +50,22 @@ class Release:
     notes: tuple[str, ...]
 
 
-def read(folder: Path, *, enforce_counts: bool) -> Release:
+def read(
+    folder: Path, *, enforce_counts: bool, search: photographs.Search | None = None
+) -> Release:
     """Reads the release's files from `folder` and audits them.
 
     Args:
         folder: The manual directory, laid out as `LAYOUT` says.
         enforce_counts: Whether the published numbers of clips and subjects must be met; if not,
             differences only appear in the notes and the audit.
+        search: How to find the landmarks on the apex photographs; None: take those of the file
+            `LANDMARKS`, and the template for clips without a row there.
 
     Raises:
         UserError: With everything that is wrong: missing files, bad rows, unreadable pictures,
-            landmarks far outside the picture, and (where enforced) wrong counts.
+            landmarks far outside the picture, photographs without a face (unless `search` falls
+            back to the file), and (where enforced) wrong counts. Or dlib is missing.
     """
     problems = errors.Problems(f"{folder}")
     for name, is_there in (
@@ -64,11 +76,19 @@ def read(folder: Path, *, enforce_counts: bool) -> Release:
             problems.add(name, "missing")
     problems.raise_if_any(f"Check the folder's path: {LAYOUT}")
 
-    listed, named = _read_clips(folder / CLIP_LIST, problems)
+    columns = _COLUMNS if search is None else (*_COLUMNS, photographs.COLUMN)
+    listed, named, pictures = _read_clips(folder / CLIP_LIST, columns, problems)
     flows = _read_flows(folder / PNG_FOLDER, listed, problems)
     found = {}
-    if (folder / LANDMARKS).is_file():
+    if (folder / LANDMARKS).is_file() and (search is None or search.fall_back):
         found = landmarks.read_landmarks(folder / LANDMARKS, named, SIZE, problems)
+    sound = len(problems.found)
+    seen = photographs.Found({}, {}, ())
+    if search is not None:
+        seen = photographs.find_points(
+            folder, pictures, SIZE, search, problems, flow_folder=folder / PNG_FOLDER
+        )
+    bad_photographs = len(problems.found) > sound
     counted = counts.count(listed)
     differences = counts.differences(counted)
     if enforce_counts:
@@ -76,8 +96,10 @@ def read(folder: Path, *, enforce_counts: bool) -> Release:
             problems.add(place, what)
     problems.raise_if_any(
         f"Correct or restore these files; {LAYOUT}"
+        + (_PHOTOGRAPH_REMEDY if bad_photographs and not search.fall_back else "")
         + (
-            "\nTo build from a part of the composite on purpose, use the config 'release_partial'."
+            "\nTo build from a part of the composite on purpose, use the config "
+            f"'{'release_partial' if search is None else 'release_dlib_partial'}'."
             if enforce_counts and differences
             else ""
         )
@@ -85,36 +107,50 @@ def read(folder: Path, *, enforce_counts: bool) -> Release:
     if not listed:
         raise errors.UserError(f"{folder / CLIP_LIST}: it lists no clip; add at least one row.")
 
-    five = [found.get((clip.subject, clip.name)) for clip in listed]
+    in_file = [found.get((clip.subject, clip.name)) for clip in listed]
+    # Of the clips whose points dlib did not find.
+    rest = [
+        (clip, p) for clip, p in zip(listed, in_file, strict=True) if clip.id not in seen.points
+    ]
     audit = {
         **counted,
         "differences": [f"{place}: {what}" for place, what in differences],
         "landmarks": {
-            "detected": sum(p is not None and p.detected for p in five),
-            "template_in_file": sum(p is not None and not p.detected for p in five),
-            "template_no_row": sum(p is None for p in five),
+            "detected": sum(p is not None and p.detected for _, p in rest),
+            "template_in_file": sum(p is not None and not p.detected for _, p in rest),
+            "template_no_row": sum(p is None for _, p in rest),
         },
-        "landmarks_outside": [
-            clip.id for clip, p in zip(listed, five, strict=True) if p is not None and p.outside
-        ],
+        "landmarks_outside": [clip.id for clip, p in rest if p is not None and p.outside],
     }
+    if search is not None:
+        audit["landmarks"]["dlib"] = len(seen.points)
+        audit["landmarks_not_from_dlib"] = seen.failed
+    template = regions.TEMPLATE_POINTS
+    points = [
+        seen.points.get(clip.id, template if p is None else p.points)
+        for clip, p in zip(listed, in_file, strict=True)
+    ]
     return Release(
         clips=tuple(listed),
         flows=np.stack(flows).astype(np.float32),
-        points=np.stack([regions.TEMPLATE_POINTS if p is None else p.points for p in five]),
+        points=np.stack(points),
         audit=audit,
-        notes=_notes(audit, max(p.outside if p else 0.0 for p in five)),
+        notes=_notes(audit, max((p.outside for _, p in rest if p), default=0.0), seen.folders),
     )
 
 
 def _read_clips(
-    path: Path, problems: errors.Problems
-) -> tuple[list[clips.Clip], set[tuple[str, str]]]:
-    """The good clips, and (subject, name) of all that are listed, good or not."""
+    path: Path, columns: tuple[str, ...], problems: errors.Problems
+) -> tuple[list[clips.Clip], set[tuple[str, str]], dict[str, str]]:
+    """The good clips, (subject, name) of all that are listed, and clip id -> name of photograph.
+
+    There are no photographs' names if that column is not one of `columns`.
+    """
     listed: list[clips.Clip] = []
     first: dict[tuple[str, str], str] = {}
     source_of: dict[str, str] = {}
-    for row in tables.read_rows(path, _COLUMNS, problems):
+    pictures: dict[str, str] = {}
+    for row in tables.read_rows(path, columns, problems):
         source, subject, name, label = (row.cells[column] for column in _COLUMNS)
         what = []
         if source not in counts.CLIPS:
@@ -133,8 +169,11 @@ def _read_clips(
             problems.add(row.where, text)
         if not what:
             number = int(label)
-            listed.append(clips.Clip(source, subject, name, number, clips.CLASSES[number]))
-    return listed, set(first)
+            clip = clips.Clip(source, subject, name, number, clips.CLASSES[number])
+            listed.append(clip)
+            if photographs.COLUMN in columns:
+                pictures[clip.id] = row.cells[photographs.COLUMN]
+    return listed, set(first), pictures
 
 
 def _read_flows(
@@ -157,13 +196,18 @@ def _read_flows(
     return flows
 
 
-def _notes(audit: dict[str, object], farthest: float) -> tuple[str, ...]:
+def _notes(audit: dict[str, object], farthest: float, folders: tuple[str, ...]) -> tuple[str, ...]:
     origin = audit["landmarks"]
+    dlib = f"{origin['dlib']} clips by dlib from {', '.join(folders)}; " if "dlib" in origin else ""
     notes = [
         f"{audit['clips']} clips of {audit['subjects']} subjects",
-        f"landmarks: {origin['detected']} clips with detected points, "
+        f"landmarks: {dlib}{origin['detected']} clips with detected points, "
         f"{origin['template_in_file']} with the template rows of {LANDMARKS}, "
         f"{origin['template_no_row']} without a row there, for which the fixed template is used",
+    ]
+    notes += [
+        f"landmarks of {clip} are not from dlib: {why}"
+        for clip, why in audit.get("landmarks_not_from_dlib", {}).items()
     ]
     if outside := audit["landmarks_outside"]:
         notes.append(
