@@ -132,6 +132,7 @@ def inspect(job: Job) -> Inspection:
     try:
         onset = _read(clip, clip.onset)
         points, how = _points(job, onset)
+        _check_usable(recipe, onset, points)
         apex, rule = clip.apex, "sheet"
         if not _is_possible(clip):
             apex, rule = _ruled_apex(job, onset, points), recipe.apex
@@ -233,6 +234,20 @@ def _detector(model: Path | None) -> Any:
     from htnet_jax.motion import landmarks
 
     return landmarks.Detector(model)
+
+
+def _check_usable(recipe: Recipe, picture: np.ndarray, points: np.ndarray) -> None:
+    """What would fail later, in the middle of the flow."""
+    from htnet_jax.motion import alignment, flow
+
+    try:
+        alignment.face_transform(points, FACE_SIZE)
+    except ValueError as error:
+        raise _Bad("landmarks", str(error)) from error
+    smallest = flow.DIS_SMALLEST if recipe.flow == "dis" else 2
+    if recipe.align == "none" and recipe.order == "crop" and min(picture.shape) < smallest:
+        what = f"{_size(picture)} pixels; {recipe.flow} needs at least {smallest}"
+        raise _Bad("image", what)
 
 
 def _ruled_apex(job: Job, onset: np.ndarray, points: np.ndarray) -> int:

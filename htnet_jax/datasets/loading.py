@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import example_serializer
 
 from htnet_jax import datasets, errors
 from htnet_jax.datasets import raw_builder
@@ -208,6 +209,22 @@ def _builder(
 
 
 @contextlib.contextmanager
+def _same_bytes() -> Iterator[None]:
+    """Records with their fields in one order: protobuf's own order changes with every process."""
+    serializer = example_serializer.ExampleSerializer
+    before = serializer.serialize_example
+
+    def serialize(self: Any, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    serializer.serialize_example = serialize
+    try:
+        yield
+    finally:
+        serializer.serialize_example = before
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without TFDS's warning that a recipe's config is not in the builder's list."""
     before = logging.get_verbosity()
@@ -237,9 +254,9 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
         # TFDS writes into a folder of another name and renames it when all is done. What it
         # prints on standard output would mix with a command's result.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _same_bytes():
             builder.download_and_prepare(download_config=settings, file_format="array_record")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # array_record reports a full disk as the latter
         raise errors.UserError(
             f"{name} cannot be built in {folder} ({_one_line(error)}); give a data folder that "
             "can be written (dataset.data_dir)"

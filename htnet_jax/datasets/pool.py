@@ -6,6 +6,8 @@ import concurrent.futures
 import multiprocessing
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,9 +80,10 @@ class Kept:
     def load(self, job: extraction.Job) -> dict[str, Any] | None:
         """What was kept of a clip; None if nothing usable was."""
         try:
-            with np.load(self.path(job), allow_pickle=False) as file:
+            # An open file, because NumPy leaves its own open when the archive is damaged.
+            with open(self.path(job), "rb") as opened, np.load(opened) as file:
                 return {key: file[key] for key in ("tensor", "landmarks")}
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def clear(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,6 +108,20 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         """Where the findings of a build are written."""
         return Path(self.data_dir).parent.parent / f"audit_{self.builder_config.name}.csv"
 
+    @property
+    def unfinished(self) -> Path:
+        """Where the tensors of finished clips are kept until the data set is built."""
+        return Path(self.data_dir).parent.parent / f"unfinished_{self.builder_config.name}"
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """As TFDS's; what an interrupted build left behind is cleared away."""
+        config_folder = Path(self.data_dir).parent
+        for left_over in config_folder.glob(f"incomplete.*_{self.version}"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        super().download_and_prepare(**kwargs)
+        # Only now: until here a failure to write the records must not cost the tensors.
+        pool.Kept(self.unfinished).clear()
+
     @classmethod
     def config_of(cls, name: str) -> Any:
         """The config of that name, for the constructor: any recipe's name is one, "" the default.
@@ -157,7 +172,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         ]
         if not pairs:
             raise UserError(f"{folder}: no clip is left to build; see {self.audit_path}")
-        kept = pool.Kept(Path(self.data_dir).parent.parent / f"unfinished_{self.recipe.name}")
+        kept = pool.Kept(self.unfinished)
         kept.folder.mkdir(parents=True, exist_ok=True)
         tasks = [(kept.path(job), job, i) for job, i in pairs if kept.load(job) is None]
         for _ in pool.run(pool.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
@@ -262,7 +277,6 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
                     "landmarks_from": inspection.found,
                 },
             )
-        prepared.kept.clear()
 
 
 def label_set(name: str, layout: ModuleType, chosen: recipe.Recipe) -> LabelSet:

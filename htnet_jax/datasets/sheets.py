@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import re
@@ -66,7 +67,8 @@ def read_sheet(
                 extra, _ = _places(header, optional or {})
                 return _rows(path, name, rows, index, {**places, **extra}, optional or {})
             if len(places) > best[0]:
-                best = len(places), f"sheet {name!r} lacks {', '.join(missing)}"
+                place = f"sheet {name!r}" if name else "it"
+                best = len(places), f"{place} lacks {', '.join(missing)}"
     names = ", ".join(names[0] for names in columns.values())
     raise UserError(
         f"{path}: no sheet has a header row with the columns {names}; {best[1] or 'it is empty'}. "
@@ -83,9 +85,11 @@ def _tables(path: Path, first: str) -> list[tuple[str, list[list[Any]]]]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of openpyxl, about styles
             if path.suffix.lower() == ".csv":
-                frames = {"": pd.read_csv(path, header=None, dtype=str, skip_blank_lines=False)}
-            else:
-                frames = pd.read_excel(path, sheet_name=None, header=None, dtype=object)
+                with path.open(newline="", encoding="utf-8-sig") as file:
+                    lines = list(csv.reader(file, strict=True))
+                width = max(map(len, lines), default=0)
+                return [("", [line + [""] * (width - len(line)) for line in lines])]
+            frames = pd.read_excel(path, sheet_name=None, header=None, dtype=object)
     except Exception as error:  # the readers raise many types for damaged and locked files
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(

@@ -10,7 +10,8 @@ import collections
 import functools
 import os
 import re
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,12 @@ class Tree:
         self.root = root
         self.outside: list[Path] = []
         self._by_name: dict[str, list[Path]] = collections.defaultdict(list)
-        base = os.path.realpath(root)
         self._files: list[Path] = []
-        for folder, names, files in os.walk(root, followlinks=False):
+        self._walk(root, os.path.realpath(root), frozenset())
+
+    def _walk(self, top: Path, base: str, above: frozenset[str]) -> None:
+        """Lists what is below `top`; `above` are the links that led here, against circles."""
+        for folder, names, files in os.walk(top, followlinks=False):
             # Zips made on macOS unpack a twin of every folder there.
             names[:] = sorted(name for name in names if name != "__MACOSX")
             self._files += [
@@ -43,16 +47,14 @@ class Tree:
             ]
             for name in names:
                 path = Path(folder, name)
-                if path.is_symlink():
-                    self._link(path, base)
-                else:
-                    self._by_name[name.casefold()].append(path)
-
-    def _link(self, path: Path, base: str) -> None:
-        if not is_inside(path, base):
-            self.outside.append(path)
-        else:
-            self._by_name[path.name.casefold()].append(path)
+                target = os.path.realpath(path)
+                if path.is_symlink() and not is_inside(path, base):
+                    self.outside.append(path)
+                    continue
+                self._by_name[name.casefold()].append(path)
+                is_circle = os.path.realpath(folder).startswith(target) or target in above
+                if path.is_symlink() and not is_circle:
+                    self._walk(path, base, above | {target})
 
     def folders(self, *parts: str, prefer: Sequence[str] = ()) -> list[Path]:
         """Folders whose path ends in `parts`, letter case ignored.
@@ -112,14 +114,18 @@ def frame_number(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-# Recordings may have thousands of frames, so only the folders at hand are remembered.
-@functools.lru_cache(maxsize=64)
-def frames(folder: Path) -> dict[int, Path]:
+def frames(folder: Path) -> Mapping[int, Path]:
     """Number -> picture of a clip's folder, in order of the numbers.
 
     Raises:
         ValueError: Two pictures with one number, or a link that leads out of the folder.
     """
+    return _frames(folder, folder.stat().st_mtime_ns)
+
+
+# Recordings may have thousands of frames, so only the folders at hand are remembered.
+@functools.lru_cache(maxsize=64)
+def _frames(folder: Path, _changed: int) -> Mapping[int, Path]:
     found: dict[int, Path] = {}
     base = os.path.realpath(folder)
     for path in sorted(folder.iterdir()):
@@ -133,7 +139,7 @@ def frames(folder: Path) -> dict[int, Path]:
         if number in found:
             raise ValueError(f"{found[number].name} and {path.name} have the same number")
         found[number] = path
-    return dict(sorted(found.items()))
+    return types.MappingProxyType(dict(sorted(found.items())))
 
 
 def read_gray(path: Path) -> np.ndarray:

@@ -1,0 +1,125 @@
+import dataclasses
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from htnet_jax.datasets import recipe
+from htnet_jax.errors import UserError
+
+VARIANTS = ("", "hs", "vis", "nir")
+
+
+def _excluded(found):
+    return (found.landmarks == "template" and found.align != "none") or (
+        found.landmarks == "csv" and found.align == "head"
+    )
+
+
+@st.composite
+def recipes(draw):
+    choices = {key: draw(st.sampled_from(values)) for key, values in recipe.CHOICES.items()}
+    if choices["landmarks"] == "template":
+        choices["align"] = "none"
+    elif choices["landmarks"] == "csv" and choices["align"] == "head":
+        choices["align"] = "onset"
+    return recipe.make(**choices, variant=draw(st.sampled_from(VARIANTS)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(recipes())
+def test_a_name_gives_its_recipe_back(chosen):
+    assert recipe.parse(chosen.name) == chosen
+    assert isinstance(chosen.size, int)
+    # Usable as a folder's name and as TFDS's `dataset/config`.
+    assert re.fullmatch(r"[\w+-]+", chosen.name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(recipes(), recipes())
+def test_what_differs_has_another_name_text_and_hash(one, other):
+    assert (one == other) == (one.name == other.name)
+    assert (one == other) == (one.canonical == other.canonical)
+    assert (one == other) == (one.hash == other.hash)
+
+
+def test_every_combination_is_a_recipe_with_its_own_name_or_refused():
+    names, refused, count = set(), 0, 0
+    for values in itertools.product(*recipe.CHOICES.values()):
+        choices = dict(zip(recipe.CHOICES, values, strict=True))
+        if _excluded(recipe.Recipe(**choices)):
+            refused += 1
+            with pytest.raises(UserError, match=r"^recipe: "):
+                recipe.make(**choices)
+        else:
+            count += 1
+            names.add(recipe.make(**choices).name)
+    assert len(names) == count
+    # Of nine pairs of align and landmarks, three are refused.
+    assert refused * 2 == count
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(recipe.Recipe)])
+def test_each_choice_counts(key):
+    default = recipe.Recipe()
+    for value in recipe.CHOICES.get(key, VARIANTS):
+        value = int(value) if key == "size" else value
+        other = dataclasses.replace(default, **{key: value})
+        same = value == getattr(default, key)
+        assert (other.name == default.name) == same
+        assert (other.canonical == default.canonical) == same
+        assert (other.hash == default.hash) == same
+
+
+def test_the_default_is_spelt_out():
+    default = recipe.Recipe()
+    assert default.name == "tvl1_28"
+    assert default.canonical == (
+        "flow=tvl1,size=28,align=onset,landmarks=dlib,order=crop,strain=green_lagrange_small,"
+        "apex=midpoint,labels=megc3,variant="
+    )
+    # sha256sum's; a data set that somebody built must stay recognisable.
+    assert default.hash == "1dd98a16db573311"
+    assert recipe.parse("") == recipe.make() == default
+
+
+def test_only_what_differs_is_in_the_name():
+    chosen = recipe.make(flow="dis", size=56, align="none", labels="own", variant="nir")
+    assert chosen.name == "dis_56+align-none+labels-own+variant-nir"
+
+
+@pytest.mark.parametrize(
+    ("choices", "messages"),
+    [
+        ({"flow": "tvl2"}, ["flow='tvl2' is unknown; use tvl1, farneback, dis"]),
+        ({"size": 29}, ["size=29 is unknown; use 28, 56, 112"]),
+        ({"colour": "red"}, ["unknown choice 'colour'", "align, apex, flow"]),
+        ({"apex": "last", "order": "no", "x": 1}, ["apex='last'", "order='no'", "choice 'x'"]),
+        ({"landmarks": "template"}, ["landmarks=template cannot align", "align=none"]),
+        ({"landmarks": "template", "align": "head"}, ["landmarks=template cannot align"]),
+        ({"landmarks": "csv", "align": "head"}, ["use landmarks=dlib"]),
+    ],
+)
+def test_wrong_choices_are_reported_together(choices, messages):
+    with pytest.raises(UserError) as caught:
+        recipe.make(**choices)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tvl1", "tvl1_", "_28", "28_tvl1", "tvl1_028", "tvl1_28.0", "tvl1_28_", "TVL1_28", "+"),
+        *("tvl1_28+", "tvl1_28+align", "tvl1_28+align-", "tvl1_28+none", "tvl1_28+align=none"),
+        # What is a default, in another order, or twice, would be a second name.
+        *("tvl1_28+align-onset", "tvl1_28+size-28", "tvl1_28+variant-"),
+        *("tvl1_28+labels-own+align-none", "tvl1_28+align-none+align-none", " tvl1_28"),
+        "tvl1_28+align-head+align-none",
+    ],
+)
+def test_a_recipe_has_one_name(name):
+    with pytest.raises(UserError, match="recipe"):
+        recipe.parse(name)

@@ -1,0 +1,305 @@
+import math
+import re
+import zipfile
+
+import openpyxl
+import pytest
+import xlwt
+
+from htnet_jax.datasets import sheets
+from htnet_jax.errors import UserError
+
+COLUMNS = {"subject": ("Subject",), "onset": ("Onset Frame", "OnsetF"), "apex": ("Apex",)}
+HEADER = ["Subject", "Onset Frame", "Apex"]
+ROWS = [["006", 46, 50], ["017", 61.0, "/"], [18, 70, None]]
+CELLS = [("006", "46", "50"), ("017", "61", "/"), ("18", "70", "")]
+
+
+def _xlsx(path, **tables):
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in tables.items():
+        sheet = book.create_sheet(name)
+        for number, row in enumerate(rows, 1):
+            for column, cell in enumerate(row, 1):
+                sheet.cell(number, column, cell)
+    book.save(path)
+
+
+def _xls(path, **tables):
+    book = xlwt.Workbook()
+    for name, rows in tables.items():
+        sheet = book.add_sheet(name)
+        for i, row in enumerate(rows):
+            for j, cell in enumerate(row):
+                if cell is not None:
+                    sheet.write(i, j, cell)
+    book.save(str(path))
+
+
+def _csv(path, **tables):
+    (rows,) = tables.values()
+    lines = (",".join("" if cell is None else str(cell) for cell in row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+WRITERS = {".xlsx": _xlsx, ".xls": _xls, ".csv": _csv}
+
+
+def _values(rows):
+    return [tuple(row.cells[key] for key in COLUMNS) for row in rows]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_header_in_the_first_row(tmp_path, suffix):
+    path = tmp_path / f"codes{suffix}"
+    rows = [["006", 46, 50], ["017", 61, "/"], [18, 70, None]]
+    WRITERS[suffix](path, label=[HEADER, *rows])
+    found = sheets.read_sheet(path, COLUMNS)
+    assert _values(found) == CELLS
+    assert [row.number for row in found] == [2, 3, 4]
+    title = "codes.csv" if suffix == ".csv" else f"codes{suffix}, sheet label"
+    assert [row.where for row in found] == [f"{title}, row {number}" for number in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls"])
+def test_notes_and_blank_rows_above_the_header(tmp_path, suffix):
+    path = tmp_path / f"codes{suffix}"
+    notes = [["Subject: the number of a person"], [], [], ["Onset Frame", "explained"], []]
+    table = [*notes, *[[None]] * 8, HEADER, *ROWS]
+    WRITERS[suffix](path, label=table)
+    found = sheets.read_sheet(path, COLUMNS)
+    assert _values(found) == CELLS
+    assert [row.number for row in found] == [15, 16, 17]
+
+
+def test_notes_above_the_header_of_a_csv_file(tmp_path):
+    path = tmp_path / "codes.csv"
+    path.write_text("What the codes mean\n\nSubject,Onset Frame,Apex\n006,46,50\n")
+    found = sheets.read_sheet(path, COLUMNS)
+    assert _values(found) == [("006", "46", "50")]
+    assert found[0].number == 4
+
+
+def test_a_header_too_far_down_is_none(tmp_path):
+    for before, works in ((39, True), (40, False)):
+        path = tmp_path / f"{before}.xlsx"
+        _xlsx(path, label=[*[["note"]] * before, HEADER, *ROWS])
+        if works:
+            assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
+        else:
+            with pytest.raises(UserError, match="no sheet has a header row"):
+                sheets.read_sheet(path, COLUMNS)
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls"])
+def test_other_sheets_do_not_matter(tmp_path, suffix):
+    path = tmp_path / f"codes{suffix}"
+    junk = [["Subject", "sum"], ["006", 4]]
+    WRITERS[suffix](path, Sheet1=junk, empty=[], label=[HEADER, *ROWS], Sheet3=[[1]])
+    assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
+
+
+def test_the_named_sheet_comes_first(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    other = [HEADER, ["001", 1, 2]]
+    _xlsx(path, HS=[HEADER, *ROWS], VIS=other)
+    assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
+    assert _values(sheets.read_sheet(path, COLUMNS, sheet="vis")) == [("001", "1", "2")]
+    assert _values(sheets.read_sheet(path, COLUMNS, sheet="NIR")) == CELLS
+    found = sheets.read_sheet(path, COLUMNS, sheet="VIS")
+    assert found[0].where == "codes.xlsx, sheet VIS, row 2"
+
+
+def test_blank_columns_rows_and_spelling(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    header = [None, " SUBJECT ", None, "onset  frame", "Unnamed: 2", "apex\n"]
+    rows = [[1, " 006 ", None, "46 ", "x", 50], [], ["only here"], [None, None, None, 70]]
+    _xlsx(path, label=[header, *rows])
+    found = sheets.read_sheet(path, COLUMNS)
+    assert _values(found) == [("006", "46", "50"), ("", "70", "")]
+    assert [row.number for row in found] == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        *[(None, ""), (math.nan, ""), (46, "46"), (46.0, "46"), (46.5, "46.5"), ("006", "006")],
+        *[("46.0", "46.0"), (" 4+L10 ", "4+L10"), ("", ""), (0, "0"), (-3.0, "-3")],
+        *[(1e6, "1000000"), (math.inf, "inf"), ("\xa06", "6")],
+    ],
+)
+def test_a_cell_as_text(cell, expected):
+    assert sheets.text(cell) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("46", 46), ("046", 46), ("0", 0), ("", None), ("/", None), ("46.5", None), ("-3", None)],
+)
+def test_a_cell_as_a_whole_number(text, number):
+    assert sheets.SheetRow(2, "somewhere", {"apex": text}).whole("apex") == number
+
+
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls"])
+def test_text_keeps_its_zeros_among_numbers(tmp_path, suffix):
+    # Readers that guess a column's type make 6 of 006, and 46.0 of 46 where a cell is empty.
+    path = tmp_path / f"codes{suffix}"
+    rows = [["006", 46, 1], ["006", None, 2], [6, 48.0, "NA"], ["06", "0049", "1e3"]]
+    WRITERS[suffix](path, label=[HEADER, *rows])
+    found = _values(sheets.read_sheet(path, COLUMNS))
+    assert found[:2] == [("006", "46", "1"), ("006", "", "2")]
+    assert found[2][:2] == ("6", "48")
+    assert found[3] == ("06", "0049", "1e3")
+
+
+def _keep_values(path, values):
+    """Puts the values of formulas into the workbook, as spreadsheets do and openpyxl does not."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    parts[name], count = re.subn(
+        rb'(<c r="(\w+)"[^>]*><f>[^<]*</f>)<v\s*(?:/>|></v>)',
+        lambda found: found[1] + b"<v>%d</v>" % values[found[2].decode()],
+        parts[name],
+    )
+    assert count == len(values)
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+
+
+def test_formulas_give_the_values_kept_for_them(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, HS=[HEADER, ["006", 46, "=B2+4"], ["017", "=B2+15", "/"]])
+    # Without kept values a formula is an empty cell, never its text.
+    assert _values(sheets.read_sheet(path, COLUMNS)) == [("006", "46", ""), ("017", "", "/")]
+    # The kept values differ from what the formulas would give: nothing is computed.
+    _keep_values(path, {"C2": 51, "B3": 62})
+    assert _values(sheets.read_sheet(path, COLUMNS)) == [("006", "46", "51"), ("017", "62", "/")]
+
+
+def test_optional_columns(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[[*HEADER, "Objective Classes"], ["006", 46, 50, 7], [None, None, None, 1]])
+    optional = {"objective": ("Objective Class", "Objective Classes"), "notes": ("Notes",)}
+    found = sheets.read_sheet(path, COLUMNS, optional=optional)
+    assert found[0].cells == {
+        **{"subject": "006", "onset": "46", "apex": "50"},
+        **{"objective": "7", "notes": ""},
+    }
+    assert found[0].whole("notes") is None
+    assert len(found) == 2
+    assert "objective" not in sheets.read_sheet(path, COLUMNS)[0].cells
+
+
+def test_the_first_alias_that_is_there_counts(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[["OnsetF", "Onset Frame", "Subject", "Apex"], [1, 2, "006", 3]])
+    assert sheets.read_sheet(path, COLUMNS)[0].cells["onset"] == "2"
+    turned = {**COLUMNS, "onset": ("Start", "OnsetF", "Onset Frame")}
+    assert sheets.read_sheet(path, turned)[0].cells["onset"] == "1"
+
+
+def test_of_columns_with_one_name_the_first_counts(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[[*HEADER, "Apex"], ["006", 46, 50, 99]])
+    assert _values(sheets.read_sheet(path, COLUMNS)) == [("006", "46", "50")]
+
+
+def test_the_message_names_what_the_nearest_sheet_lacks(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, far=[["Subject"]], near=[["note"], ["Subject", "OnsetF", "Peak"]], other=[["Apex"]])
+    with pytest.raises(UserError) as caught:
+        sheets.read_sheet(path, COLUMNS)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: no sheet has a header row")
+    assert "columns Subject, Onset Frame, Apex;" in message
+    assert "sheet 'near' lacks Apex" in message
+    assert "far" not in message
+
+
+def test_the_message_about_a_csv_file_names_no_sheet(tmp_path):
+    path = tmp_path / "codes.csv"
+    path.write_text("Subject,Apex\n006,50\n")
+    with pytest.raises(UserError, match="lacks Onset Frame") as caught:
+        sheets.read_sheet(path, COLUMNS)
+    assert "sheet ''" not in str(caught.value)
+
+
+def test_a_header_without_rows_and_an_empty_workbook(tmp_path):
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[HEADER])
+    assert sheets.read_sheet(path, COLUMNS) == []
+    _xlsx(path, label=[], more=[])
+    with pytest.raises(UserError, match="it is empty"):
+        sheets.read_sheet(path, COLUMNS)
+
+
+def test_a_file_under_another_name(tmp_path):
+    # A workbook saved in the old format and renamed, and the other way round.
+    for writer, suffix in ((_xls, ".xlsx"), (_xlsx, ".xls")):
+        right = tmp_path / f"right{'.xls' if writer is _xls else '.xlsx'}"
+        writer(right, label=[HEADER, *ROWS])
+        wrong = right.rename(tmp_path / f"renamed{suffix}")
+        assert _values(sheets.read_sheet(wrong, COLUMNS)) == CELLS
+    upper = tmp_path / "CODES.CSV"
+    _csv(upper, label=[HEADER, ["006", 46, 50]])
+    assert _values(sheets.read_sheet(upper, COLUMNS)) == [("006", "46", "50")]
+
+
+def test_a_csv_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "codes.csv"
+    path.write_text("Subject,Onset Frame,Apex\n006,46,50\n", encoding="utf-8-sig")
+    assert _values(sheets.read_sheet(path, COLUMNS)) == [("006", "46", "50")]
+
+
+def _cut(path):
+    _xlsx(path, label=[HEADER, *ROWS])
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+# What a workbook with a password begins with: a container that holds the encrypted one.
+CONTAINER = bytes.fromhex("D0CF11E0A1B11AE1")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_text("Subject,Onset Frame,Apex\n"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(CONTAINER + bytes(4096)),
+        lambda path: path.write_bytes(CONTAINER),
+        _cut,
+    ],
+    ids=["text", "empty", "password", "cut_password", "cut"],
+)
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls"])
+def test_files_that_are_no_spreadsheets(tmp_path, suffix, spoil):
+    path = tmp_path / f"codes{suffix}"
+    spoil(path)
+    with pytest.raises(UserError) as caught:
+        sheets.read_sheet(path, COLUMNS)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot be read as a spreadsheet (")
+    assert "password" in message
+    assert "\n" not in message
+
+
+def test_a_csv_file_that_is_no_text_or_empty(tmp_path):
+    path = tmp_path / "codes.csv"
+    for content, message in (
+        (b"Subject,Onset\xff\xfe\n", "cannot be read as a spreadsheet"),
+        (b"", "it is empty"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            sheets.read_sheet(path, COLUMNS)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"codes\.xlsx: no such file"):
+        sheets.read_sheet(tmp_path / "codes.xlsx", COLUMNS)
+    (tmp_path / "folder.xlsx").mkdir()
+    with pytest.raises(UserError, match="no such file"):
+        sheets.read_sheet(tmp_path / "folder.xlsx", COLUMNS)
