@@ -276,7 +276,7 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ({"seed": -1}, "config.seed=-1 must not be negative"),
         ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0"),
         ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be above 0"),
-        ({"dataset__name": "nonsense"}, "unknown data set 'nonsense'; use one of megc2019"),
+        ({"dataset__name": "nonsense"}, "unknown data set 'nonsense'; use one of casme2"),
         ({"dataset__channels": "u,w"}, "unknown channel 'w'"),
         ({"dataset__layout": "sideways"}, "unknown layout 'sideways'"),
     ],
