@@ -22,7 +22,7 @@ from htnet_jax.models.htnet import (
     unblockify,
 )
 
-close = np.testing.assert_allclose
+assert_close = np.testing.assert_allclose
 
 # Compiling takes nearly all the time of these tests: half as long with LLVM's optimisations off.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -416,7 +416,7 @@ def test_attention_against_numpy(tokens, width, heads):
     out = evaluate(model, params, x)
     expected = [[ref_attention(params, block, heads) for block in row] for row in x]
     assert out.shape == x.shape
-    close(out, expected, rtol=1e-4, atol=1e-5)
+    assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_by_hand():
@@ -429,7 +429,7 @@ def test_attention_by_hand():
     x = np.array([[1, 8], [0, 4]], np.float32)
     # Token 0 scores log 3 and 0: weights 3/4 and 1/4. Token 1 scores 0 and 0: the mean.
     result = evaluate(LocalAttention(1), {"qkv": qkv, "out": out}, x)
-    close(result, [[0.75 * 8 + 0.25 * 4, 7], [6, 7]], rtol=1e-6)
+    assert_close(result, [[0.75 * 8 + 0.25 * 4, 7], [6, 7]], rtol=1e-6)
 
 
 def test_attention_of_one_token_equals_the_full_formula():
@@ -463,10 +463,10 @@ def test_attention_of_one_token_equals_the_full_formula():
         return results
 
     (out, (grads, grad_x)), (full_out, (full_grads, full_grad_x)) = values_and_gradients(params, x)
-    close(out, full_out, rtol=1e-6, atol=1e-6)
-    close(grad_x, full_grad_x, rtol=1e-5, atol=1e-6)
+    assert_close(out, full_out, rtol=1e-6, atol=1e-6)
+    assert_close(grad_x, full_grad_x, rtol=1e-5, atol=1e-6)
     for path, expected in flat(full_grads).items():
-        close(flat(grads)[path], expected, rtol=1e-5, atol=1e-6)
+        assert_close(flat(grads)[path], expected, rtol=1e-5, atol=1e-6)
     for gradient in (grads["qkv"], full_grads["qkv"]):
         assert np.all(np.asarray(gradient[:, : 2 * inner]) == 0)
         assert np.all(np.asarray(gradient[:, 2 * inner :]) != 0)
@@ -507,7 +507,7 @@ def test_attention_drops_weights_and_outputs(tokens, frequencies):
     out = np.asarray(apply(np.ones((2000, tokens, width), np.float32)))
     values, counts = np.unique(out, return_counts=True)
     assert values.tolist() == list(frequencies)
-    close(counts / out.size, list(frequencies.values()), atol=0.02)
+    assert_close(counts / out.size, list(frequencies.values()), atol=0.02)
 
 
 # --- FeedForward, TransformerBlock, Hierarchy, Aggregate ------------------------------------------
@@ -519,7 +519,7 @@ def test_feed_forward_against_numpy():
     params = random_params(model, x)
     assert params["fc1"]["kernel"].shape == (7, 21)
     expected = ref_feed_forward(params, x.astype(float))
-    close(evaluate(model, params, x), expected, rtol=1e-5, atol=1e-5)
+    assert_close(evaluate(model, params, x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_feed_forward_drops_hidden_and_outputs():
@@ -538,7 +538,7 @@ def test_feed_forward_drops_hidden_and_outputs():
 
     out = np.asarray(apply(np.ones((2000, 5), np.float32)))
     kept = out != 0
-    close(out[kept], 4 * 3 * 0.99865010, rtol=1e-5)
+    assert_close(out[kept], 4 * 3 * 0.99865010, rtol=1e-5)
     assert kept.mean() == pytest.approx(0.25, abs=0.02)
 
 
@@ -550,7 +550,7 @@ def test_transformer_block_against_numpy(tokens):
     out = evaluate(model, params, x)
     expected = [[ref_block(params, block, 3) for block in row] for row in x.astype(float)]
     assert out.shape == x.shape
-    close(out, expected, rtol=1e-4, atol=1e-5)
+    assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_position_scalars_are_shared_by_blocks_and_channels():
@@ -583,7 +583,7 @@ def test_hierarchy_against_numpy():
     params = random_params(model, x)
     out = evaluate(model, params, x)
     expected = [ref_hierarchy(params, picture, 2, 2, 3) for picture in x]
-    close(out, expected, rtol=1e-4, atol=1e-5)
+    assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [2, 5])
@@ -594,7 +594,7 @@ def test_aggregate_against_numpy(side):
     out = evaluate(model, params, x)
     assert out.shape == (2, -(-side // 2), -(-side // 2), 9)
     expected = [ref_aggregate(params, picture) for picture in x.astype(float)]
-    close(out, expected, rtol=1e-4, atol=1e-5)
+    assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- the whole network ----------------------------------------------------------------------------
@@ -614,7 +614,7 @@ def test_network_against_numpy(model):
     logits = evaluate(model, params, x)
     assert logits.shape == (2, model.num_classes)
     assert logits.dtype == jnp.float32
-    close(logits, [ref_htnet(model, params, picture) for picture in x], rtol=1e-3, atol=1e-4)
+    assert_close(logits, [ref_htnet(model, params, picture) for picture in x], rtol=1e-3, atol=1e-4)
 
 
 def test_bottom_level_is_local():
@@ -667,7 +667,7 @@ def test_gradients_reach_every_parameter(model):
 
     gradients, logits, slope = both(params, tangent, x)
     # Without dropout, training computes the same.
-    close(logits, evaluate(model, params, x), rtol=1e-4, atol=1e-5)
+    assert_close(logits, evaluate(model, params, x), rtol=1e-4, atol=1e-5)
     gradients = {path: np.asarray(value) for path, value in flat(gradients).items()}
     assert all(np.isfinite(value).all() for value in gradients.values())
     one_token = params["level_0"]["pos_emb"].shape == (1,)
@@ -730,7 +730,7 @@ def test_dropout_is_active_in_training_only():
     assert np.array_equal(first, both(params, x, fast_key(0))[0])
     assert np.all(np.asarray(first != second))
     assert np.all(np.abs(first - without) > 1e-3)
-    close(without, evaluate(SMALL, params, x), rtol=1e-4, atol=1e-5)
+    assert_close(without, evaluate(SMALL, params, x), rtol=1e-4, atol=1e-5)
     with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
         jax.eval_shape(lambda x: model.apply({"params": params}, x, train=True), x)
 
@@ -749,7 +749,7 @@ def test_bfloat16():
     assert logits.dtype == jnp.bfloat16
     expected = np.asarray(evaluate(SMALL, params, x))
     # bfloat16 has 8 bits: a few percent of the logits' spread, but not the float32 values.
-    close(np.asarray(logits, np.float32), expected, atol=0.1 * expected.std())
+    assert_close(np.asarray(logits, np.float32), expected, atol=0.1 * expected.std())
     assert not np.array_equal(np.asarray(logits, np.float32), expected)
 
 
@@ -758,7 +758,7 @@ def test_integer_pictures_are_taken_as_they_are():
     params = random_params(SMALL, x)
     logits = evaluate(SMALL, params, x)
     assert logits.dtype == jnp.float32
-    close(logits, evaluate(SMALL, params, x.astype(np.float32)), rtol=1e-5, atol=1e-6)
+    assert_close(logits, evaluate(SMALL, params, x.astype(np.float32)), rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_over_networks_equals_a_loop():
@@ -770,7 +770,7 @@ def test_vmap_over_networks_equals_a_loop():
     together = quick_jit(apply)(stacked, x)
     assert together.shape == (2, 2, 3)
     for index, params in enumerate(several):
-        close(together[index], evaluate(SMALL, params, x[index]), rtol=1e-4, atol=1e-5)
+        assert_close(together[index], evaluate(SMALL, params, x[index]), rtol=1e-4, atol=1e-5)
 
 
 def test_examples_of_a_batch_are_independent():
@@ -779,5 +779,5 @@ def test_examples_of_a_batch_are_independent():
     moved = x.copy()
     moved[1] = 255 - moved[1]
     before, after = (np.asarray(evaluate(FOUR, params, value)) for value in (x, moved))
-    close(before[0], after[0], rtol=1e-6)
+    assert_close(before[0], after[0], rtol=1e-6)
     assert np.all(before[1] != after[1])

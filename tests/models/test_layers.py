@@ -18,7 +18,7 @@ from htnet_jax.models.layers import (
     torch_uniform,
 )
 
-close = np.testing.assert_allclose
+assert_close = np.testing.assert_allclose
 
 
 def normal(seed, *shape):
@@ -69,7 +69,7 @@ def test_torch_uniform_fills_its_interval_evenly():
     assert values.max() < 0.25
     # A uniform distribution: quarters of the interval hold about a quarter of the draws each.
     counts, _ = np.histogram(values, bins=[-0.25, -0.125, 0, 0.125, 0.25])
-    close(counts / values.size, 0.25, atol=0.03)
+    assert_close(counts / values.size, 0.25, atol=0.03)
     assert values.std() == pytest.approx(0.25 / math.sqrt(3), rel=0.03)
 
 
@@ -78,7 +78,7 @@ def test_product_is_a_matrix_product_over_the_last_axis(lead):
     x, kernel = normal(0, *lead, 5), normal(1, 5, 4)
     out = product(jnp.asarray(x), jnp.asarray(kernel))
     assert out.shape == (*lead, 4)
-    close(out, x.astype(np.float64) @ kernel.astype(np.float64), rtol=1e-5, atol=1e-6)
+    assert_close(out, x.astype(np.float64) @ kernel.astype(np.float64), rtol=1e-5, atol=1e-6)
 
 
 def test_dense_by_hand():
@@ -94,7 +94,7 @@ def test_dense_against_numpy(lead):
     out = Dense(5).apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x))
     assert out.shape == (*lead, 5)
     expected = x.astype(np.float64) @ kernel.astype(np.float64) + bias
-    close(out, expected, rtol=1e-5, atol=1e-6)
+    assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dense_initialisation_depends_on_the_inputs_only():
@@ -124,7 +124,7 @@ def test_layer_norm_by_hand():
     params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 5.0])}
     out = LayerNorm().apply({"params": params}, jnp.array([[3.0, 7.0], [4.0, 4.0]]))
     # Mean 5, biased variance 4: -1 and 1, up to eps / 8; a constant gives the bias.
-    close(out, [[-1.0, 7.0], [0.0, 5.0]], rtol=2e-6)
+    assert_close(out, [[-1.0, 7.0], [0.0, 5.0]], rtol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_layer_norm_against_numpy(scale, offset):
     centred = wide - wide.mean(-1, keepdims=True)
     root = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     assert out.shape == x.shape
-    close(out, centred / root * gain + bias, rtol=1e-5, atol=1e-5 if offset == 0 else 2e-3)
+    assert_close(out, centred / root * gain + bias, rtol=1e-5, atol=1e-5 if offset == 0 else 2e-3)
 
 
 def test_layer_norm_eps_is_pytorchs():
@@ -151,7 +151,7 @@ def test_layer_norm_eps_is_pytorchs():
     # Variance 1e-5 equals eps: the result is 1/sqrt(2) of the normed one.
     x = jnp.array([[-1.0, 1.0]]) * 1e-5**0.5
     out = LayerNorm().apply({"params": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}, x)
-    close(out, [[-(0.5**0.5), 0.5**0.5]], rtol=1e-5)
+    assert_close(out, [[-(0.5**0.5), 0.5**0.5]], rtol=1e-5)
 
 
 def test_layer_norm_starts_as_the_identity_map():
@@ -168,7 +168,7 @@ def test_layer_norm_keeps_float32_statistics_for_bfloat16():
     out = LayerNorm(jnp.bfloat16).apply({"params": params}, x)
     assert out.dtype == jnp.bfloat16
     wide = np.arange(16) - 7.5
-    close(np.asarray(out, np.float32)[0], wide / wide.std(), rtol=2**-8)
+    assert_close(np.asarray(out, np.float32)[0], wide / wide.std(), rtol=2**-8)
 
 
 # --- gelu -----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_layer_norm_keeps_float32_statistics_for_bfloat16():
 def test_gelu_is_the_erf_form():
     x = np.linspace(-6, 6, 97, dtype=np.float32)
     expected = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(float)]
-    close(gelu(jnp.asarray(x)), expected, rtol=2e-6, atol=1e-6)
+    assert_close(gelu(jnp.asarray(x)), expected, rtol=2e-6, atol=1e-6)
     # The tanh approximation is out by up to 5e-4, so the tolerance above tells them apart.
     assert np.abs(np.asarray(jax.nn.gelu(x, approximate=True)) - expected).max() > 1e-4
 
@@ -188,13 +188,13 @@ def test_gelu_gradient():
     wide = x.astype(float)
     cumulative = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in wide])
     density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
-    close(gradient, cumulative + wide * density, rtol=1e-5, atol=1e-6)
+    assert_close(gradient, cumulative + wide * density, rtol=1e-5, atol=1e-6)
 
 
 def test_gelu_keeps_the_type():
     out = gelu(jnp.asarray([[1.0, -1.0]], jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
-    close(np.asarray(out, np.float32), [[0.8413447, -0.1586553]], rtol=0.02)
+    assert_close(np.asarray(out, np.float32), [[0.8413447, -0.1586553]], rtol=0.02)
 
 
 # --- Conv3x3 --------------------------------------------------------------------------------------
@@ -243,9 +243,9 @@ def test_conv_against_a_loop_and_its_gradient_against_xlas_convolution(height, w
 
     out, actual, expected = both(x, kernel, bias)
     assert out.shape == (2, height, width, 4)
-    close(out, slow_conv(x, kernel, bias), rtol=1e-5, atol=1e-5)
+    assert_close(out, slow_conv(x, kernel, bias), rtol=1e-5, atol=1e-5)
     for mine, xlas in zip(actual, expected, strict=True):
-        close(mine, xlas, rtol=1e-5, atol=1e-5)
+        assert_close(mine, xlas, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("lead", "width"), [((), 2), ((2, 3), 2), ((2, 3), 5)])
@@ -254,7 +254,7 @@ def test_conv_takes_any_leading_axes(lead, width):
     out = jax.jit(Conv3x3(4).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     assert out.shape == (*lead, 3, width, 4)
     expected = slow_conv(x.reshape(-1, 3, width, 2), kernel, bias)
-    close(out, expected.reshape(out.shape), rtol=1e-5, atol=1e-5)
+    assert_close(out, expected.reshape(out.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_conv_initialisation():
@@ -278,7 +278,7 @@ def test_conv_in_bfloat16(width):
     layer = Conv3x3(4, jnp.bfloat16)
     out = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, x)
     assert out.dtype == jnp.bfloat16
-    close(np.asarray(out, np.float32), slow_conv(x, kernel, bias), atol=0.2)
+    assert_close(np.asarray(out, np.float32), slow_conv(x, kernel, bias), atol=0.2)
     shapes = jax.eval_shape(layer.init, fast_key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(np.float32)}
 
