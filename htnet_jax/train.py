@@ -55,9 +55,9 @@ def _set_up_jax(config: ConfigDict) -> None:
     """Settings that only work before JAX first uses a device."""
     import jax
 
-    from htnet_jax.training.folds import cpu_worker_count
+    from htnet_jax.cores import core_count
 
-    jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or cpu_worker_count())
+    jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or core_count())
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(cache).expanduser() / "htnet_jax" / "compiled"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
 import shutil
 import zipfile
 import zlib
@@ -21,11 +20,6 @@ from htnet_jax.evaluation.files import write_atomically
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def core_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: str) -> Iterator[R]:

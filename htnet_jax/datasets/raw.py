@@ -92,7 +92,6 @@ class Source(Protocol):
     Attributes:
         LABELS: Name of a label set (`megc3`, `five`, `own`, `objective`) -> how it is formed.
         VARIANTS: Names of the parts or modalities (`("hs", "vis", "nir")`), the default first.
-        FRAMES_PER_SECOND: Frame rate by variant.
         LAYOUT: What the manual directory must hold, for users.
         KNOWN_GAPS: Clip id -> why its last frames are missing in the distributed copies.
         HOMEPAGE: Of the data set.
@@ -100,7 +99,6 @@ class Source(Protocol):
 
     LABELS: Mapping[str, LabelSet]
     VARIANTS: tuple[str, ...]
-    FRAMES_PER_SECOND: Mapping[str, float]
     LAYOUT: str
     KNOWN_GAPS: Mapping[str, str]
     HOMEPAGE: str

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from htnet_jax.cores import core_count
 from htnet_jax.datasets import clips, extraction, pool, recipe, tables
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.raw import LabelSet, RawClip
@@ -157,7 +158,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         audit = Audit()
         found = self.survey(folder, audit)
         jobs = self._jobs(folder, [pair for pair in found if pair[0].id not in audit.dropped])
-        workers = self.options.workers or pool.core_count()
+        workers = self.options.workers or core_count()
         title = self.info.full_name
         inspections = list(
             pool.run(extraction.inspect, jobs, workers=workers, title=f"{title}: landmarks")

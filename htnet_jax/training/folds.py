@@ -16,7 +16,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -89,11 +88,6 @@ class Progress:
     epoch: int
     fold_epochs: int
     loss: float
-
-
-def cpu_worker_count() -> int:
-    """CPU cores this process may use: one XLA CPU device each trains folds fastest."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes(device: jax.Device) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fakes import work
 
+from htnet_jax import cores
 from htnet_jax.datasets import extraction, pool, raw, recipe
 from htnet_jax.errors import UserError
 
@@ -69,7 +70,7 @@ def test_a_run_that_is_left_early_ends_its_workers():
 
 
 def test_the_cores_of_this_process():
-    assert pool.core_count() == len(os.sched_getaffinity(0))
+    assert cores.core_count() == len(os.sched_getaffinity(0))
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ HOMEPAGE = "http://casme.psych.ac.cn/casme/e2"
 
 # The pictures as recorded, and the faces that the owners registered and cut out.
 VARIANTS = ("raw", "cropped")
-# Yan et al. 2014.
-FRAMES_PER_SECOND = {"raw": 200.0, "cropped": 200.0}
 
 LABELS: Mapping[str, LabelSet] = {
     # MEGC 2019 leaves out "others", and sadness and fear, which are too few.

@@ -44,8 +44,6 @@ LABELS: Mapping[str, LabelSet] = {
     "own": own_classes(" ".join(EMOTIONS)),
     "objective": OBJECTIVE_SET,
 }
-# The owners' scripts for pre-processing.
-FRAMES_PER_SECOND = {"": 30.0}
 # About a tenth of the clips lack frames, but no list says which.
 KNOWN_GAPS: Mapping[str, str] = {}
 HOMEPAGE = "http://casme.psych.ac.cn/casme/e4"

@@ -26,8 +26,6 @@ LABELS: Mapping[str, LabelSet] = {
     "megc3": three_classes("negative", "positive", "surprise"),
     "own": own_classes(" ".join(EMOTIONS)),
 }
-# The MEB library's table of data sets.
-FRAMES_PER_SECOND = {"": 60.0}
 KNOWN_GAPS: Mapping[str, str] = {}
 # The MEB library swaps the action units of rows 144 and 145 (counted from 0 below the header) of
 # its copy. A number is no key: in a copy sorted otherwise it names other clips. So none here.

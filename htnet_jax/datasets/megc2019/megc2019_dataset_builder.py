@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from htnet_jax.datasets import pool, raw_builder
+from htnet_jax.cores import core_count
+from htnet_jax.datasets import raw_builder
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.megc2019 import composite, photographs, release
 from htnet_jax.datasets.raw import LabelSet, RawClip
@@ -139,7 +140,7 @@ class Megc2019(raw_builder.RawBuilder):
         config = self.builder_config
         if config.landmarks == "file":
             return None
-        workers = self.options.workers or pool.core_count()
+        workers = self.options.workers or core_count()
         return photographs.Search(config.fall_back, self.options.model, workers)
 
     def _generate_examples(

@@ -25,8 +25,6 @@ LABELS: Mapping[str, LabelSet] = {
     "own": LabelSet(EMOTIONS, {**_OWN.of_emotion, **SAME}),
 }
 
-# Ben et al., TPAMI 2022.
-FRAMES_PER_SECOND: dict[str, float] = {"": 90.0}
 
 HOMEPAGE = "https://github.com/benxianyeteam/MMEW-Dataset"
 

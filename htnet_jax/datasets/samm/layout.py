@@ -27,8 +27,6 @@ HOMEPAGE = "http://www2.docm.mmu.ac.uk/STAFF/m.yap/dataset.php"
 
 # The pictures as recorded, and public copies with the faces cut out.
 VARIANTS = ("raw", "cropped")
-# Davison et al. 2018.
-FRAMES_PER_SECOND = {"raw": 200.0, "cropped": 200.0}
 
 LABELS: Mapping[str, LabelSet] = {
     # MEGC 2019 leaves out "other".

@@ -18,8 +18,6 @@ LABELS: Mapping[str, LabelSet] = {
     "own": own_classes("negative positive surprise"),
 }
 
-# Li et al., FG 2013.
-FRAMES_PER_SECOND: dict[str, float] = {"hs": 100.0, "vis": 25.0, "nir": 25.0}
 
 HOMEPAGE = "https://www.oulu.fi/cmvs/node/41319"
 
