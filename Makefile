@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable .[test,torch,landmarks]
+	$(PIP) --editable .[test,torch,landmarks,tensorboard]
 	touch $@
 
 demo: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Trains a network leave-one-subject-out and reports UF1 and UAR.
+"""Trains a network or fits a baseline, leaving subjects out, and reports UF1 and UAR.
 
   python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo [--config.KEY=VALUE ...]
 
@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value).expanduser()
     _set_up_jax(config)
 
-    from htnet_jax.evaluation import report
+    from htnet_jax.evaluation import tables
     from htnet_jax.training import experiment
 
-    summary = experiment.run(config, workdir)
-    print(report.table(summary))
+    run = experiment.run(config, workdir)
+    print(tables.text([run]))
     print(f"Written to {workdir}: predictions.npz, metrics.json, report.html")
 
 

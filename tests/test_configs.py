@@ -8,15 +8,22 @@ import jax
 import numpy as np
 import pytest
 
-from htnet_jax import datasets
+from htnet_jax import baselines, datasets
 from htnet_jax.training import config as settings
 from htnet_jax.training.checkpoints import build_module
+from htnet_jax.training.trainers import build_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PARAMETERS = {
     "demo": 314_694,
     "megc2019_htnet": 139_582_982,
     "megc2019_narrow": 2_158_278,
+}
+BASELINES = {
+    "baseline_majority": "MajorityClass",
+    "baseline_logreg": "LogisticRegression",
+    "baseline_svm": "RBFSVM",
+    "baseline_kernel_ridge": "KernelRidge",
 }
 
 
@@ -36,7 +43,20 @@ def keys(config):
 
 
 def test_every_file_has_a_pinned_size():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == PARAMETERS.keys()
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*PARAMETERS, *BASELINES}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines(name):
+    config = load(name).get_config()
+    model = build_model(config)
+    assert type(model) is baselines.BASELINES[BASELINES[name]]
+    assert (config.epochs, config.checkpoints) == (1, "none")
+    ours = {key for key in keys(config) if not key.startswith("model.")}
+    theirs = {key for key in keys(settings.default_config()) if not key.startswith("model.")}
+    assert ours == theirs
+    command = f"python -m htnet_jax.train --config=configs/{name}.py --workdir="
+    assert command in load(name).__doc__
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

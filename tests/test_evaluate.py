@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,66 +10,449 @@ import numpy as np
 import pytest
 
 from htnet_jax import evaluate
+from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
+from htnet_jax.evaluation import page
+from htnet_jax.evaluation.drawing import Drawn
+from htnet_jax.evaluation.plan import Plan, Result, Store
 from htnet_jax.evaluation.predictions import Predictions
+
+ROOT = Path(__file__).parents[1]
+
+
+def predictions(**changes):
+    """A run of 2 people with three clips each; the last epoch is right everywhere."""
+    fields = {
+        "logits": np.stack([np.zeros((6, 3)), np.eye(3)[[0, 1, 2] * 2]])[None].astype(np.float32),
+        "seeds": [0],
+        "epochs": [1, 2],
+        "fold": [0, 0, 0, 1, 1, 1],
+        "folds": ["s1", "s2"],
+        "clips": list("abcdef"),
+        "subjects": ["s1"] * 3 + ["s2"] * 3,
+        "sources": ["synthetic"] * 6,
+        "labels": [0, 1, 2] * 2,
+        "class_names": ["negative", "positive", "surprise"],
+        "train_loss": np.ones((1, 2, 2), np.float32),
+        "protocol": "loso",
+        "protocol_folds": ["s1", "s2"],
+        "dataset": "synthetic/tiny/1.0.0",
+        "fingerprint": "f" * 64,
+    }
+    return Predictions(**(fields | changes))
 
 
 @pytest.fixture
-def run_folder(tmp_path):
-    """A finished run of one fold with a perfect last epoch."""
-    folder = tmp_path / "my_run"
+def make_folder(tmp_path):
+    """`make_folder("name", **changes)`: the folder of a finished run."""
+
+    def make(name="my_run", **changes):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        predictions(**changes).save(folder / "predictions.npz")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What would have been drawn: a list of (runs, pairs); the pages stay empty."""
+    calls = []
+
+    def figures(runs, pairs=()):
+        calls.append((runs, pairs))
+        return {"plot": Drawn(b"png", "a plot")}
+
+    monkeypatch.setattr(page, "figures", figures)
+    monkeypatch.setattr(page, "render", lambda runs, pairs, figures: "page")
+    return calls
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+RUN_FILES = [
+    *("metrics.json", "plots", "predictions.npz", "predictions_final.csv"),
+    *("predictions_oracle.csv", "report.html", "table.md", "table.tex"),
+]
+
+
+def test_one_run(make_folder, drawn, capsys):
+    folder = make_folder()
+    (folder / "config.json").write_text('{"epochs": 2}')
+    (folder / "environment.json").write_text(json.dumps({"data_fingerprint": "f" * 64}))
+    evaluate.evaluate([folder])
+    assert files(folder) == sorted([*RUN_FILES, "config.json", "environment.json"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["final"]["composite"]["uf1"] == 1.0
+    shown = capsys.readouterr()
+    assert "my_run: clips 6, folds 2" in shown.out
+    assert "1.0000 / 1.0000" in shown.out
+    assert f"Report: {folder / 'report.html'}" in shown.out
+    ((run,), pairs) = drawn[0]
+    assert (run.name, run.config, pairs) == ("my_run", {"epochs": 2}, ())
+    # Said on the other stream, so that the tables can be piped.
+    assert "scoring 6 clips, 2 recorded epochs, 1 seeds" in shown.err
+    assert "no pictures of mistakes in the report: the run has no config.json that" in shown.err
+
+
+def test_one_run_reported_elsewhere(make_folder, drawn, tmp_path):
+    folder = make_folder()
+    evaluate.evaluate([folder], output=tmp_path / "deep" / "elsewhere")
+    assert files(folder) == ["predictions.npz"]
+    without = [name for name in RUN_FILES if name != "predictions.npz"]
+    assert files(tmp_path / "deep" / "elsewhere") == without
+    evaluate.evaluate([folder], output=folder)
+    assert files(folder) == RUN_FILES
+
+
+def test_two_runs_are_compared(make_folder, drawn, tmp_path, capsys):
+    wrong = np.roll(predictions().logits, 1, axis=-1)
+    first, second = make_folder("net"), make_folder("base", logits=wrong, seeds=[4])
+    evaluate.evaluate([first, second])
+    assert files(first) == files(second) == RUN_FILES
+    target = tmp_path / "net_vs_base"
+    assert files(target) == ["comparison.json", "plots", "report.html", "table.md", "table.tex"]
+    (pair,) = json.loads((target / "comparison.json").read_text())["pairs"]
+    assert (pair["first"], pair["second"]) == ("net", "base")
+    assert pair["differences"]["final"]["composite"]["uf1"]["difference"] == 1.0
+    shown = capsys.readouterr().out
+    assert "net - base" in shown
+    assert f"Report: {target / 'report.html'}" in shown
+    assert [[run.name for run in runs] for runs, _ in drawn] == [["net"], ["base"], ["net", "base"]]
+
+
+def test_four_runs_are_compared_in_pairs_more_with_the_first(make_folder, drawn, tmp_path):
+    folders = [make_folder(name, seeds=[seed]) for seed, name in enumerate("vwxyz")]
+    for count, pairs in ((4, ["vw", "vx", "vy", "wx", "wy", "xy"]), (5, ["vw", "vx", "vy", "vz"])):
+        evaluate.evaluate(folders[:count], output=tmp_path / f"of_{count}")
+        found = json.loads((tmp_path / f"of_{count}" / "comparison.json").read_text())["pairs"]
+        assert [pair["first"] + pair["second"] for pair in found] == pairs
+    evaluate.evaluate(folders)
+    assert (tmp_path / "v_vs_w_vs_x_and_2_more" / "report.html").exists()
+
+
+def test_runs_of_one_name_are_told_apart(make_folder, drawn, tmp_path):
+    folders = [make_folder(f"{parent}/run") for parent in ("old", "new")] + [make_folder("third")]
+    evaluate.evaluate(folders)
+    runs, _ = drawn[-1]
+    assert [run.name for run in runs] == ["old/run", "new/run", "third"]
+    assert (tmp_path / "old" / "old_run_vs_new_run_vs_third" / "report.html").exists()
+    deeper = [make_folder(f"{parent}/old/run") for parent in "pq"]
+    evaluate.evaluate(deeper, output=tmp_path / "out")
+    assert [run.name for run in drawn[-1][0]] == [str(folder) for folder in deeper]
+
+
+def test_other_data_for_the_same_clips_are_noted(make_folder, drawn, capsys):
+    evaluate.evaluate([make_folder("net"), make_folder("base", fingerprint="e" * 64)])
+    assert "The runs saw other data for the same clips" in capsys.readouterr().out
+
+
+def test_missing_folds(make_folder, drawn, capsys):
+    names = ["s1", "s2", *(f"t{index:02d}" for index in range(30))]
+    folder = make_folder(protocol_folds=names)
+    with pytest.raises(UserError) as caught:
+        evaluate.evaluate([folder])
+    message = str(caught.value)
+    assert f"{folder}: 30 of the 32 folds of its protocol (leave one subject out)" in message
+    assert "t00, t01, " in message
+    assert "t19 and 10 more" in message
+    assert "give --partial to score the 2 there are" in message
+    assert files(folder) == ["predictions.npz"]
+    evaluate.evaluate([folder], partial=True)
+    assert capsys.readouterr().out.count("PARTIAL: 2 of 32 folds") == 2
+    assert "PARTIAL: 2 of 32 folds" in (folder / "table.tex").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["run"]["missing_folds"] == names[2:]
+
+
+def start_run(folder, finished):
+    """The folder of a run of two folds that stopped early."""
+    plan = Plan(
+        seeds=[0],
+        epochs=[1],
+        folds=["s1", "s2"],
+        tested=[0, 1],
+        validated=[[-1, -1]] * 2,
+        refit=True,
+        clips=["a", "b"],
+        subjects=["s1", "s2"],
+        sources=["synthetic"] * 2,
+        labels=[0, 1],
+        class_names=["negative", "positive"],
+        protocol="loso",
+        protocol_folds=["s1", "s2"],
+        dataset="synthetic/tiny/1.0.0",
+        fingerprint="f" * 64,
+    )
+    store = Store(folder / "unfinished", plan)
+    for unit in list(plan.units(inner=False))[:finished]:
+        store.write(unit, Result(np.ones((1, 1, 2), np.float32), np.ones(1, np.float32)))
+
+
+def test_an_unfinished_run(tmp_path, drawn, capsys):
+    folder = tmp_path / "run"
     folder.mkdir()
-    Predictions(
-        logits=np.stack([np.zeros((3, 3)), np.eye(3)]).astype(np.float32),
-        epochs=[1, 2],
-        fold=[0, 0, 0],
-        folds=["s1"],
-        clips=["a", "b", "c"],
-        subjects=["s1"] * 3,
-        sources=["synthetic"] * 3,
-        labels=[0, 1, 2],
-        class_names=["negative", "positive", "surprise"],
-        train_loss=np.array([[1.0, 0.1]], np.float32),
-    ).save(folder / "predictions.npz")
+    start_run(folder, 0)
+    with pytest.raises(UserError, match=r"run: not finished: 0 of 2 folds are.*--partial"):
+        evaluate.evaluate([folder])
+    with pytest.raises(UserError, match="no fold of this run is finished yet"):
+        evaluate.evaluate([folder], partial=True)
+    start_run(folder, 1)
+    evaluate.evaluate([folder], partial=True)
+    assert "PARTIAL: 1 of 2 folds" in capsys.readouterr().out
+    assert "report.html" in files(folder)
+
+
+def test_predictions_of_another_data_set(make_folder):
+    folder = make_folder()
+    (folder / "environment.json").write_text('{"data_fingerprint": "e"}')
+    with pytest.raises(UserError, match=r"predictions\.npz: predictions of another data set than"):
+        evaluate.evaluate([folder])
+
+
+def spoil(folder, **changes):
+    """Replaces arrays of the predictions file without the checks of `Predictions`."""
+    path = folder / "predictions.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **(arrays | changes))
+
+
+def test_duplicate_clips(make_folder):
+    folder = make_folder()
+    spoil(folder, clips=np.array(list("abcdba")))
+    with pytest.raises(UserError, match=r"predictions\.npz: clips holds 'a', 'b' more than once"):
+        evaluate.evaluate([folder])
+
+
+def test_logits_that_are_no_numbers(make_folder):
+    folder = make_folder()
+    logits = predictions().logits.copy()
+    logits[0, 1, 4, 2] = np.nan
+    spoil(folder, logits=logits)
+    with pytest.raises(UserError, match=r"npz: fold 's2', seed 0, epoch 2: the logits of clip 'e'"):
+        evaluate.evaluate([folder])
+
+
+def test_a_truncated_file(make_folder):
+    path = make_folder() / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"predictions\.npz: damaged"):
+        evaluate.evaluate([path.parent])
+
+
+def test_runs_that_do_not_share_their_clips(make_folder, drawn):
+    folders = [make_folder("net"), make_folder("base", clips=list("abcdex"))]
+    with pytest.raises(UserError, match=r"(?s)net and base cannot be compared.*only in net: f"):
+        evaluate.evaluate(folders)
+    # Nothing is half done.
+    assert [files(folder) for folder in folders] == [["predictions.npz"]] * 2
+    assert drawn == []
+
+
+def test_no_run_or_one_twice(make_folder):
+    with pytest.raises(UserError, match="No run given"):
+        evaluate.evaluate([])
+    folder = make_folder()
+    with pytest.raises(UserError, match="my_run: given more than once"):
+        evaluate.evaluate([folder, folder / ".." / "my_run"])
+
+
+def test_all_runs_that_cannot_be_read_are_named_at_once(make_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    folders = [tmp_path / "nowhere", make_folder(), tmp_path / "empty"]
+    with pytest.raises(UserError) as caught:
+        evaluate.evaluate(folders)
+    first, second = str(caught.value).splitlines()
+    assert "nowhere: no such folder" in first
+    assert "empty/predictions.npz: no such file" in second
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json"])
+def test_damaged_records(make_folder, name):
+    folder = make_folder()
+    for content, message in (("{", "cannot be read as JSON"), ("[]", "not a JSON object")):
+        (folder / name).write_text(content)
+        with pytest.raises(UserError, match=rf"{name}: {message}"):
+            evaluate.evaluate([folder])
+
+
+def test_outputs_that_cannot_be(make_folder, drawn, tmp_path, monkeypatch):
+    first, second = make_folder("net"), make_folder("base")
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(UserError, match=r"file: is a file, not a folder\. Give another --output"):
+        evaluate.evaluate([first], output=file)
+    with pytest.raises(UserError, match=r"below: cannot be created \(Not a directory\)"):
+        evaluate.evaluate([first], output=file / "below")
+    assert file.read_text() == "kept"
+    with pytest.raises(UserError, match="base: holds a run, whose report this would overwrite"):
+        evaluate.evaluate([first], output=second)
+    with pytest.raises(UserError, match="net: holds a run"):
+        evaluate.evaluate([first, second], output=first)
+
+    def refuse(self, *arguments, **keywords):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"out: cannot be created \(Permission denied\)"):
+        evaluate.evaluate([first], output=tmp_path / "out")
+
+
+def test_disk_full(make_folder, drawn, monkeypatch):
+    folder = make_folder()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"my_run.*: cannot be written \(No space left on device\)"):
+        evaluate.evaluate([folder])
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["predictions.npz"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def arrays(data_dir):
+    return loading.load("synthetic", config="tiny", data_dir=str(data_dir))
+
+
+@pytest.fixture
+def real_run(make_folder, arrays):
+    """A run on the built data set."""
+    subjects, fold = np.unique(arrays.subjects, return_inverse=True)
+    folder = make_folder(
+        logits=np.eye(3, dtype=np.float32)[arrays.labels][None, None].repeat(2, axis=1),
+        fold=fold,
+        folds=subjects,
+        clips=arrays.clips,
+        subjects=arrays.subjects,
+        sources=arrays.sources,
+        labels=arrays.labels,
+        train_loss=np.ones((1, len(subjects), 2), np.float32),
+        protocol_folds=subjects,
+        fingerprint=arrays.fingerprint,
+    )
+    write_config(folder)
     return folder
 
 
-def test_main_writes_again_what_was_removed(run_folder, capsys):
-    (run_folder / "config.json").write_text('{"epochs": 2}')
-    evaluate.main(["evaluate", str(run_folder)])
-    metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert metrics["final"]["composite"]["uf1"] == 1.0
-    assert "&quot;epochs&quot;: 2" in (run_folder / "report.html").read_text()
-    assert "1.0000 / 1.0000" in capsys.readouterr().out
+def write_config(folder, **changes):
+    dataset = {
+        **{"name": "synthetic", "config": "tiny", "data_dir": "", "layout": "upright"},
+        **{"channels": "strain, v,u", "scaling": "minmax_255"},
+    }
+    (folder / "config.json").write_text(json.dumps({"dataset": dataset | changes}))
 
 
-def test_errors_name_the_place(run_folder, tmp_path):
-    with pytest.raises(UserError, match="No run given"):
-        evaluate.main(["evaluate"])
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        evaluate.main(["evaluate", str(tmp_path / "nowhere")])
-    with pytest.raises(UserError, match=r"predictions\.npz: no such file"):
-        evaluate.main(["evaluate", str(tmp_path)])
-    for content, message in (("{", "cannot be read as JSON"), ("[]", "not a JSON object")):
-        (run_folder / "config.json").write_text(content)
-        with pytest.raises(UserError, match=rf"config\.json: {message}"):
-            evaluate.main(["evaluate", str(run_folder)])
-
-
-def test_command(run_folder):
-    """Two runs, the second missing: the first is reported, the second is one message, status 2."""
-    missing = run_folder.parent / "missing"
-    done = subprocess.run(
-        [sys.executable, "-m", "htnet_jax.evaluate", str(run_folder), str(missing)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        timeout=300,
+def test_pictures_from_the_built_data_set(real_run, arrays, data_dir, drawn):
+    evaluate.evaluate([real_run], data_dir=str(data_dir))
+    pictures = drawn[0][0][0].pictures
+    np.testing.assert_array_equal(pictures.clips, arrays.clips)
+    np.testing.assert_array_equal(pictures.flow, arrays.flow)
+    expected = loading.network_inputs(
+        arrays, layout="upright", channels=("strain", "v", "u"), scaling="minmax_255"
     )
-    assert done.returncode == 2
-    assert "my_run: clips 3, folds 1" in done.stdout
+    np.testing.assert_array_equal(pictures.mosaic, expected)
+    assert pictures.centred
+
+
+def test_only_the_runs_own_clips_are_shown(real_run, arrays, data_dir, drawn):
+    kept = arrays.subjects == arrays.subjects[0]
+    predictions(
+        logits=np.zeros((1, 2, kept.sum(), 3), np.float32),
+        fold=[0] * kept.sum(),
+        folds=arrays.subjects[:1],
+        protocol_folds=arrays.subjects[:1],
+        train_loss=np.ones((1, 1, 2), np.float32),
+        fingerprint=arrays.fingerprint,
+        **{
+            name: getattr(arrays, name)[kept] for name in ("clips", "subjects", "sources", "labels")
+        },
+    ).save(real_run / "predictions.npz")
+    write_config(real_run, data_dir=str(data_dir), layout="none")
+    evaluate.evaluate([real_run])
+    pictures = drawn[0][0][0].pictures
+    assert pictures.clips.tolist() == arrays.clips[kept].tolist()
+    assert pictures.mosaic is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layout": 3}, "the run has no config.json that names its data set"),
+        (
+            {"config": "tvl1_28"},
+            "synthetic is not built in {data}; --data_dir=DIR says where it is",
+        ),
+        ({"name": "smic"}, "smic is not built in {data}; --data_dir=DIR"),
+        ({"config": "huge"}, "unknown config of data set synthetic 'huge'"),
+        ({"layout": "round"}, "unknown layout 'round'"),
+    ],
+)
+def test_no_pictures_and_why(real_run, data_dir, drawn, capsys, changes, reason):
+    write_config(real_run, **changes)
+    evaluate.evaluate([real_run], data_dir=str(data_dir))
+    assert drawn[0][0][0].pictures is None
+    said = capsys.readouterr().err
+    expected = f"no pictures of mistakes in the report: {reason.format(data=data_dir)}"
+    assert said.count(expected) == 1
+    assert "building" not in said
+
+
+def test_no_pictures_of_other_data(real_run, data_dir, drawn, capsys):
+    spoil(real_run, fingerprint=np.array("e" * 64))
+    evaluate.evaluate([real_run], data_dir=str(data_dir))
+    assert drawn[0][0][0].pictures is None
+    assert f"synthetic in {data_dir} is not the data that the run saw" in capsys.readouterr().err
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+
+
+# The command, and then the libraries it has loaded.
+COMMAND = """
+import runpy, sys
+try:
+    runpy.run_module("htnet_jax.evaluate", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def test_the_command(real_run, data_dir, tmp_path):
+    """With real pages and flags among the runs; neither JAX nor torch nor TensorFlow is loaded."""
+    other = shutil.copytree(real_run, tmp_path / "other")
+    flags = f"--output={tmp_path / 'out'}", f"--data_dir={data_dir}"
+    done = command("-c", COMMAND, str(real_run), *flags, str(other))
+    assert done.returncode == 0, done.stderr
+    assert "my_run: clips 24, folds 6" in done.stdout
     assert "last epoch" in done.stdout
-    assert done.stderr.count("error:") == 1
-    assert "missing: no such folder" in done.stderr
+    for folder in (real_run, other, tmp_path / "out"):
+        assert "selected on the test subject" in (folder / "report.html").read_text()
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"htnet_jax", "tensorflow_datasets"} <= loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "optax", "torch", "tensorflow"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("none", "none: no such folder"), ("--all", "command line flag 'all'")],
+)
+def test_a_mistake_is_one_message(make_folder, argument, message):
+    done = command("-m", "htnet_jax.evaluate", str(make_folder()), argument)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert (run_folder / "report.html").exists()

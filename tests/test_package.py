@@ -18,6 +18,7 @@ FLOORS = {
     "models": 1,
     "motion": 1,
     "evaluation": 1,
+    "baselines": 1,
     "datasets": 2,
     "torch_bridge": 2,
     "training": 3,
@@ -31,6 +32,7 @@ FORBIDDEN = {
     "models": {"torch", "cv2", "tensorflow_datasets", "optax", "orbax"},
     "motion": {"jax", "flax", "torch", "tensorflow_datasets"},
     "evaluation": {"jax", "flax", "torch", "cv2", "tensorflow_datasets"},
+    "baselines": {"jax", "flax", "torch", "cv2", "tensorflow_datasets"},
     "datasets": {"jax", "flax", "torch", "tensorflow"},
     "torch_bridge": {"cv2", "dlib", "tensorflow_datasets", "tensorflow", "orbax"},
     "training": {"torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"},
@@ -166,6 +168,13 @@ def test_importing_the_package_is_light():
         *("torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"),
         *("jax", "flax", "optax", "orbax", "numpy", "matplotlib"),
     }
+
+
+def test_importing_baselines_is_light():
+    """scikit-learn takes a second to import, and only fits need it."""
+    loaded = modules_after("htnet_jax.baselines")
+    assert {"htnet_jax", "numpy"} <= loaded
+    assert not loaded & {"sklearn", "scipy", "jax", "torch", "cv2", "tensorflow_datasets"}
 
 
 def test_importing_training_needs_no_image_or_data_set_library():

@@ -124,6 +124,24 @@ def prepare(
     return _arrays(builder, examples), folder
 
 
+def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
+    """Where a data set is built, without building it.
+
+    Args:
+        name: As for `load`.
+        config: As for `load`.
+        data_dir: As for `load`.
+
+    Returns:
+        The folder that `load` would read; None where it would have to build first.
+
+    Raises:
+        UserError: Unknown name or config, or a damaged data set.
+    """
+    folder = Path(_builder(name, config, os.path.expanduser(data_dir), None).data_dir)
+    return folder if folder.exists() else None
+
+
 def network_inputs(
     arrays: ClipArrays,
     *,

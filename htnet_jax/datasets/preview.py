@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from htnet_jax.datasets import extraction
-from htnet_jax.evaluation import page
+from htnet_jax.evaluation import markup
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.motion import flow, regions
 
@@ -67,12 +67,7 @@ def write_preview(
     """
     clips = [_clip(*steps, classes) for steps in shown]
     body = "\n".join([_legend(notes), *(clips or ["<section><p>No clips.</p></section>"])])
-    text = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{page.text(title)}</title><style>{page.STYLE}{STYLE}</style></head>\n"
-        f"<body><main><h1>{page.text(title)}</h1>\n{body}\n</main></body></html>\n"
-    )
+    text = markup.document(title, body, markup.STYLE + STYLE)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -225,21 +220,21 @@ def _clip(
     ]
     shown = "".join(_figure(picture, clip.id, caption) for picture, caption in figures)
     return (
-        f"<section><h2>{page.text(clip.id)}</h2><p>{page.text(facts)}</p>"
+        f"<section><h2>{markup.text(clip.id)}</h2><p>{markup.text(facts)}</p>"
         f'<div class="steps">{shown}</div></section>'
     )
 
 
 def _figure(picture: np.ndarray, clip: str, caption: str) -> str:
-    image = page.image(_png(picture), f"{clip}: {caption}")
-    return f"<figure>{image}<figcaption>{page.text(caption)}</figcaption></figure>"
+    image = markup.image(_png(picture), f"{clip}: {caption}")
+    return f"<figure>{image}<figcaption>{markup.text(caption)}</figcaption></figure>"
 
 
 def _legend(notes: Sequence[str]) -> str:
-    picture = page.image(
+    picture = markup.image(
         _png(_wheel()), "Colour wheel: right red, down yellow-green, left cyan, up violet."
     )
-    paragraphs = "".join(f"<p>{page.text(note)}</p>" for note in notes)
+    paragraphs = "".join(f"<p>{markup.text(note)}</p>" for note in notes)
     return (
         f'<section class="legend">{picture}<div>{paragraphs}<p class="soft">Flow: the colour is '
         "the direction, as in the wheel; black does not move, the brightest pixel of a clip moves "

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.errors import Problems, UserError
+from htnet_jax.evaluation import arrays
+from htnet_jax.evaluation.protocols import people
 
-FORMAT_VERSION = 1
+FILE_NAME = "predictions.npz"
+"""How the file is called in the folder of a finished run."""
+
+FORMAT_VERSION = 2
 """Written into each file; raised when an older reader would misread a newer file."""
 
-_VERSION_KEY = "format_version"
-
-# Every field: its axes (E epochs, M clips, C classes, F folds) and its type.
+# Every field: its axes and its type.
 _FIELDS: dict[str, tuple[str, type]] = {
-    "logits": ("EMC", np.float32),
+    "logits": ("SEMC", np.float32),
+    "seeds": ("S", np.int64),
     "epochs": ("E", np.int32),
     "fold": ("M", np.int32),
     "folds": ("F", np.str_),
@@ -30,36 +31,102 @@ _FIELDS: dict[str, tuple[str, type]] = {
     "sources": ("M", np.str_),
     "labels": ("M", np.int32),
     "class_names": ("C", np.str_),
-    "train_loss": ("FE", np.float32),
+    "train_loss": ("SFE", np.float32),
+    "protocol": ("", np.str_),
+    "protocol_folds": ("P", np.str_),
+    "dataset": ("", np.str_),
+    "fingerprint": ("", np.str_),
 }
-_AXES = {"E": "recorded epochs", "M": "clips", "C": "classes", "F": "folds"}
+_INNER_FIELDS: dict[str, tuple[str, type]] = {
+    "logits": ("SEVC", np.float32),
+    "test_logits": ("SKEMC", np.float32),
+    "fold": ("V", np.int32),
+    "part": ("V", np.int32),
+    "clips": ("V", np.str_),
+    "subjects": ("V", np.str_),
+    "sources": ("V", np.str_),
+    "labels": ("V", np.int32),
+    "refit": ("", np.bool_),
+}
+_AXES = {
+    "S": "seeds",
+    "E": "recorded epochs",
+    "M": "clips",
+    "C": "classes",
+    "F": "folds",
+    "P": "folds of the protocol",
+    "V": "validation clips",
+    "K": "inner folds",
+}
+_DIVERGED = (
+    "The training diverged: lower the learning rate or look at the training clips of this fold."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InnerPredictions:
+    """What the models of the inner folds predicted, for the clips they validate on and the tested.
+
+    V validation rows: one for every clip that validates in an inner fold of an (outer) fold.
+    K inner folds of each fold.
+
+    Attributes:
+        logits: `(S, E, V, C)` float32, of each validation clip by its inner fold's model.
+        test_logits: `(S, K, E, M, C)` float32, of each test clip by each inner model of its fold.
+        fold: `(V,)` int32, index into the run's folds.
+        part: `(V,)` int32, the inner fold, 0 to K - 1.
+        clips: `(V,)` str; a clip occurs at most once in an inner fold.
+        subjects: `(V,)` str.
+        sources: `(V,)` str.
+        labels: `(V,)` int32.
+        refit: bool scalar: the selection `inner` takes the model trained on all training subjects,
+            at the chosen epoch; else the inner models' own predictions.
+    """
+
+    logits: np.ndarray
+    test_logits: np.ndarray
+    fold: np.ndarray
+    part: np.ndarray
+    clips: np.ndarray
+    subjects: np.ndarray
+    sources: np.ndarray
+    labels: np.ndarray
+    refit: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Test logits of every fold at every recorded epoch, with what is needed to score them.
+    """Test logits of every seed and fold at every recorded epoch, with what is needed to score.
 
-    E recorded epochs, M test clips, C classes, F folds. Sequences are accepted and stored as arrays
-    of the types below; a value that does not fit (a float label, say) is an error.
+    S seeds, E recorded epochs, M test clips, C classes, F folds, P folds of the protocol. Sequences
+    are accepted and stored as arrays of the types below; a value that does not fit (a float label,
+    say) is an error.
 
     Attributes:
-        logits: (E, M, C) float32, the logits of each clip by the model of its own fold.
-        epochs: (E,) int32, 1-based epoch numbers, increasing; the last is the final epoch.
-        fold: (M,) int32, index into `folds`: the fold that left this clip out.
-        folds: (F,) str, the left-out subject (fold name), each with at least one clip.
-        clips: (M,) str, unique clip ids.
-        subjects: (M,) str, the subject of each clip.
-        sources: (M,) str, the data set each clip comes from.
-        labels: (M,) int32, the true class of each clip.
-        class_names: (C,) str.
-        train_loss: (F, E) float32, mean training loss of each fold in each recorded epoch.
+        logits: `(S, E, M, C)` float32, the logits of each clip by the model of its own fold.
+        seeds: `(S,)` int64, the seed of each repetition.
+        epochs: `(E,)` int32, 1-based epoch numbers, increasing; the last is the final epoch.
+        fold: `(M,)` int32, index into `folds`: the fold that left this clip out.
+        folds: `(F,)` str, names of the folds there are, each with at least one clip.
+        clips: `(M,)` str, unique clip ids.
+        subjects: `(M,)` str, the subject of each clip; nobody is tested in two folds.
+        sources: `(M,)` str, the data set each clip comes from.
+        labels: `(M,)` int32, the true class of each clip.
+        class_names: `(C,)` str.
+        train_loss: `(S, F, E)` float32, mean training loss in each recorded epoch.
+        protocol: str scalar, a key of `protocols.PROTOCOLS`.
+        protocol_folds: `(P,)` str, all folds of the protocol, `folds` among them.
+        dataset: str scalar, the data set's full name, `name/config/version`.
+        fingerprint: str scalar, the data's SHA-256.
+        inner: The inner folds' predictions, or None for a run without inner folds.
 
     Raises:
         UserError: shapes, types or values that contradict each other, or logits or losses that are
-            not finite (the message names the fold and the epoch).
+            not finite (the message names the seed, the fold and the epoch).
     """
 
     logits: np.ndarray
+    seeds: np.ndarray
     epochs: np.ndarray
     fold: np.ndarray
     folds: np.ndarray
@@ -69,14 +136,32 @@ class Predictions:
     labels: np.ndarray
     class_names: np.ndarray
     train_loss: np.ndarray
+    protocol: np.ndarray
+    protocol_folds: np.ndarray
+    dataset: np.ndarray
+    fingerprint: np.ndarray
+    inner: InnerPredictions | None = None
 
     def __post_init__(self) -> None:
-        for name, (_, dtype) in _FIELDS.items():
-            # The class is frozen for its users; here it is still being made.
-            object.__setattr__(self, name, _typed(name, getattr(self, name), dtype))
-        self._check_shapes()
+        sizes = self._sizes()
+        for name, (axes, dtype) in _FIELDS.items():
+            _fit(self, name, name, axes, dtype, sizes)
+        for axis in "SEMCF":
+            if sizes[axis] == 0:
+                raise UserError(f"the predictions hold no {_AXES[axis]}.")
+        if self.inner is not None:
+            for name, (axes, dtype) in _INNER_FIELDS.items():
+                _fit(self.inner, name, f"inner_{name}", axes, dtype, sizes)
         self._check_values()
+        if self.inner is not None:
+            self._check_inner(self.inner)
         self._check_finite()
+
+    @property
+    def missing_folds(self) -> list[str]:
+        """The folds of the protocol that are not here, in the protocol's order."""
+        have = set(self.folds.tolist())
+        return [fold for fold in self.protocol_folds.tolist() if fold not in have]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the predictions as a compressed `.npz`, atomically.
@@ -85,166 +170,154 @@ class Predictions:
             UserError: the file cannot be written (disk full, no permission); a file that was
                 there before is untouched.
         """
-        arrays = {name: getattr(self, name) for name in _FIELDS}
-        arrays[_VERSION_KEY] = np.int32(FORMAT_VERSION)
-        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        if self.inner is not None:
+            fields |= {f"inner_{name}": getattr(self.inner, name) for name in _INNER_FIELDS}
+        arrays.save(path, fields, FORMAT_VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
         """Reads a file that `save` wrote.
 
         Raises:
-            UserError: the file is missing, truncated, not a predictions file, of a newer format,
-                or its content contradicts itself or is not finite.
+            UserError: the file is missing, truncated, not a predictions file, of another format
+                version, or its content contradicts itself or is not finite.
         """
         path = Path(path)
-        arrays = _read_arrays(path)
-        version = arrays.pop(_VERSION_KEY, None)
-        wrong = sorted(set(_FIELDS) ^ set(arrays))
-        if version is None or version.shape != () or version.dtype.kind not in "iu":
-            raise UserError(
-                f"{path}: not a predictions file (no {_VERSION_KEY!r}). "
-                "Give the predictions.npz that a training run wrote."
-            )
-        if int(version) != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format version {int(version)}, but this program reads version "
-                f"{FORMAT_VERSION}. Use the version of htnet_jax that wrote the file."
-            )
-        if wrong:
-            raise UserError(
-                f"{path}: missing or unknown arrays: {', '.join(wrong)}. Train the run again."
-            )
+        found: dict[str, Any] = arrays.load(path, FORMAT_VERSION, "predictions file")
+        inner = {name.removeprefix("inner_"): v for name, v in found.items() if "inner_" in name}
+        expected = set(_FIELDS) | ({f"inner_{name}" for name in _INNER_FIELDS} if inner else set())
+        arrays.check_names(path, found, expected)
         try:
-            return cls(**arrays)
+            return cls(
+                **{name: found[name] for name in _FIELDS},
+                inner=InnerPredictions(**inner) if inner else None,
+            )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Joins disjoint folds of one run: clips and folds are appended in the given order.
-
-        Raises:
-            UserError: no parts, other epochs or classes in one of them, a fold or clip that occurs
-                in two.
-        """
-        if not parts:
-            raise UserError("No predictions to join: give at least one part.")
-        first = parts[0]
-        for number, part in enumerate(parts[1:], start=2):
-            for name in ("epochs", "class_names"):
-                if not np.array_equal(getattr(part, name), getattr(first, name)):
-                    raise UserError(
-                        f"Part {number} has other {name} than part 1: "
-                        "only folds of the same run can be joined."
-                    )
-        offsets = np.cumsum([0] + [len(part.folds) for part in parts[:-1]])
-        joined = {
-            name: np.concatenate([getattr(part, name) for part in parts], axis=axis)
-            for name, axis in [
-                ("logits", 1),
-                ("folds", 0),
-                ("clips", 0),
-                ("subjects", 0),
-                ("sources", 0),
-                ("labels", 0),
-                ("train_loss", 0),
-            ]
-        }
-        fold = [part.fold + offset for part, offset in zip(parts, offsets, strict=True)]
-        return cls(
-            epochs=first.epochs,
-            class_names=first.class_names,
-            fold=np.concatenate(fold),
-            **joined,
-        )
-
-    def _check_shapes(self) -> None:
-        sizes = {
+    def _sizes(self) -> dict[str, int]:
+        inner_folds = 0 if self.inner is None else np.shape(self.inner.test_logits)[1:2]
+        return {
+            "S": np.size(self.seeds),
             "E": np.size(self.epochs),
             "M": np.size(self.labels),
             "C": np.size(self.class_names),
             "F": np.size(self.folds),
+            "P": np.size(self.protocol_folds),
+            "V": 0 if self.inner is None else np.size(self.inner.labels),
+            "K": inner_folds[0] if inner_folds else 0,
         }
-        for axis, size in sizes.items():
-            if size == 0:
-                raise UserError(f"the predictions hold no {_AXES[axis]}.")
-        for name, (axes, _) in _FIELDS.items():
-            expected = tuple(sizes[axis] for axis in axes)
-            found = getattr(self, name).shape
-            if found != expected:
-                meaning = ", ".join(_AXES[axis] for axis in axes)
-                raise UserError(f"{name} has shape {found}, expected {expected} ({meaning}).")
 
     def _check_values(self) -> None:
         if self.epochs[0] < 1 or np.any(np.diff(self.epochs) <= 0):
             raise UserError("epochs must be 1-based and increasing.")
-        for name in ("folds", "clips", "class_names"):
+        for name in ("seeds", "folds", "clips", "class_names", "protocol_folds"):
             values, counts = np.unique(getattr(self, name), return_counts=True)
             if counts.max() > 1:
-                raise UserError(f"{name} holds {str(values[counts > 1][0])!r} more than once.")
+                several = ", ".join(repr(value) for value in values[counts > 1].tolist())
+                raise UserError(f"{name} holds {several} more than once.")
+        unknown = np.setdiff1d(self.folds, self.protocol_folds)
+        if unknown.size:
+            raise UserError(f"fold {str(unknown[0])!r} is not one of the protocol's folds.")
         for name, bound in (("fold", len(self.folds)), ("labels", len(self.class_names))):
-            bad = np.flatnonzero((getattr(self, name) < 0) | (getattr(self, name) >= bound))
-            if bad.size:
-                raise UserError(
-                    f"clip {str(self.clips[bad[0]])!r}: {name} is "
-                    f"{getattr(self, name)[bad[0]]}, expected 0 to {bound - 1}."
-                )
+            _check_bound(self.clips, name, getattr(self, name), bound)
         empty = np.setdiff1d(np.arange(len(self.folds)), self.fold)
         if empty.size:
             raise UserError(f"fold {str(self.folds[empty[0]])!r} has no test clip.")
+        self._check_people()
+
+    def _check_people(self) -> None:
+        """Nobody may be tested in two folds: the second would have trained on them."""
+        problems = Problems("the predictions")
+        homes: dict[str, set[int]] = {}
+        for person, fold in zip(people(self.subjects, self.sources), self.fold, strict=True):
+            homes.setdefault(str(person), set()).add(int(fold))
+        for person, folds in homes.items():
+            if len(folds) > 1:
+                names = ", ".join(str(self.folds[fold]) for fold in sorted(folds))
+                problems.add(f"subject {person}", f"is tested in folds {names}")
+        problems.raise_if_any("A subject belongs to one fold; train the run again.")
+
+    def _check_inner(self, inner: InnerPredictions) -> None:
+        inner_folds = inner.test_logits.shape[1]
+        if not inner_folds:
+            raise UserError("inner_test_logits holds no inner fold.")
+        bounds = {"fold": len(self.folds), "part": inner_folds, "labels": len(self.class_names)}
+        for name, bound in bounds.items():
+            _check_bound(inner.clips, f"inner_{name}", getattr(inner, name), bound)
+        rows = list(zip(inner.fold.tolist(), inner.part.tolist(), inner.clips, strict=True))
+        if len(set(rows)) < len(rows):
+            raise UserError("inner_clips: a clip validates twice in one inner fold.")
+        pairs = {row[:2] for row in rows}
+        for fold, name in enumerate(self.folds):
+            missing = [part for part in range(inner_folds) if (fold, part) not in pairs]
+            if missing:
+                raise UserError(
+                    f"fold {str(name)!r}: inner fold {missing[0]} has no validation clip."
+                )
+        # The point of `inner` is that it never looks at whom it is tested on.
+        tested = set(zip(self.fold.tolist(), self.sources, self.subjects, strict=True))
+        validates = set(zip(inner.fold.tolist(), inner.sources, inner.subjects, strict=True))
+        both = sorted(tested & validates)
+        if both:
+            fold, _, subject = both[0]
+            raise UserError(
+                f"fold {str(self.folds[fold])!r}: subject {str(subject)!r} validates and is tested."
+            )
 
     def _check_finite(self) -> None:
-        remedy = "The training diverged: lower the learning rate or look at the clips of this fold."
-        epoch, clip = np.nonzero(~np.isfinite(self.logits).all(axis=-1))
-        if epoch.size:
-            fold = str(self.folds[self.fold[clip[0]]])
+        self._check_logits("logits", self.logits, self.fold, self.clips)
+        seed, fold, epoch = _first_false(np.isfinite(self.train_loss))
+        if seed is not None:
             raise UserError(
-                f"fold {fold!r}, epoch {self.epochs[epoch[0]]}: the logits of clip "
-                f"{str(self.clips[clip[0]])!r} are not finite. {remedy}"
+                f"fold {str(self.folds[fold])!r}, seed {self.seeds[seed]}, epoch "
+                f"{self.epochs[epoch]}: the training loss is not finite. {_DIVERGED}"
             )
-        fold_index, epoch = np.nonzero(~np.isfinite(self.train_loss))
-        if epoch.size:
-            raise UserError(
-                f"fold {str(self.folds[fold_index[0]])!r}, epoch {self.epochs[epoch[0]]}: "
-                f"the training loss is not finite. {remedy}"
-            )
-
-
-def _typed(name: str, value: object, dtype: type) -> np.ndarray:
-    """`value` as an array of `dtype`, without a change of meaning (float to int, number to str)."""
-    array = np.asarray(value)
-    kinds = {np.float32: "f", np.int32: "iu", np.str_: "U"}[dtype]
-    if array.dtype.kind not in kinds:
-        raise UserError(f"{name} has type {array.dtype}, expected {dtype.__name__.strip('_')}.")
-    return array if dtype is np.str_ else array.astype(dtype)
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`, never unpickling anything."""
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file. Give the folder of a training run that has finished."
+        if self.inner is None:
+            return
+        self._check_logits(
+            "validation logits", self.inner.logits, self.inner.fold, self.inner.clips
         )
-    try:
-        # Checksums first: np.load would try other formats on a file that is not a zip, and would
-        # parse the array headers of a damaged one before it compares their checksum.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,  # zipfile's word for encrypted or unknown compression
-    ) as error:
+        for part in range(self.inner.test_logits.shape[1]):
+            what = f"logits of inner fold {part}"
+            self._check_logits(what, self.inner.test_logits[:, part], self.fold, self.clips)
+
+    def _check_logits(
+        self, what: str, logits: np.ndarray, fold: np.ndarray, clips: np.ndarray
+    ) -> None:
+        """`logits`: (S, E, rows, C)."""
+        seed, epoch, row = _first_false(np.isfinite(logits).all(axis=-1))
+        if seed is not None:
+            raise UserError(
+                f"fold {str(self.folds[fold[row]])!r}, seed {self.seeds[seed]}, epoch "
+                f"{self.epochs[epoch]}: the {what} of clip {str(clips[row])!r} are not finite. "
+                f"{_DIVERGED}"
+            )
+
+
+def _fit(
+    owner: object, field: str, name: str, axes: str, dtype: type, sizes: dict[str, int]
+) -> None:
+    array = arrays.typed(name, getattr(owner, field), dtype)
+    expected = tuple(sizes[axis] for axis in axes)
+    if array.shape != expected:
+        meaning = ", ".join(_AXES[axis] for axis in axes)
+        raise UserError(f"{name} has shape {array.shape}, expected {expected} ({meaning}).")
+    # The classes are frozen for their users; here they are still being made.
+    object.__setattr__(owner, field, array)
+
+
+def _check_bound(clips: np.ndarray, name: str, values: np.ndarray, bound: int) -> None:
+    bad = np.flatnonzero((values < 0) | (values >= bound))
+    if bad.size:
         raise UserError(
-            f"{path}: damaged, or not a predictions file ({error}). "
-            "Copy it again, or train the run again."
-        ) from error
+            f"clip {str(clips[bad[0]])!r}: {name} is {values[bad[0]]}, expected 0 to {bound - 1}."
+        )
+
+
+def _first_false(values: np.ndarray) -> tuple[Any, ...]:
+    """The index of the first False; Nones if there is none."""
+    if values.all():
+        return (None,) * values.ndim
+    return np.unravel_index(int(np.argmin(values)), values.shape)

@@ -1,101 +1,175 @@
-"""Who is left out, and which epoch of a run counts."""
+"""Who is left out, and who of the others validates."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.errors import UserError
 
-
-class Selection(enum.StrEnum):
-    """How the epoch whose predictions count is chosen."""
-
-    FINAL = "final"
-    ORACLE = "oracle"
-
-    @property
-    def description(self) -> str:
-        """How the epoch was chosen, in the words every table and plot must carry."""
-        return _DESCRIPTIONS[self]
-
-
-_DESCRIPTIONS = {
-    Selection.FINAL: "last epoch",
-    Selection.ORACLE: (
-        "best epoch, selected on the test subject; for comparison with published tables only"
-    ),
+PROTOCOLS: Mapping[str, str] = {
+    "loso": "leave one subject out",
+    "lodo": "leave one data set out",
+    "kfold": "subject-grouped folds",
 }
+"""Name of each protocol -> what it does, in words."""
 
 
-def loso_folds(subjects: Sequence[str] | np.ndarray) -> list[str]:
-    """Leave one subject out: the fold names, one for each distinct subject, sorted.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One fold of a protocol: what is trained on is everything that is not tested.
 
-    Args:
-        subjects: (M,) the subject of each clip.
+    Attributes:
+        name: The left-out subject or data set, or the number of the fold; unique.
+        test: `(N,)` bool, the left-out clips.
     """
-    return sorted({str(subject) for subject in subjects})
+
+    name: str
+    test: np.ndarray
 
 
-def classes_lost(
-    labels: ArrayLike, subjects: Sequence[str] | np.ndarray
-) -> dict[str, tuple[int, ...]]:
-    """Finds the folds that train without some class.
+def people(subjects: Sequence[str] | np.ndarray, sources: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Names of the people on the clips.
+
+    Two data sets may use one name for two people: those are told apart as `source/subject`.
 
     Args:
-        labels: (M,) int, the class of each clip.
-        subjects: (M,) the subject of each clip.
+        subjects: `(N,)` the subject of each clip.
+        sources: `(N,)` the data set of each clip.
 
     Returns:
-        For each subject who alone has all clips of some class: those classes, ascending. Empty when
-        every fold trains on every class that occurs.
+        `(N,)` str.
 
     Raises:
-        ValueError: `labels` and `subjects` differ in length.
+        ValueError: The lengths differ.
     """
-    owners: dict[int, set[str]] = {}
-    for label, subject in zip(np.asarray(labels).tolist(), subjects, strict=True):
-        owners.setdefault(label, set()).add(str(subject))
-    lost: dict[str, tuple[int, ...]] = {}
-    for label, names in sorted(owners.items()):
-        if len(names) == 1:
-            (name,) = names
-            lost[name] = (*lost.get(name, ()), label)
-    return dict(sorted(lost.items()))
+    pairs = [(str(a), str(b)) for a, b in zip(subjects, sources, strict=True)]
+    homes: dict[str, set[str]] = {}
+    for subject, source in pairs:
+        homes.setdefault(subject, set()).add(source)
+    return np.array(
+        [
+            subject if len(homes[subject]) == 1 else f"{source}/{subject}"
+            for subject, source in pairs
+        ],
+        dtype=np.str_,
+    )
 
 
-def select(predictions: Predictions, selection: Selection | str) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted class of each clip under a selection.
-
-    `final` takes the last recorded epoch. `oracle` takes, for each fold, the epoch with the most
-    correct test clips of that fold (ties: the earliest), as HTNet's release does: it scores the
-    held-out subject after every epoch and keeps the best epoch's predictions. It looks at the
-    test labels, so it overstates what the model can do on a new subject.
+def splits(
+    protocol: str, persons: np.ndarray, sources: np.ndarray, *, count: int = 5, seed: int = 0
+) -> list[Split]:
+    """The folds of a protocol, sorted by name.
 
     Args:
-        predictions: E recorded epochs, M clips, F folds.
-        selection: a `Selection` or its name.
-
-    Returns:
-        (M,) int64 predicted classes (equal logits: the lowest class) and (F,) int32 epoch numbers
-        (1-based, as `predictions.epochs`).
+        protocol: `loso`: one fold a person; `lodo`: one fold a data set; `kfold`: `count` folds of
+            whole people, dealt as `groups` says.
+        persons: `(N,)` str, from `people`.
+        sources: `(N,)` str, the data set of each clip.
+        count: Folds of `kfold`; unused by the others.
+        seed: Root of the deal of `kfold`.
 
     Raises:
-        ValueError: an unknown selection.
+        UserError: An unknown protocol, fewer than two folds, or more folds than people.
     """
-    selection = Selection(selection)
-    num_folds = len(predictions.folds)
-    predicted = predictions.logits.argmax(axis=-1)
-    if selection is Selection.FINAL:
-        chosen = np.full(num_folds, len(predictions.epochs) - 1)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}; use one of {', '.join(PROTOCOLS)}")
+    if protocol == "kfold":
+        number = groups(persons, sources, count, f"{seed}")
+        digits = len(str(count))
+        names = np.array([f"fold{index + 1:0{digits}d}of{count}" for index in number])
     else:
-        correct = predicted == predictions.labels
-        hits = np.stack(
-            [correct[:, predictions.fold == fold].sum(axis=1) for fold in range(num_folds)], axis=1
+        names = persons if protocol == "loso" else np.asarray(sources)
+    found = sorted({str(name) for name in names})
+    if len(found) < 2:
+        raise UserError(
+            f"protocol {protocol} ({PROTOCOLS[protocol]}) needs at least two folds, but the data "
+            f"have {len(found)}; choose another protocol or more data"
         )
-        chosen = hits.argmax(axis=0)
-    labels = predicted[chosen[predictions.fold], np.arange(len(predictions.labels))]
-    return labels, predictions.epochs[chosen]
+    return [Split(name, names == name) for name in found]
+
+
+def groups(persons: np.ndarray, sources: np.ndarray, count: int, key: str) -> np.ndarray:
+    """Deals people into `count` groups, each data set evenly.
+
+    The people of each data set (data sets by name) are put in the order of the SHA-256 of
+    `key/person` and dealt out one by one, going on where the last data set ended: the number of
+    people differs by one at most between groups, in total and in each data set. No label is looked
+    at.
+
+    Args:
+        persons: `(N,)` str, the person on each clip.
+        sources: `(N,)` str, the data set of each clip.
+        count: Number of groups, at least 2.
+        key: Anything that names the deal, a seed for example.
+
+    Returns:
+        `(N,)` int, the group of each clip's person, 0 to `count - 1`.
+
+    Raises:
+        UserError: Fewer than 2 groups, or more than people.
+    """
+    home = {str(person): str(source) for person, source in zip(persons, sources, strict=True)}
+    if not 2 <= count <= len(home):
+        raise UserError(
+            f"{len(home)} people cannot be dealt into {count} groups; give 2 to {len(home)}"
+        )
+
+    def rank(person: str) -> tuple[str, str]:
+        return home[person], hashlib.sha256(f"{key}/{person}".encode()).hexdigest()
+
+    number = {person: index % count for index, person in enumerate(sorted(home, key=rank))}
+    return np.array([number[str(person)] for person in persons], dtype=np.int64)
+
+
+def inner_folds(
+    split: Split, persons: np.ndarray, sources: np.ndarray, *, parts: int, count: int, seed: int
+) -> np.ndarray:
+    """Which training clips validate in each of a fold's inner folds.
+
+    The people trained on are dealt into `parts` groups (see `groups`; the key is the seed and the
+    fold's name). Inner fold j trains on all groups but the j-th and validates on that one.
+
+    Args:
+        split: The (outer) fold; its test clips validate nowhere.
+        persons: `(N,)` str, the person on each clip.
+        sources: `(N,)` str, the data set of each clip.
+        parts: Number of groups: 5 means that a fifth of the people validate.
+        count: How many inner folds to use, 1 to `parts`.
+        seed: Root of the deal.
+
+    Returns:
+        `(N,)` int, the inner fold in which each clip validates, 0 to `count - 1`; -1 for none.
+
+    Raises:
+        UserError: `count` is not 1 to `parts`, or there are fewer people to train on than `parts`.
+    """
+    if not 1 <= count <= parts:
+        raise UserError(f"{count} inner folds of {parts} parts; use 1 to {parts}")
+    train = ~split.test
+    found = np.full(len(persons), -1)
+    try:
+        found[train] = groups(persons[train], sources[train], parts, f"{seed}/{split.name}")
+    except UserError as error:
+        raise UserError(f"fold {split.name}, inner folds: {error}") from error
+    found[found >= count] = -1
+    return found
+
+
+def classes_lost(labels: ArrayLike, folds: Sequence[Split]) -> dict[str, tuple[int, ...]]:
+    """Finds the folds that train without some class that occurs in the data.
+
+    Args:
+        labels: `(N,)` int, the class of each clip.
+        folds: The folds of a protocol.
+
+    Returns:
+        Fold name -> the classes it never sees in training, ascending; only folds that lose one.
+    """
+    labels = np.asarray(labels)
+    lost = {fold.name: tuple(np.setdiff1d(labels, labels[~fold.test]).tolist()) for fold in folds}
+    return {name: classes for name, classes in lost.items() if classes}

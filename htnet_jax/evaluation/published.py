@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from htnet_jax.evaluation.protocols import Selection
+from htnet_jax.evaluation.selection import Selection
 
 SOURCES = ("smic", "casme2", "samm")
 """The sources of the MEGC 2019 composite; the rows below hold for exactly these."""

@@ -1,51 +1,174 @@
-"""From predictions to what people read: `metrics.json`, tables and one self-contained page."""
+"""From runs to the files people read: scores, tables, plots and one self-contained page."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.evaluation import page
+import numpy as np
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation import export, page, tables
+from htnet_jax.evaluation.comparison import Pair
 from htnet_jax.evaluation.files import write_atomically
-from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.evaluation.summary import Summary, markdown_table, summarize, table
+from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation.selection import Selection
+from htnet_jax.evaluation.summary import describe
 
-__all__ = ["markdown_table", "summarize", "table", "write_report"]
+METRICS = "metrics.json"
+COMPARISON = "comparison.json"
 
 
-def write_report(
-    predictions: Predictions,
-    directory: str | os.PathLike[str],
-    title: str = "Micro-expression recognition run",
-    config: dict[str, Any] | None = None,
-    environment: dict[str, Any] | None = None,
-) -> Summary:
-    """Writes `metrics.json` and `report.html` into `directory`, replacing older ones atomically.
+def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
+    """Writes everything about one run.
+
+    - `metrics.json`: `run` (what was run), each selection's scores as `summary.summarize` gives
+      them, and `plots` (the names of the plots);
+    - `predictions_SELECTION.csv`, see `export.predictions_csv`;
+    - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
+
+    Each file is replaced atomically. Predictions and plots of an earlier report of this folder that
+    the new one does not have are removed; other files are left alone.
 
     Args:
-        predictions: the run.
-        directory: an existing folder.
-        title: heading of the page.
-        config: the run's configuration, shown at the end of the page.
-        environment: versions and devices of the run, shown at the end of the page.
-
-    Returns:
-        The summary that `metrics.json` holds.
+        run: The run.
+        directory: An existing folder.
 
     Raises:
-        UserError: a file cannot be written, or a source is called "composite".
+        UserError: A file cannot be written or removed.
     """
+    content = {"run": describe(run.predictions), **run.summary}
+    files = {
+        f"predictions_{selection}.csv": export.predictions_csv(run.predictions, selection)
+        for selection in run.summary
+    }
     directory = Path(directory)
-    summary = summarize(predictions)
-    records = [
-        (heading, content)
-        for heading, content in (("Configuration", config), ("Environment", environment))
-        if content is not None
-    ]
-    text = page.render(predictions, summary, title, records)
-    metrics = json.dumps(summary, indent=2) + "\n"
-    write_atomically(directory / "metrics.json", lambda file: file.write(metrics.encode()))
-    write_atomically(directory / "report.html", lambda file: file.write(text.encode()))
-    return summary
+    _write(directory, METRICS, content, files, [run], ())
+    for selection in Selection:
+        if selection.value not in run.summary:
+            _remove(directory / f"predictions_{selection.value}.csv")
+
+
+def write_comparison(
+    runs: Sequence[Run], pairs: Sequence[Pair], directory: str | os.PathLike[str]
+) -> None:
+    """Writes everything about several runs side by side.
+
+    - `comparison.json`: `runs` (name -> what `metrics.json` says of it), `pairs` (`first`,
+      `second` and `differences`: selection -> group -> score -> `difference`, `low`, `high`,
+      `p_value`; first less second, null where there is no interval), and `plots`;
+    - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
+
+    Files are replaced and removed as `write_run` does.
+
+    Args:
+        runs: Two or more runs with unique names.
+        pairs: Comparisons of them.
+        directory: An existing folder.
+
+    Raises:
+        UserError: A file cannot be written or removed.
+        ValueError: Two runs share a name.
+    """
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"runs share a name: {[run.name for run in runs]}")
+    content = {
+        "runs": {run.name: {"run": describe(run.predictions), **run.summary} for run in runs},
+        "pairs": [
+            {"first": pair.first, "second": pair.second, "differences": _differences(pair)}
+            for pair in pairs
+        ],
+    }
+    _write(Path(directory), COMPARISON, content, {}, runs, pairs)
+
+
+def _write(
+    directory: Path,
+    record: str,
+    content: dict[str, Any],
+    files: Mapping[str, str],
+    runs: Sequence[Run],
+    pairs: Sequence[Pair],
+) -> None:
+    figures = page.figures(runs, pairs)
+    stems = _stems(figures)
+    plots = {
+        f"{stem}.png": figure.png for stem, figure in zip(stems, figures.values(), strict=True)
+    }
+    content["plots"] = sorted(plots)
+    texts = {
+        **files,
+        "table.md": tables.markdown(runs, pairs),
+        "table.tex": tables.latex(runs, pairs),
+        "report.html": page.render(runs, pairs, figures),
+        record: json.dumps(content, indent=2) + "\n",
+    }
+    folder = directory / "plots"
+    stale = _earlier_plots(directory / record) - set(plots)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be created ({error.strerror}). Choose a folder you can write to."
+        ) from error
+    for name, png in plots.items():
+        write_atomically(folder / name, lambda file, png=png: file.write(png))
+    for name, text in texts.items():
+        write_atomically(directory / name, lambda file, text=text: file.write(text.encode()))
+    for name in stale:
+        _remove(folder / name)
+
+
+def _stems(figures: Mapping[str, object]) -> list[str]:
+    """File names for the figures, whose names may hold those of runs and sources."""
+    stems: list[str] = []
+    for name in figures:
+        stem = plain = re.sub(r"[^\w.-]+", "_", name).lstrip(".")[:80] or "plot"
+        number = 1
+        while stem.lower() in {taken.lower() for taken in stems}:
+            number += 1
+            stem = f"{plain}_{number}"
+        stems.append(stem)
+    return stems
+
+
+def _earlier_plots(record: Path) -> set[str]:
+    """The plots that the last report wrote: only those may be removed."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # No report so far, or not one of ours: nothing to clear away.
+        return set()
+    names = found.get("plots", []) if isinstance(found, dict) else []
+    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return {name for name in names if Path(name).name == name} if plain else set()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: an older report's file that no longer holds cannot be removed "
+            f"({error.strerror}); delete it"
+        ) from error
+
+
+def _differences(pair: Pair) -> dict[str, Any]:
+    return {
+        selection: {
+            group: {
+                score: {
+                    name: None if np.isnan(value) else value
+                    for name, value in found._asdict().items()
+                }
+                for score, found in scores.items()
+            }
+            for group, scores in groups.items()
+        }
+        for selection, groups in pair.differences.items()
+    }

@@ -1,4 +1,4 @@
-"""The scores of a run, and the text tables that show them."""
+"""The scores of a run, for every selection and every source."""
 
 from __future__ import annotations
 
@@ -7,43 +7,83 @@ from typing import Any
 import numpy as np
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation import metrics
+from htnet_jax.evaluation import calibration, metrics, resampling, temperature
 from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.evaluation.protocols import Selection, select
+from htnet_jax.evaluation.protocols import PROTOCOLS, people
+from htnet_jax.evaluation.selection import Selected, available, select
 
 COMPOSITE = "composite"
 """The name of the row over all sources together ("Full" in the papers)."""
 
-SOURCE_NAMES = {"smic": "SMIC", "casme2": "CASME II", "samm": "SAMM"}
-"""How the papers write the sources of MEGC 2019, in the order of their tables."""
+SOURCE_NAMES = {
+    "smic": "SMIC",
+    "casme2": "CASME II",
+    "samm": "SAMM",
+    "casme3": "CAS(ME)^3",
+    "mmew": "MMEW",
+    "fourdme": "4DME",
+}
+"""How the papers write the data sets; those of MEGC 2019 first, in the order of its tables."""
 
 Summary = dict[str, dict[str, dict[str, Any]]]
 """Selection -> "composite" or source -> its scores; ready for JSON."""
 
-_ABSENT_NOTE = (
-    "* mean over the classes present only, not comparable with a full run: no clip of class {}"
-)
-
 
 def summarize(predictions: Predictions) -> Summary:
-    """Scores a run under every selection, over all clips and over each source.
+    """Scores a run under every selection it allows, over all clips and over each source.
+
+    Scores are pooled over folds (all test clips of all folds at once) for each seed, then averaged
+    over seeds. A class without a clip in the truth of a group is left out of its means.
 
     Returns:
-        `{"final": {"composite": {"uf1", "uar", "accuracy", "clips"}, "<source>": {...}, ...},
-        "oracle": {...}}`. Where a class has no clip in the truth, the scores are the mean over the
-        classes present and the entry also holds `"absent": [class names]`.
+        `{selection: {"composite" or source: entry}}`, each entry with
+
+        - `uf1`, `uar`, `accuracy`, `macro_f1`: means over seeds; for each of these `NAME_interval`,
+          its 95 % interval over subjects (`resampling.intervals`; nulls for a single subject), and
+          with several seeds `NAME_std`, the standard deviation over seeds (n - 1);
+        - `clips`, `subjects`: how many;
+        - `confusion`: `(C, C)` counts, row = truth, summed over seeds;
+        - `per_class`: `{class: {precision, recall, f1, clips}}` of that matrix, null where
+          undefined (`clips` counts each clip once);
+        - `ece`, `nll`: expected calibration error and mean negative log-likelihood of the
+          probabilities; with inner folds also `ece_scaled`, `nll_scaled` and `temperature` (the
+          median over seeds and folds);
+        - `absent`: names of the classes without a clip, where there are such.
 
     Raises:
         UserError: a source is called "composite".
     """
     groups = source_masks(predictions)
     summary: Summary = {}
-    for selection in Selection:
-        predicted, _ = select(predictions, selection)
+    for selection in available(predictions):
+        selected = select(predictions, selection)
+        # Fitted once for all groups: the slowest part of a summary.
+        found = temperature.temperatures(predictions, selected)
         summary[selection.value] = {
-            name: _scores(predictions, predicted, mask) for name, mask in groups.items()
+            name: _entry(predictions, selected, found, mask) for name, mask in groups.items()
         }
     return summary
+
+
+def describe(predictions: Predictions) -> dict[str, Any]:
+    """What was run: data set, protocol, folds, seeds, epochs; ready for JSON."""
+    protocol = str(predictions.protocol)
+    inner = predictions.inner
+    return {
+        "dataset": str(predictions.dataset),
+        "fingerprint": str(predictions.fingerprint),
+        "protocol": protocol,
+        "protocol_in_words": PROTOCOLS.get(protocol, protocol),
+        "folds": len(predictions.folds),
+        "missing_folds": predictions.missing_folds,
+        "clips": len(predictions.labels),
+        "classes": predictions.class_names.tolist(),
+        "seeds": predictions.seeds.tolist(),
+        "recorded_epochs": len(predictions.epochs),
+        "last_epoch": int(predictions.epochs[-1]),
+        "inner_folds": 0 if inner is None else inner.test_logits.shape[1],
+        "inner_refit": None if inner is None else bool(inner.refit),
+    }
 
 
 def source_masks(predictions: Predictions) -> dict[str, np.ndarray]:
@@ -65,88 +105,85 @@ def display_name(group: str) -> str:
     return SOURCE_NAMES.get(group, group)
 
 
-def table(summary: Summary) -> str:
-    """The summary as aligned plain text: a row a selection, each saying how its epoch was chosen.
+def subject_table(
+    predictions: Predictions, predicted: np.ndarray, mask: np.ndarray | None = None
+) -> resampling.SubjectConfusions:
+    """The confusion matrix of each person, for intervals and comparisons.
 
-    A score marked `*` has a footnote that names the classes absent from the truth.
+    Args:
+        predictions: A run of S seeds and M clips.
+        predicted: `(S, M)` int classes.
+        mask: `(M,)` bool, the clips to count; all by default.
     """
-    groups = _groups(summary)
-    rows = [
-        [
-            "selection",
-            *(f"{display_name(group)} UF1 / UAR" for group in groups),
-            "epoch selected by",
-        ],
-        *_rows(summary),
-        ["clips", *_clip_counts(summary), ""],
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([lines[0], rule, *lines[1:], *footnotes(summary)])
+    mask = np.ones(len(predictions.labels), bool) if mask is None else mask
+    persons = people(predictions.subjects, predictions.sources)
+    return resampling.subject_confusions(
+        predictions.labels[mask],
+        predicted[:, mask],
+        persons[mask],
+        len(predictions.class_names),
+        predictions.sources[mask],
+    )
 
 
-def markdown_table(summary: Summary) -> str:
-    """The summary as a Markdown table, with the same columns, labels and footnotes as `table`."""
-    groups = _groups(summary)
-    header = ["selection", *(f"{display_name(group)} UF1 / UAR" for group in groups)]
-    header.append("epoch selected by")
-    rows = [header, ["---"] * len(header), *_rows(summary), ["clips", *_clip_counts(summary), ""]]
-    # A bar would end the cell; a star would start emphasis.
-    escaped = [[cell.replace("|", r"\|").replace("*", r"\*") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    notes = [note.replace("*", r"\*") for note in footnotes(summary)]
-    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
-
-
-def footnotes(summary: Summary) -> list[str]:
-    """One line for each group with absent classes; empty when every class occurs everywhere."""
-    entries = summary[Selection.FINAL.value]
-    return [
-        _ABSENT_NOTE.format(", ".join(entry["absent"])) + f" in {display_name(group)}"
-        for group, entry in entries.items()
-        if "absent" in entry
-    ]
-
-
-def score_cell(entry: dict[str, Any]) -> str:
-    """`UF1 / UAR` with four decimals, marked `*` where a class is absent from the truth."""
-    return f"{entry['uf1']:.4f} / {entry['uar']:.4f}" + ("*" if "absent" in entry else "")
-
-
-def _scores(predictions: Predictions, predicted: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-    labels, predicted = predictions.labels[mask], predicted[mask]
-    num_classes = len(predictions.class_names)
-    entry: dict[str, Any] = {
-        "uf1": metrics.uf1(labels, predicted, num_classes, absent="skip"),
-        "uar": metrics.uar(labels, predicted, num_classes, absent="skip"),
-        "accuracy": metrics.accuracy(labels, predicted, num_classes),
-        "clips": int(mask.sum()),
-    }
-    absent = np.setdiff1d(np.arange(num_classes), labels)
+def _entry(
+    predictions: Predictions, selected: Selected, found: np.ndarray | None, mask: np.ndarray
+) -> dict[str, Any]:
+    table = subject_table(predictions, selected.predicted, mask)
+    matrices = table.counts.sum(axis=1)
+    of_seeds = metrics.scores(matrices)
+    spans = resampling.intervals(table)
+    entry: dict[str, Any] = {}
+    for name in metrics.SCORES:
+        entry[name] = float(of_seeds[name].mean())
+        entry[f"{name}_interval"] = [_number(end) for end in spans[name]]
+        if len(matrices) > 1:
+            entry[f"{name}_std"] = float(of_seeds[name].std(ddof=1))
+    entry |= {"clips": int(mask.sum()), "subjects": len(table.people)}
+    entry |= _calibration(selected.logits[:, mask], predictions.labels[mask], "")
+    if found is not None:
+        scaled = temperature.scaled(predictions, selected, found)
+        entry |= _calibration(scaled[:, mask], predictions.labels[mask], "_scaled")
+        entry["temperature"] = float(np.median(found[:, np.unique(predictions.fold[mask])]))
+    entry["confusion"] = matrices.sum(axis=0).tolist()
+    entry["per_class"] = _per_class(predictions, matrices)
+    absent = np.setdiff1d(np.arange(len(predictions.class_names)), predictions.labels[mask])
     if absent.size:
-        entry["absent"] = [str(name) for name in predictions.class_names[absent]]
+        entry["absent"] = predictions.class_names[absent].tolist()
     return entry
+
+
+def _calibration(logits: np.ndarray, labels: np.ndarray, suffix: str) -> dict[str, float]:
+    """ECE and NLL, means over seeds."""
+    errors = [
+        calibration.expected_calibration_error(calibration.softmax(one), labels) for one in logits
+    ]
+    likelihoods = [calibration.negative_log_likelihood(one, labels) for one in logits]
+    return {
+        f"ece{suffix}": float(np.mean(errors)),
+        f"nll{suffix}": float(np.mean(likelihoods)),
+    }
+
+
+def _per_class(predictions: Predictions, matrices: np.ndarray) -> dict[str, dict[str, Any]]:
+    of_classes = metrics.class_scores(matrices.sum(axis=0), undefined="nan")
+    clips = matrices[0].sum(axis=1)
+    return {
+        str(name): {
+            "precision": _number(of_classes.precision[index]),
+            "recall": _number(of_classes.recall[index]),
+            "f1": _number(of_classes.f1[index]),
+            "clips": int(clips[index]),
+        }
+        for index, name in enumerate(predictions.class_names)
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if np.isnan(value) else float(value)
 
 
 def _source_order(source: str) -> tuple[int, str]:
     known = list(SOURCE_NAMES)
     return (known.index(source) if source in known else len(known), source)
-
-
-def _groups(summary: Summary) -> list[str]:
-    return list(summary[Selection.FINAL.value])
-
-
-def _rows(summary: Summary) -> list[list[str]]:
-    return [
-        [name, *(score_cell(entry) for entry in entries.values()), Selection(name).description]
-        for name, entries in summary.items()
-    ]
-
-
-def _clip_counts(summary: Summary) -> list[str]:
-    return [str(entry["clips"]) for entry in summary[Selection.FINAL.value].values()]

@@ -41,6 +41,14 @@ class LoadedModel(NamedTuple):
     config: ConfigDict
 
 
+def attributes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that a `config.model` gives, without the model's name."""
+    # A config that was stored as JSON has lists for its tuples; modules must be hashable.
+    attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+    attributes.pop("name", None)
+    return attributes
+
+
 def build_module(config: Mapping[str, Any]) -> nn.Module:
     """The network that a `config.model` names.
 
@@ -50,13 +58,11 @@ def build_module(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: Unknown name or attribute, or sizes that do not fit together.
     """
-    # A config that was stored as JSON has lists for its tuples; modules must be hashable.
-    attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-    name = attributes.pop("name", None)
+    name = config.get("name")
     if name not in models.MODELS:
         raise UserError(f"config.model.name={name!r} is unknown; use {', '.join(models.MODELS)}")
     try:
-        module = models.MODELS[name](**attributes)
+        module = models.MODELS[name](**attributes_of(config))
         module.check_sizes()
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error

@@ -21,14 +21,32 @@ def default_config() -> ConfigDict:
     config.learning_rate = 5e-5
     # A new order of the training clips every epoch; False: file order, as the release.
     config.shuffle = False
-    # Left-out subjects to run, comma-separated; empty: all.
+    # Repetitions of the whole run with the seeds seed, seed + 1, ...; they train side by side.
+    config.seeds = 1
+    # Who is left out: "loso" (a fold a subject), "lodo" (a fold a data set), "kfold" (groups of
+    # subjects, each data set dealt evenly).
+    config.protocol = "loso"
+    # Number of folds of "kfold".
+    config.protocol_folds = 5
+    # Folds to run (for "loso" the left-out subjects), comma-separated; empty: all.
     config.folds = ""
+    # Inner folds of each fold, for the selection "inner" and the temperature; 0: none. Each trains
+    # one more model a fold.
+    config.inner_folds = 0
+    # The training subjects are dealt into so many parts; an inner fold validates on one of them.
+    config.inner_parts = 5
+    # "inner" takes the epoch chosen on the validation subjects of the model trained on all training
+    # subjects; False: of the inner folds' models themselves.
+    config.inner_refit = True
     # Folds trained side by side on one device; 0: chosen from its free memory.
     config.folds_per_device = 0
     # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
     config.cpu_devices = 0
-    # Whose final parameters to keep: "all", "none", or comma-separated subjects.
+    # Whose final parameters to keep: "all", "none", or comma-separated folds.
     config.checkpoints = "all"
+    # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
+    # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
+    config.tensorboard = False
 
     config.model = ConfigDict()
     config.model.name = "HTNet"
@@ -48,6 +66,8 @@ def default_config() -> ConfigDict:
     config.dataset.name = "megc2019"
     # Builder config; empty: the data set's default.
     config.dataset.config = ""
+    # Sources to use of a data set that has several, comma-separated; empty: all.
+    config.dataset.sources = ""
     # Folder with the files the data set is built from on first use.
     config.dataset.manual_dir = ""
     # Where built data sets are kept; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def _files(argv: Sequence[str]) -> Iterator[str]:
 
 def _unknown_keys(argv: Sequence[str]) -> list[str]:
     """One line for each `--config.KEY` that no setting is called, with the nearest that is."""
-    known = list(_keys(default_config()))
+    known = list(_keys(_config_of(argv)))
     lines = []
     for argument in argv:
         key = argument.partition("=")[0].removeprefix("--config.")
@@ -63,6 +64,18 @@ def _unknown_keys(argv: Sequence[str]) -> list[str]:
             hint = f"did you mean --config.{near[0]}?" if near else f"there are {', '.join(known)}"
             lines.append(f"unknown setting --config.{key}; {hint}")
     return lines
+
+
+def _config_of(argv: Sequence[str]) -> ConfigDict:
+    """What the config file gives, whose model may be any; the defaults if it gives nothing."""
+    for path in _files(argv):
+        try:
+            config = runpy.run_path(path)["get_config"]()
+        except Exception:  # the file is at fault, not a key: `parse` reports that
+            break
+        if isinstance(config, ConfigDict):
+            return config
+    return default_config()
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -4,7 +4,7 @@ The data sets are tiny and the folds independent, so every device holds all clip
 folds; parameters and optimizer state carry the leading axes (devices, folds per device). This is
 the only file that says pmap.
 
-A fold's random numbers come from the seed and the fold's own name, and its batches from its own
+A fold's random numbers come from the seed and the fold's own stream, and its batches from its own
 clips, so its result does not depend on the folds that run beside it. The size of a group (folds
 per device) shapes the compiled arithmetic: the same group size gives the same bits on any number
 of devices from two up. Another group size, or a single device (for which XLA compiles a program of
@@ -48,14 +48,18 @@ class Fold:
     """One train/test split.
 
     Attributes:
-        name: The left-out subject; it also seeds the fold's random numbers.
+        name: Unique; for a fold of leave-one-subject-out, the subject.
         train: `(N,)` bool, the clips trained on.
         test: `(N,)` bool, the clips predicted.
+        repetition: Added to the trainer's seed: the same fold again with other random numbers.
+        stream: Seeds the fold's random numbers, together with the seed; empty: `name`.
     """
 
     name: str
     train: np.ndarray
     test: np.ndarray
+    repetition: int = 0
+    stream: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +225,14 @@ class FoldTrainer:
     def _init_params(self, key: jax.Array) -> Any:
         return self._module.init(key, self._sample, train=False)["params"]
 
-    def _key(self, fold_id: jax.Array, purpose: int) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(self._seed), fold_id)
+    @staticmethod
+    def _key(origin: jax.Array, purpose: int) -> jax.Array:
+        """`origin`: (2,) uint32, the seed and the number of the fold's stream."""
+        key = jax.random.fold_in(jax.random.key(origin[0]), origin[1])
         return jax.random.fold_in(key, purpose)
 
-    def _init_fold(self, fold_id: jax.Array) -> Any:
-        params = self._init_params(self._key(fold_id, _INIT))
+    def _init_fold(self, origin: jax.Array) -> Any:
+        params = self._init_params(self._key(origin, _INIT))
         return params, self._optimizer.init(params)
 
     def _update(self, state: Any, data: Any, rows: jax.Array, weights: jax.Array, key: Any) -> Any:
@@ -257,11 +263,11 @@ class FoldTrainer:
         valid = positions < fold["train_count"]
         rows = fold["train_rows"]
         if self._shuffle:
-            key = jax.random.fold_in(self._key(fold["id"], _SHUFFLE), epoch)
+            key = jax.random.fold_in(self._key(fold["origin"], _SHUFFLE), epoch)
             rank = jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf)
             rows = rows[jnp.argsort(rank)]
         weights = valid.astype(jnp.float32)
-        key = jax.random.fold_in(self._key(fold["id"], _DROPOUT), epoch)
+        key = jax.random.fold_in(self._key(fold["origin"], _DROPOUT), epoch)
         batch = self._batch_size
         full = self._longest // batch
 
@@ -304,6 +310,11 @@ class FoldTrainer:
             jnp.float32
         )
 
+    def _origin(self, fold: Fold) -> tuple[int, int]:
+        # JAX's keys take 32 bits of a seed.
+        seed = (self._seed + fold.repetition) % 2**32
+        return seed, zlib.crc32((fold.stream or fold.name).encode())
+
     def _tables(self, folds: Sequence[Fold]) -> dict[str, np.ndarray]:
         """Row numbers of every fold's clips, padded to one length, shaped (devices, group, ...)."""
 
@@ -312,7 +323,7 @@ class FoldTrainer:
             return np.pad(rows, (0, length - len(rows))).astype(np.int32)
 
         table = {
-            "id": np.array([zlib.crc32(fold.name.encode()) for fold in folds], np.uint32),
+            "origin": np.array([self._origin(fold) for fold in folds], np.uint32),
             "train_rows": np.stack([padded(fold.train, self._longest) for fold in folds]),
             "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
             "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
@@ -336,7 +347,7 @@ class FoldTrainer:
     def _compile(self, tables: dict[str, np.ndarray]) -> tuple[Any, Any]:
         """The programs `(init, run)`, compiled on first use."""
         if self._programs is None:
-            init = self._init.lower(tables["id"])
+            init = self._init.lower(tables["origin"])
             # Compiling one program while tracing the other saves about a quarter of the wait.
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 compiled_init = pool.submit(init.compile)
@@ -370,7 +381,7 @@ class FoldTrainer:
         padding = [folds[-1]] * (capacity - len(folds))
         tables = self._tables([*folds, *padding])
         init, run = self._compile(tables)
-        state = init(tables["id"])
+        state = init(tables["origin"])
         all_logits, all_losses = [], []
         done = 0
         while done < epochs:

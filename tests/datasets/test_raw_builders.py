@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
-from flax import linen as nn
+from fakes.linear import Linear
 from ml_collections import ConfigDict
 
 from htnet_jax import models
@@ -29,18 +29,6 @@ FAKES = {
 }
 RECIPE = "farneback_28+align-none+landmarks-template"
 INCOMPLETE = raw_builder.Options(workers=1, allow_incomplete=True)
-
-
-class Linear(nn.Module):
-    num_classes: int
-    image_size: int
-
-    def check_sizes(self):
-        pass
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1) / np.float32(255))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +69,18 @@ def metadata(folder):
     return json.loads((Path(folder) / "metadata.json").read_text())
 
 
+def train(name, recipe, classes, data_dir, workdir):
+    """Leave-one-subject-out with the linear network."""
+    config = default_config()
+    config.update({"epochs": 2, "batch_size": 2, "folds_per_device": 1, "checkpoints": "none"})
+    config.model = ConfigDict({"name": "Linear", "num_classes": classes, "image_size": 28})
+    config.dataset.update(
+        {"name": name, "config": recipe, "data_dir": data_dir, "scaling": "minmax_255"}
+    )
+    with mock.patch.dict(models.MODELS, Linear=Linear):
+        return experiment.run(config, workdir)
+
+
 @pytest.mark.parametrize("name", [*FAKES, "megc2019"])
 def test_from_the_tree_to_a_report(name, built, tmp_path):
     arrays, folder = built(name)
@@ -92,14 +92,8 @@ def test_from_the_tree_to_a_report(name, built, tmp_path):
     # Numbers of 4DME and MMEW are not published in a form that could be enforced.
     enforced = name not in ("fourdme", "mmew")
     assert any(line.startswith("count") for line in found["incomplete"]) == enforced
-    config = default_config()
-    config.update({"epochs": 2, "batch_size": 2, "folds_per_device": 1, "checkpoints": "none"})
-    config.model = ConfigDict({"name": "Linear", "num_classes": 3, "image_size": 28})
-    config.dataset.update(
-        {"name": name, "config": RECIPE, "data_dir": built.data_dir, "scaling": "minmax_255"}
-    )
-    with mock.patch.dict(models.MODELS, Linear=Linear):
-        experiment.run(config, tmp_path / "run")
+    run = train(name, RECIPE, 3, built.data_dir, tmp_path / "run")
+    assert len(run.predictions.clips) == len(arrays.clips)
     assert "UF1" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -187,7 +181,8 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
     assert not unfinished.exists()
 
 
-def test_two_recipes_live_side_by_side(copies, built):
+def test_two_recipes_live_side_by_side(copies, built, tmp_path):
+    """Here of two label sets; the second one trains as the first does."""
     first, _ = built("samm")
     name = f"{RECIPE}+labels-five"
     second, folder = loading.prepare(
@@ -200,6 +195,9 @@ def test_two_recipes_live_side_by_side(copies, built):
     assert second.class_names == ("anger", "contempt", "happiness", "surprise", "other")
     assert metadata(folder)["recipe_hash"] != metadata(built("samm")[1])["recipe_hash"]
     assert loading.load("samm", config=RECIPE, data_dir=built.data_dir).name == first.name
+    run = train("samm", name, 5, built.data_dir, tmp_path / "run")
+    assert run.predictions.class_names.tolist() == list(second.class_names)
+    assert np.shape(run.summary["final"]["composite"]["confusion"]) == (5, 5)
 
 
 def test_tfds_knows_the_builders():

@@ -1,10 +1,25 @@
+import warnings
+
 import numpy as np
 import pytest
+import sklearn.metrics as sklearn_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.metrics import AbsentClassError, accuracy, confusion, uar, uf1
+from htnet_jax.evaluation.metrics import (
+    SCORES,
+    AbsentClassError,
+    UndefinedScoreError,
+    accuracy,
+    class_scores,
+    confusion,
+    confusions,
+    macro_f1,
+    scores,
+    uar,
+    uf1,
+)
 
 # Confusion (rows = truth): [[2, 1, 0], [0, 2, 0], [1, 0, 0]].
 TRUTH = [0, 0, 0, 1, 1, 2]
@@ -65,7 +80,7 @@ def test_absent_class_rules():
         ([0], [0], 0, "num_classes must be at least 1"),
     ],
 )
-@pytest.mark.parametrize("score", [confusion, uf1, uar, accuracy])
+@pytest.mark.parametrize("score", [confusion, confusions, uf1, uar, accuracy, macro_f1])
 def test_bad_input(score, labels, predictions, num_classes, message):
     with pytest.raises(ValueError, match=message):
         score(labels, predictions, num_classes)
@@ -103,3 +118,180 @@ def test_scores_ignore_the_order_of_clips_and_the_naming_of_classes(pairs, names
     for score in (uf1, uar):
         before = score(*original, 4, absent="skip")
         assert score(*renamed, 4, absent="skip") == pytest.approx(before)
+
+
+MATRIX = np.array([[2, 1, 0], [0, 2, 0], [1, 0, 0]])
+
+
+def test_confusions_over_leading_axes():
+    # Two epochs of two seeds: the predictions above, all right, all 0, all 2.
+    predictions = np.array([[PREDICTED, TRUTH], [[0] * 6, [2] * 6]])
+    matrices = confusions(TRUTH, predictions, 3)
+    assert matrices.shape == (2, 2, 3, 3)
+    assert matrices.dtype == np.int64
+    assert matrices[0, 0].tolist() == MATRIX.tolist()
+    assert matrices[0, 1].tolist() == [[3, 0, 0], [0, 2, 0], [0, 0, 1]]
+    assert matrices[1, 0].tolist() == [[3, 0, 0], [2, 0, 0], [1, 0, 0]]
+    assert matrices[1, 1].tolist() == [[0, 0, 3], [0, 0, 2], [0, 0, 1]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 4), st.integers(1, 30))
+def test_confusions_are_those_of_each_row_and_scikit_learns(seed, rows, num_classes, clips):
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, num_classes, clips)
+    predicted = generator.integers(0, num_classes, (rows, clips))
+    matrices = confusions(truth, predicted, num_classes)
+    for matrix, row in zip(matrices, predicted, strict=True):
+        expected = sklearn_metrics.confusion_matrix(truth, row, labels=range(num_classes))
+        np.testing.assert_array_equal(matrix, expected)
+        np.testing.assert_array_equal(matrix, confusion(truth, row, num_classes))
+
+
+def test_confusions_refuse_bad_shapes():
+    with pytest.raises(ValueError, match="2 labels but 3 predictions"):
+        confusions([0, 1], np.zeros((4, 3), int), 2)
+    with pytest.raises(ValueError, match="predictions must have an axis of clips"):
+        confusions([0], 0, 2)
+    with pytest.raises(ValueError, match="predictions is empty"):
+        confusions([0, 1], np.zeros((0, 2), int), 2)
+    with pytest.raises(ValueError, match="predictions must have one axis"):
+        confusion([0, 1], np.zeros((4, 2), int), 2)
+
+
+def test_hand_computed_scores_of_a_matrix():
+    # F1 4/6, 4/5, 0; recall 2/3, 1, 0; 4 of 6 right. Class 2 is in the truth, so it counts.
+    values = scores(MATRIX)
+    assert tuple(values) == SCORES
+    assert values["uf1"] == pytest.approx((4 / 6 + 4 / 5) / 3)
+    assert values["uar"] == pytest.approx((2 / 3 + 1) / 3)
+    assert values["accuracy"] == pytest.approx(4 / 6)
+    assert values["macro_f1"] == pytest.approx((4 / 6 + 4 / 5) / 3)
+    assert all(np.ndim(value) == 0 for value in values.values())
+
+
+def test_macro_f1_counts_a_class_that_is_only_predicted_and_none_that_is_nowhere():
+    # Truth 0 0 1, predicted 0 2 1, of 4 classes: F1 of 0: 2/(2+1), of 1: 1, of 2: 0/(0+1), no 3.
+    truth, predicted = [0, 0, 1], [0, 2, 1]
+    assert macro_f1(truth, predicted, 4) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert uf1(truth, predicted, 4, absent="skip") == pytest.approx((2 / 3 + 1) / 2)
+    assert uf1(truth, predicted, 4, absent="zero") == pytest.approx((2 / 3 + 1) / 4)
+
+
+def test_scores_of_weighted_counts():
+    # Half-counted and tripled clips: a factor for the whole matrix changes nothing.
+    for factor in (0.5, 3.0):
+        for name, value in scores(MATRIX * factor).items():
+            assert value == pytest.approx(float(scores(MATRIX)[name]))
+    # Truth of class 0 counts twice: F1 8/(6+5), 4/(2+4), 0; recall 2/3, 1, 0; right 6 of 9.
+    values = scores(MATRIX * np.array([[2.0], [1.0], [1.0]]))
+    assert values["uf1"] == pytest.approx((8 / 11 + 4 / 6) / 3)
+    assert values["uar"] == pytest.approx((2 / 3 + 1) / 3)
+    assert values["accuracy"] == pytest.approx(6 / 9)
+
+
+def test_scores_over_leading_axes_obey_the_rule_for_each_matrix():
+    # The second has no clip of class 1: recalls 1 and 0, F1 4/(2+3) and 0.
+    pair = np.array([[MATRIX], [[[2, 0, 0], [0, 0, 0], [1, 0, 0]]]])
+    skip, zero = scores(pair, "skip"), scores(pair, "zero")
+    assert skip["uar"].shape == (2, 1)
+    assert skip["uar"][:, 0] == pytest.approx([5 / 9, 1 / 2])
+    assert zero["uar"][:, 0] == pytest.approx([5 / 9, 1 / 3])
+    assert skip["uf1"][1, 0] == pytest.approx(4 / 5 / 2)
+    assert zero["uf1"][1, 0] == pytest.approx(4 / 5 / 3)
+    np.testing.assert_array_equal(skip["macro_f1"], zero["macro_f1"])
+    with pytest.raises(AbsentClassError, match="has class 1, so the mean over all 3 classes"):
+        scores(pair, "error")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros(9, int), r"shape \(\.\.\., C, C\)"),
+        (np.zeros((2, 3), int), r"shape \(\.\.\., C, C\)"),
+        (np.zeros((0, 0), int), r"shape \(\.\.\., C, C\)"),
+        (np.eye(2) * 1j, "must hold numbers"),
+        ([[1, -1], [0, 2]], "negative or not finite"),
+        ([[1, np.nan], [0, 2]], "negative or not finite"),
+        ([[1, np.inf], [0, 2]], "negative or not finite"),
+        (np.stack([np.eye(2), np.zeros((2, 2))]), "no clips"),
+    ],
+)
+@pytest.mark.parametrize("score", [scores, class_scores])
+def test_bad_matrices(score, matrix, message):
+    with pytest.raises(ValueError, match=message):
+        score(matrix)
+
+
+@given(PAIRS)
+def test_scores_agree_with_scikit_learn(pairs):
+    truth, predicted = np.array(pairs).T
+    present = np.unique(truth)
+    values = scores(confusion(truth, predicted, 4))
+    assert macro_f1(truth, predicted, 4) == values["macro_f1"]
+    assert values["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
+    f1 = sklearn_metrics.f1_score
+    assert values["macro_f1"] == pytest.approx(f1(truth, predicted, average="macro"))
+    # Only the classes of the truth: that is the rule "skip".
+    skipped = f1(truth, predicted, labels=present, average="macro")
+    assert values["uf1"] == pytest.approx(skipped)
+    recall = sklearn_metrics.recall_score(truth, predicted, labels=present, average="macro")
+    assert values["uar"] == pytest.approx(recall)
+    with warnings.catch_warnings():
+        # It warns of predicted classes that are not in the truth, and of a single class.
+        warnings.simplefilter("ignore", UserWarning)
+        balanced = sklearn_metrics.balanced_accuracy_score(truth, predicted)
+    assert values["uar"] == pytest.approx(balanced)
+    zero = f1(truth, predicted, labels=range(4), average="macro", zero_division=0)
+    assert uf1(truth, predicted, 4, absent="zero") == pytest.approx(zero)
+    assert uf1(truth, predicted, 4, "zero") <= values["macro_f1"] + 1e-12
+    assert values["macro_f1"] <= values["uf1"] + 1e-12
+
+
+def test_hand_computed_class_scores():
+    # Class 0: 2 right of 3 predicted and 3 true; 1: 2 of 3 and 2; 2: 0 of 0 and 1; 3: nowhere.
+    matrix = np.zeros((4, 4), int)
+    matrix[:3, :3] = MATRIX
+    found = class_scores(matrix)
+    np.testing.assert_allclose(found.precision, [2 / 3, 2 / 3, np.nan, np.nan])
+    np.testing.assert_allclose(found.recall, [2 / 3, 1, 0, np.nan])
+    np.testing.assert_allclose(found.f1, [4 / 6, 4 / 5, 0, np.nan])
+    assert found.clips.tolist() == [3, 2, 1, 0]
+    assert found.clips.dtype == np.int64
+    zero = class_scores(matrix, "zero")
+    np.testing.assert_allclose(zero.precision, [2 / 3, 2 / 3, 0, 0])
+    np.testing.assert_allclose(zero.recall, [2 / 3, 1, 0, 0])
+    np.testing.assert_allclose(zero.f1, [4 / 6, 4 / 5, 0, 0])
+
+
+def test_undefined_class_scores_are_named_together():
+    matrix = np.zeros((4, 4), int)
+    matrix[:3, :3] = MATRIX
+    with pytest.raises(
+        UndefinedScoreError,
+        match=r'precision of class 2, 3; recall of class 3; F1 of class 3\..*undefined="nan"',
+    ) as caught:
+        class_scores(matrix, "error")
+    assert isinstance(caught.value, UserError)
+    assert isinstance(caught.value, ValueError)
+    assert class_scores(np.eye(2, dtype=int), "error").precision.tolist() == [1, 1]
+
+
+def test_class_scores_refuse_weights_stacks_and_unknown_rules():
+    with pytest.raises(ValueError, match=r"one .* integer array"):
+        class_scores(np.eye(2))
+    with pytest.raises(ValueError, match=r"one .* integer array"):
+        class_scores(np.ones((2, 3, 3), int))
+    with pytest.raises(ValueError, match="'skip'"):
+        class_scores(MATRIX, "skip")
+
+
+@given(PAIRS, st.sampled_from([("nan", np.nan), ("zero", 0.0)]))
+def test_class_scores_agree_with_scikit_learn(pairs, rule):
+    truth, predicted = np.array(pairs).T
+    name, value = rule
+    expected = sklearn_metrics.precision_recall_fscore_support(
+        truth, predicted, labels=range(4), zero_division=value
+    )
+    found = class_scores(confusion(truth, predicted, 4), name)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)

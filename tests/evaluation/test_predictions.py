@@ -11,21 +11,34 @@ from htnet_jax.evaluation.predictions import FORMAT_VERSION, Predictions
 
 FIELDS = {
     "logits": np.float32,
+    "seeds": np.int64,
     "epochs": np.int32,
     "fold": np.int32,
     "labels": np.int32,
     "train_loss": np.float32,
 }
-TEXT_FIELDS = ("folds", "clips", "subjects", "sources", "class_names")
+TEXT_FIELDS = (
+    *("folds", "clips", "subjects", "sources", "class_names"),
+    *("protocol", "protocol_folds", "dataset", "fingerprint"),
+)
+INNER_FIELDS = (
+    *("logits", "test_logits", "fold", "part", "clips", "subjects", "sources", "labels", "refit"),
+)
 
 
 def assert_same(one, other):
     for name in (*FIELDS, *TEXT_FIELDS):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert (one.inner is None) == (other.inner is None)
+    for name in INNER_FIELDS if one.inner else ():
+        ours, theirs = getattr(one.inner, name), getattr(other.inner, name)
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-def test_round_trip_keeps_values_and_types(make_run, tmp_path):
-    run = make_run(clips=["ä", "b c", "c", "d", "e", "f"])
+@pytest.mark.parametrize("with_inner", [False, True])
+def test_round_trip_keeps_values_and_types(make_run, make_inner, tmp_path, with_inner):
+    inner = make_inner() if with_inner else None
+    run = make_run(clips=["ä", "b c", "c", "d", "e", "f"], inner=inner)
     run.save(tmp_path / "predictions.npz")
     loaded = Predictions.load(tmp_path / "predictions.npz")
     assert_same(loaded, run)
@@ -35,11 +48,18 @@ def test_round_trip_keeps_values_and_types(make_run, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.npz"]
 
 
+def test_missing_folds_keep_the_protocols_order(make_run):
+    assert make_run().missing_folds == []
+    run = make_run(protocol_folds=["z", "b", "c", "a"])
+    assert run.missing_folds == ["z", "c"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0, 1, 2, 0, 1]}, r"logits has shape \(3, 6, 3\), expected \(3, 5, 3\)"),
-        ({"train_loss": np.ones((3, 2), np.float32)}, r"train_loss has shape \(3, 2\)"),
+        ({"labels": [0, 1, 2, 0, 1]}, r"logits has shape \(1, 3, 6, 3\), expected \(1, 3, 5, 3\)"),
+        ({"seeds": [1, 2]}, r"logits has shape \(1, 3, 6, 3\), expected \(2, 3, 6, 3\) \(seeds"),
+        ({"train_loss": np.ones((1, 3, 2), np.float32)}, r"train_loss has shape \(1, 3, 2\)"),
         ({"labels": [0, 1, 2, 0, 1, 3]}, "clip 'b3': labels is 3, expected 0 to 2"),
         ({"labels": [0.0, 1, 2, 0, 1, 2]}, "labels has type float64, expected int32"),
         ({"fold": [0, 0, 0, 1, 1, 2]}, "clip 'b3': fold is 2, expected 0 to 1"),
@@ -49,13 +69,59 @@ def test_round_trip_keeps_values_and_types(make_run, tmp_path):
         ({"epochs": [0, 1, 2]}, "epochs must be 1-based and increasing"),
         ({"epochs": [1, 3, 3]}, "epochs must be 1-based and increasing"),
         ({"subjects": [1, 1, 1, 2, 2, 2]}, "subjects has type int64, expected str"),
-        ({"epochs": np.zeros(0, np.int32)}, "no recorded epochs"),
-        ({"train_loss": np.full((2, 3), np.inf, np.float32)}, "fold 'a', epoch 10.*loss"),
+        (
+            {
+                "epochs": np.zeros(0, np.int32),
+                "logits": np.zeros((1, 0, 6, 3), np.float32),
+                "train_loss": np.zeros((1, 2, 0), np.float32),
+            },
+            "the predictions hold no recorded epochs",
+        ),
+        ({"protocol_folds": ["a", "c"]}, "fold 'b' is not one of the protocol's folds"),
+        ({"protocol": ["loso"]}, r"protocol has shape \(1,\), expected \(\)"),
+        (
+            {"subjects": ["b", "a", "a", "b", "b", "b"], "sources": ["s"] * 6},
+            "b: is tested in fold",
+        ),
+        (
+            {"train_loss": np.full((1, 2, 3), np.inf, np.float32)},
+            "fold 'a', seed 7, epoch 10: the training loss is not finite",
+        ),
     ],
 )
 def test_contradictions_are_refused(make_run, changes, message):
     with pytest.raises(UserError, match=message):
         make_run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1, 2, 0, 1]}, r"inner_logits has shape \(1, 3, 6, 3\), expected \(1, 3, 5"),
+        ({"part": [0, 0, 0, 0, 0, 1]}, "clip 'a3': inner_part is 1, expected 0 to 0"),
+        ({"clips": ["b1", "b1", "b3", "a1", "a2", "a3"]}, "a clip validates twice in one inner"),
+        (
+            {"fold": [0] * 6, "subjects": ["b"] * 6, "sources": ["samm"] * 6},
+            "fold 'b': inner fold 0",
+        ),
+        (
+            {"subjects": ["a", "b", "b", "a", "a", "a"], "sources": ["smic"] * 6},
+            "fold 'a': subject 'a' validates and is tested",
+        ),
+        ({"refit": 1}, "inner_refit has type int64, expected bool"),
+        (
+            {"test_logits": np.full((1, 1, 3, 6, 3), np.nan, np.float32)},
+            "fold 'a', seed 7, epoch 10: the logits of inner fold 0 of clip 'a1' are not finite",
+        ),
+        (
+            {"logits": np.full((1, 3, 6, 3), np.inf, np.float32)},
+            "fold 'a', seed 7, epoch 10: the validation logits of clip 'b1' are not finite",
+        ),
+    ],
+)
+def test_contradictions_of_the_inner_folds_are_refused(make_run, make_inner, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_run(inner=make_inner(**changes))
 
 
 def raw_file(run, path, **changes):
@@ -68,9 +134,11 @@ def raw_file(run, path, **changes):
 def test_non_finite_logits_name_file_fold_and_epoch(make_run, tmp_path):
     run = make_run()
     logits = run.logits.copy()
-    logits[1, 4, 2] = np.nan
+    logits[0, 1, 4, 2] = np.nan
     raw_file(run, tmp_path / "p.npz", logits=logits)
-    with pytest.raises(UserError, match=r"p\.npz: fold 'b', epoch 20: the logits of clip 'b2'"):
+    with pytest.raises(
+        UserError, match=r"p\.npz: fold 'b', seed 7, epoch 20: the logits of clip 'b2'"
+    ):
         Predictions.load(tmp_path / "p.npz")
 
 
@@ -148,35 +216,3 @@ def test_disk_full_keeps_the_old_file(make_run, tmp_path, monkeypatch):
 def test_saving_into_a_missing_folder(make_run, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         make_run().save(tmp_path / "missing" / "predictions.npz")
-
-
-def split(run, fold):
-    own = run.fold == fold
-    return Predictions(
-        logits=run.logits[:, own],
-        epochs=run.epochs,
-        fold=np.zeros(own.sum(), np.int32),
-        folds=run.folds[[fold]],
-        class_names=run.class_names,
-        train_loss=run.train_loss[[fold]],
-        **{name: getattr(run, name)[own] for name in ("clips", "subjects", "sources", "labels")},
-    )
-
-
-def test_concatenate_undoes_a_split_into_folds(make_run):
-    run = make_run()
-    assert_same(Predictions.concatenate([split(run, 0), split(run, 1)]), run)
-
-
-def test_concatenate_refuses_what_does_not_belong_together(make_run):
-    run = make_run()
-    other = split(make_run(epochs=[1, 2, 3]), 1)
-    with pytest.raises(UserError, match="Part 2 has other epochs than part 1"):
-        Predictions.concatenate([split(run, 0), other])
-    other = split(make_run(class_names=["x", "y", "z"]), 1)
-    with pytest.raises(UserError, match="Part 2 has other class_names"):
-        Predictions.concatenate([split(run, 0), other])
-    with pytest.raises(UserError, match="folds holds 'a' more than once"):
-        Predictions.concatenate([split(run, 0), split(run, 0)])
-    with pytest.raises(UserError, match="at least one part"):
-        Predictions.concatenate([])

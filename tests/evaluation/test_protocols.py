@@ -3,83 +3,110 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htnet_jax.evaluation.metrics import uar, uf1
-from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.evaluation.protocols import Selection, classes_lost, loso_folds, select
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation import protocols
+from htnet_jax.evaluation.protocols import Split, classes_lost, groups, inner_folds, people, splits
+
+PERSONS = np.array(["p2", "p1", "p2", "p3", "p4"])
+SOURCES = np.array(["smic", "smic", "smic", "samm", "samm"])
 
 
-def test_loso_folds_are_the_sorted_subjects():
-    assert loso_folds(["s2", "s10", "s2", "a"]) == ["a", "s10", "s2"]
-    assert loso_folds(np.array(["b", "a"])) == ["a", "b"]
+def test_people_of_two_data_sets_with_one_name_are_told_apart():
+    names = people(["s1", "s1", "s2", "s1"], ["smic", "samm", "samm", "smic"])
+    assert names.tolist() == ["smic/s1", "samm/s1", "s2", "smic/s1"]
+    with pytest.raises(ValueError, match="zip"):
+        people(["s1"], ["smic", "samm"])
 
 
-def test_final_takes_the_last_epoch(make_run):
-    labels, epochs = select(make_run(), "final")
-    assert labels.tolist() == [0, 0, 2, 0, 0, 0]
-    assert epochs.tolist() == [30, 30]
+def test_loso_leaves_out_each_person():
+    found = splits("loso", PERSONS, SOURCES)
+    assert [split.name for split in found] == ["p1", "p2", "p3", "p4"]
+    assert found[1].test.tolist() == [True, False, True, False, False]
 
 
-def test_oracle_takes_the_best_epoch_of_each_fold_and_the_earliest_of_equals(make_run):
-    labels, epochs = select(make_run(), Selection.ORACLE)
-    # Fold a: epochs 20 and 30 both have 2 correct; fold b: epoch 10 has all 3.
-    assert labels.tolist() == [0, 1, 0, 0, 1, 2]
-    assert epochs.tolist() == [20, 10]
+def test_lodo_leaves_out_each_data_set():
+    found = splits("lodo", PERSONS, SOURCES)
+    assert [split.name for split in found] == ["samm", "smic"]
+    assert found[0].test.tolist() == [False, False, False, True, True]
 
 
-def test_constant_logits_predict_class_zero_at_every_selection(make_run):
-    run = make_run(logits=np.zeros((3, 6, 3), np.float32))
-    for selection, epochs in ((Selection.FINAL, [30, 30]), (Selection.ORACLE, [10, 10])):
-        labels, chosen = select(run, selection)
-        assert labels.tolist() == [0] * 6
-        assert chosen.tolist() == epochs
-        # Two clips a class, all called 0: recalls 1, 0, 0; F1 of class 0: 4 / (6 + 2).
-        assert uar(run.labels, labels, 3) == pytest.approx(1 / 3)
-        assert uf1(run.labels, labels, 3) == pytest.approx(1 / 6)
+def test_kfold_names_its_folds():
+    found = splits("kfold", PERSONS, SOURCES, count=2)
+    assert [split.name for split in found] == ["fold1of2", "fold2of2"]
+    assert sum(split.test.astype(int) for split in found).tolist() == [1] * 5
+    many = np.array([f"p{index}" for index in range(12)])
+    names = [split.name for split in splits("kfold", many, np.full(12, "smic"), count=10)]
+    assert names[0] == "fold01of10"
+    assert names == sorted(names)
 
 
-@given(st.permutations([0, 1, 2, 0, 1, 2]))
-def test_final_does_not_look_at_the_labels(labels):
-    logits = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
-    run = Predictions(
-        logits=logits,
-        epochs=[1, 2, 3, 4],
-        fold=[0, 1, 0, 1, 0, 1],
-        folds=["a", "b"],
-        clips=list("uvwxyz"),
-        subjects=["a", "b"] * 3,
-        sources=["s"] * 6,
-        labels=labels,
-        class_names=["n", "p", "s"],
-        train_loss=np.ones((2, 4), np.float32),
-    )
-    predicted, epochs = select(run, "final")
-    np.testing.assert_array_equal(predicted, logits[-1].argmax(axis=-1))
-    assert epochs.tolist() == [4, 4]
-    # The oracle is at least as good on every fold: it may choose the last epoch too.
-    best, _ = select(run, "oracle")
-    for fold in (0, 1):
-        own = run.fold == fold
-        assert np.sum((best == run.labels)[own]) >= np.sum((predicted == run.labels)[own])
+def test_a_protocol_that_the_data_do_not_allow():
+    with pytest.raises(UserError, match="unknown protocol 'loo'; use one of loso, lodo, kfold"):
+        splits("loo", PERSONS, SOURCES)
+    with pytest.raises(UserError, match=r"lodo \(leave one data set out\) needs at least two"):
+        splits("lodo", PERSONS[:3], SOURCES[:3])
+    with pytest.raises(UserError, match="4 people cannot be dealt into 5 groups; give 2 to 4"):
+        splits("kfold", PERSONS, SOURCES, count=5)
 
 
-def test_unknown_selection(make_run):
-    with pytest.raises(ValueError, match="'best'"):
-        select(make_run(), "best")
+PEOPLE = st.lists(st.sampled_from(["smic", "samm", "casme2"]), min_size=2, max_size=30)
 
 
-def test_every_oracle_label_carries_the_warning():
-    assert (
-        "selected on the test subject; for comparison with published tables only"
-        in Selection.ORACLE.description
-    )
-    assert Selection.FINAL.description == "last epoch"
+@given(PEOPLE, st.data())
+def test_groups_hold_whole_people_and_are_even_in_every_data_set(homes, data):
+    count = data.draw(st.integers(2, len(homes)))
+    clips = data.draw(st.lists(st.integers(0, len(homes) - 1), max_size=30))
+    owner = np.array([*range(len(homes)), *clips])
+    persons = np.array([f"p{index}" for index in owner])
+    sources = np.array(homes)[owner]
+    number = groups(persons, sources, count, "key")
+    of_person = dict(zip(persons, number, strict=True))
+    assert [of_person[person] for person in persons] == number.tolist()
+    for source in {None, *homes}:
+        members = [f"p{i}" for i, home in enumerate(homes) if source in (None, home)]
+        sizes = np.bincount([of_person[person] for person in members], minlength=count)
+        assert sizes.max() - sizes.min() <= 1
 
 
-def test_classes_lost():
-    labels = [0, 0, 1, 1, 2, 3, 3]
-    subjects = ["a", "b", "b", "b", "b", "a", "c"]
-    assert classes_lost(labels, subjects) == {"b": (1, 2)}
-    assert classes_lost(labels[:2], subjects[:2]) == {}
-    assert classes_lost([0, 1], ["z", "y"]) == {"y": (1,), "z": (0,)}
-    with pytest.raises(ValueError, match="shorter"):
-        classes_lost([0, 1], ["a"])
+def test_groups_depend_on_the_key_and_not_on_the_order_of_clips():
+    persons = np.array([f"p{index}" for index in range(20)])
+    sources = np.full(20, "smic")
+    number = groups(persons, sources, 4, "0/a")
+    assert groups(persons[::-1], sources, 4, "0/a").tolist() == number[::-1].tolist()
+    assert groups(persons, sources, 4, "0/b").tolist() != number.tolist()
+    # By SHA-256 of "0/a/p0" and so on (0aaf, 348e, 9400, 96d1): p2, p0, p3, p1, dealt in turn.
+    assert groups(persons[:4], sources[:4], 2, "0/a").tolist() == [1, 1, 0, 0]
+
+
+def test_inner_folds_deal_the_training_people_only():
+    persons = np.array([f"p{index}" for index in range(11)])
+    sources = np.full(11, "smic")
+    split = Split("p0", persons == "p0")
+    found = inner_folds(split, persons, sources, parts=5, count=2, seed=0)
+    assert found[0] == -1
+    # Ten people in five parts of two; the first two parts validate.
+    assert [int((found == part).sum()) for part in (-1, 0, 1)] == [7, 2, 2]
+    every = inner_folds(split, persons, sources, parts=5, count=5, seed=0)
+    np.testing.assert_array_equal(found, np.where(every < 2, every, -1))
+    other = inner_folds(split, persons, sources, parts=5, count=5, seed=1)
+    assert other.tolist() != every.tolist()
+
+
+def test_inner_folds_that_cannot_be():
+    split = Split("p1", PERSONS == "p1")
+    with pytest.raises(UserError, match="3 inner folds of 2 parts; use 1 to 2"):
+        inner_folds(split, PERSONS, SOURCES, parts=2, count=3, seed=0)
+    with pytest.raises(UserError, match="fold p1, inner folds: 3 people cannot be dealt into 4"):
+        inner_folds(split, PERSONS, SOURCES, parts=4, count=1, seed=0)
+
+
+def test_classes_lost_when_their_only_people_are_left_out():
+    labels = [0, 0, 1, 1, 2]
+    found = splits("loso", np.array(["x", "y", "x", "x", "y"]), np.full(5, "s"))
+    # Only x has class 1, only y has class 2; both have class 0.
+    assert classes_lost(labels, found) == {"x": (1,), "y": (2,)}
+    assert classes_lost([0, 0, 0, 0, 0], found) == {}
+
+
+def test_every_protocol_is_described():
+    assert set(protocols.PROTOCOLS) == {"loso", "lodo", "kfold"}

@@ -71,8 +71,8 @@ def test_a_loaded_fold_predicts_what_the_run_did(finished, arrays):
     logits = module.apply(variables, inputs[arrays.subjects == "a02"], train=False)
     predictions = Predictions.load(finished / "predictions.npz")
     np.testing.assert_array_equal(predictions.clips, arrays.clips[arrays.subjects == "a02"])
-    np.testing.assert_allclose(logits, predictions.logits[-1], rtol=1e-4, atol=1e-5)
-    assert not np.allclose(predictions.logits[0], predictions.logits[-1], rtol=1e-2)
+    np.testing.assert_allclose(logits, predictions.logits[0, -1], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(predictions.logits[0, 0], predictions.logits[0, -1], rtol=1e-2)
 
 
 def test_what_load_returns(finished):

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.training import experiment, folds
+from htnet_jax.evaluation.plan import Store
+from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+from htnet_jax.training import experiment, folds, trainers
 
 SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]
 SOURCES = ["alpha", "beta", "gamma"]
@@ -23,7 +24,7 @@ SOURCES = ["alpha", "beta", "gamma"]
 
 @pytest.fixture(scope="module")
 def finished(make_config, tmp_path_factory):
-    """(folder, summary): all six folds for three epochs, uninterrupted, on three devices."""
+    """(folder, run): all six folds for three epochs, uninterrupted, on three devices."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     return folder, experiment.run(make_config(checkpoints="a01, g02"), folder)
 
@@ -73,7 +74,7 @@ def begin(monkeypatch, tmp_path):
 
         seen = []
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(experiment, "FoldTrainer", stop)
+            patch.setattr(trainers, "FoldTrainer", stop)
             experiment.run(config, workdir)
         return seen[0]
 
@@ -98,30 +99,22 @@ def files(folder):
 
 
 def assert_same(first, second):
-    for field in dataclasses.fields(Predictions):
-        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
-
-
-def in_order(predictions):
-    """The same predictions with folds and clips sorted by name."""
-    order = np.argsort(predictions.folds)
-    clips = np.argsort(predictions.clips)
-    return dataclasses.replace(
-        predictions,
-        folds=predictions.folds[order],
-        train_loss=predictions.train_loss[order],
-        logits=predictions.logits[:, clips],
-        fold=np.argsort(order)[predictions.fold[clips]],
-        **{
-            key: getattr(predictions, key)[clips]
-            for key in ("clips", "subjects", "sources", "labels")
-        },
-    )
+    for field in dataclasses.fields(first):
+        ours, theirs = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(ours, InnerPredictions):
+            assert_same(ours, theirs)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_files(finished):
-    written = {name for name in files(finished[0]) if "/variables/" not in name}
+    written = {
+        name
+        for name in files(finished[0])
+        if "/variables/" not in name and not name.startswith("plots/")
+    }
     expected = {"config.json", "environment.json", "metrics.json", "predictions.npz", "report.html"}
+    expected |= {"table.md", "table.tex", "predictions_final.csv", "predictions_oracle.csv"}
     checkpoints = {
         f"checkpoints/{fold}/{name}.json"
         for fold in ("a01", "g02")
@@ -147,7 +140,9 @@ def test_records(finished, make_config, arrays):
 
 def test_metrics(finished):
     metrics = json.loads((finished[0] / "metrics.json").read_text())
-    assert metrics == finished[1]
+    assert metrics.pop("run")["protocol"] == "loso"
+    assert metrics.pop("plots")
+    assert metrics == finished[1].summary
     assert list(metrics) == ["final", "oracle"]
     for entries in metrics.values():
         assert list(entries) == ["composite", *SOURCES]
@@ -172,8 +167,12 @@ def test_predictions_are_of_the_right_clips(predictions, arrays):
     np.testing.assert_array_equal(predictions.subjects, arrays.subjects[rows])
     np.testing.assert_array_equal(predictions.sources, arrays.sources[rows])
     np.testing.assert_array_equal(predictions.folds[predictions.fold], predictions.subjects)
-    assert (predictions.train_loss[:, -1] < predictions.train_loss[:, 0]).all()
-    assert len(np.unique(predictions.logits[-1], axis=0)) == 24
+    np.testing.assert_array_equal(predictions.protocol_folds, SUBJECTS)
+    assert (predictions.protocol, predictions.dataset) == ("loso", "synthetic/tiny/1.0.0")
+    assert predictions.fingerprint == arrays.fingerprint
+    assert predictions.inner is None
+    assert (predictions.train_loss[..., -1] < predictions.train_loss[..., 0]).all()
+    assert len(np.unique(predictions.logits[0, -1], axis=0)) == 24
 
 
 def test_a_finished_run_is_not_overwritten(finished, make_config, refusal):
@@ -192,7 +191,8 @@ def test_some_folds_alone_predict_the_same(predictions, make_config, run_quickly
     np.testing.assert_array_equal(some.folds, ["a02", "b01"])
     rows = np.flatnonzero(np.isin(predictions.subjects, ["a02", "b01"]))
     np.testing.assert_array_equal(some.clips, predictions.clips[rows])
-    np.testing.assert_allclose(some.logits, predictions.logits[:2, rows], rtol=1e-4, atol=1e-5)
+    assert some.missing_folds == ["a01", "b02", "g01", "g02"]
+    np.testing.assert_allclose(some.logits, predictions.logits[:, :2, rows], rtol=1e-4, atol=1e-5)
     shown = capfd.readouterr()
     assert shown.out == ""
     assert "epoch=2/2" in shown.err
@@ -203,8 +203,9 @@ def test_some_folds_alone_predict_the_same(predictions, make_config, run_quickly
 def test_an_interrupted_run_keeps_its_finished_folds(interrupted):
     assert not (interrupted / "predictions.npz").exists()
     assert not (interrupted / "metrics.json").exists()
-    partial = Predictions.load(interrupted / "predictions.partial.npz")
-    np.testing.assert_array_equal(partial.folds, ["a01", "a02"])
+    partial = Store.open(interrupted / "unfinished").assemble()
+    np.testing.assert_array_equal(partial.folds, ["a01", "a02", "b01"])
+    assert partial.missing_folds == ["b02", "g01", "g02"]
     assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == [
         "a01",
         "a02",
@@ -218,12 +219,12 @@ def test_a_resumed_run_has_the_same_bits(
     """On other devices, and where the group would be chosen otherwise now."""
     folder = tmp_path / "run"
     shutil.copytree(interrupted, folder)
-    run_quickly(make_config(folds_per_device=0, checkpoints="all"), folder)
-    assert "resuming: 2 of 6 folds are finished" in capfd.readouterr().err
-    assert_same(in_order(Predictions.load(folder / "predictions.npz")), in_order(predictions))
-    assert not (folder / "predictions.partial.npz").exists()
+    run = run_quickly(make_config(folds_per_device=0, checkpoints="all"), folder)
+    assert "resuming: 3 of 6 models are trained" in capfd.readouterr().err
+    assert_same(Predictions.load(folder / "predictions.npz"), predictions)
+    assert not (folder / "unfinished").exists()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == SUBJECTS
-    assert json.loads((folder / "metrics.json").read_text())["final"]["composite"]["clips"] == 24
+    assert run.summary["final"]["composite"]["clips"] == 24
 
 
 @pytest.mark.parametrize(
@@ -265,9 +266,28 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folds": "a01,zz,yy"}, "config.folds: no subject zz, yy; the subjects are a01, a02, b01"),
-        ({"folds": "a01", "checkpoints": "b01"}, "config.checkpoints: no subject b01"),
-        ({"model__name": "Nonsense"}, "config.model.name='Nonsense' is unknown; use HTNet"),
+        ({"folds": "a01,zz,yy"}, "config.folds: no fold zz, yy; the folds are a01, a02, b01"),
+        ({"folds": "a01", "checkpoints": "b01"}, "config.checkpoints: no fold b01"),
+        ({"protocol": "loco"}, "config.protocol='loco' is unknown; use one of loso, lodo, kfold"),
+        ({"protocol": "lodo", "folds": "a01"}, "no fold a01; the folds are alpha, beta, gamma"),
+        ({"protocol": "kfold", "protocol_folds": 7}, "6 people cannot be dealt into 7 groups"),
+        ({"inner_folds": 6}, "config.inner_folds=6 must not exceed config.inner_parts=5"),
+        ({"inner_folds": 1, "inner_parts": 6}, "5 people cannot be dealt into 6 groups"),
+        ({"inner_folds": -1}, "config.inner_folds=-1 must not be negative"),
+        ({"seeds": 0}, "config.seeds=0 must be at least 1"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "seeds must be below 2**32"),
+        ({"dataset__sources": "alpha,delta"}, "no source delta; the sources are alpha, beta"),
+        ({"dataset__sources": "alpha", "protocol": "lodo"}, "needs at least two folds"),
+        ({"model__name": "MajorityClass"}, "config.epochs=3, but MajorityClass is fitted once"),
+        (
+            {
+                "epochs": 1,
+                "checkpoints": "none",
+                "model": ConfigDict({"name": "KernelRidge", "channels": "u,v,strain"}),
+            },
+            "config.model.channels='u,v,strain', but config.dataset.channels='strain,v,u'",
+        ),
+        ({"model__name": "Nonsense"}, "config.model.name='Nonsense' is unknown; use HTNet, Linear"),
         ({"model__image_size": 56}, "--config.model.image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),
         ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
@@ -314,7 +334,7 @@ def test_too_little_disk_space(make_config, refusal, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     message = refusal(make_config())
     assert "6 checkpoints need 0.0 GB" in message
-    assert "set --config.checkpoints=none or to a few subjects" in message
+    assert "set --config.checkpoints=none or to a few folds" in message
     # What fits is not refused.
     usage.free += 1
     monkeypatch.setattr(folds.FoldTrainer, "rounds", lambda *_: (_ for _ in ()).throw(Stop))
@@ -371,7 +391,7 @@ def test_a_class_without_training_clips_is_a_warning(
     labels = np.where(arrays.subjects == "b01", 2, arrays.labels % 2).astype(np.int32)
     changed = dataclasses.replace(arrays, labels=labels)
     monkeypatch.setattr(loading, "load", lambda *_, **__: changed)
-    warning = "warning: without subject b01 no training clip is left of class surprise\n"
+    warning = "warning: fold b01 has no training clip of class surprise\n"
     begin(make_config(), tmp_path / "all")
     shown = capfd.readouterr().err
     assert shown.count("warning") == shown.count(warning) == 1

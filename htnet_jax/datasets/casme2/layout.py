@@ -6,15 +6,13 @@ import collections
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from htnet_jax.datasets import sheets
+from htnet_jax.datasets import coded, sheets
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.raw import (
     OBJECTIVE_SET,
     LabelSet,
     RawClip,
-    action_units,
     own_classes,
     three_classes,
 )
@@ -107,7 +105,8 @@ def survey(tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
     rows = _read_sheet(tree, audit)
     if rows is None:
         return []
-    cropped = _uses_cropped(tree, variant, audit)
+    there = {_is_cropped(tree, path) for path in tree.names(r"sub\d+")}
+    cropped = coded.uses_cropped(tree, variant, there, audit)
     first_row: dict[tuple[str, str], str] = {}
     clips = []
     for row in rows:
@@ -124,7 +123,7 @@ def survey(tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
             audit.add("row", row.where, what, clip=clip_id)
             continue
         first_row[key] = row.where
-        values = _values(row, clip_id, audit)
+        values = coded.values(row, clip_id, audit, emotions=EMOTIONS["2014"], synonyms={})
         folder = _folder(tree, subject, name, cropped, audit)
         if values and folder:
             clips.append(RawClip(SOURCE, subject, name, folder=folder, **values))
@@ -183,48 +182,6 @@ def _read_sheet(tree: Tree, audit: Audit) -> list[sheets.SheetRow] | None:
         return None
 
 
-def _values(row: sheets.SheetRow, clip_id: str, audit: Audit) -> dict[str, Any] | None:
-    """The row's fields of a `RawClip`, or None with its findings."""
-    problems = [
-        f"{key} frame is {row.cells[key]!r}, not a whole number"
-        for key in ("onset", "apex", "offset")
-        if row.whole(key) is None and (key != "apex" or row.cells[key] not in ("", "/"))
-    ]
-    onset, offset = row.whole("onset"), row.whole("offset")
-    if onset is not None and offset is not None and offset < onset:
-        problems.append(f"offset frame {offset} lies before onset frame {onset}")
-    emotion = row.cells["emotion"].casefold()
-    if emotion not in EMOTIONS["2014"]:
-        known = ", ".join(EMOTIONS["2014"])
-        problems.append(f"emotion {row.cells['emotion']!r} is unknown, expected one of {known}")
-    objective = row.cells["objective"]
-    if not re.fullmatch("[1-7]?", objective):
-        problems.append(f"objective class is {objective!r}, expected 1 to 7")
-    for problem in problems:
-        audit.add("row", row.where, problem, clip=clip_id)
-    if problems:
-        return None
-    return {
-        "emotion": emotion,
-        "onset": onset,
-        "apex": row.whole("apex"),
-        "offset": offset,
-        "aus": action_units(row.cells["aus"]),
-        "objective": int(objective or 0),
-    }
-
-
-def _uses_cropped(tree: Tree, variant: str, audit: Audit) -> bool:
-    """Whether clips are taken from the cropped pictures: the variant's, or what there is."""
-    wanted = variant == "cropped"
-    there = {_is_cropped(tree, path) for path in tree.names(r"sub\d+")}
-    if not there or wanted in there:
-        return wanted
-    other = "raw" if wanted else "cropped"
-    audit.note(tree.root, f"there are no {variant} pictures; the {other} ones are used")
-    return not wanted
-
-
 def _is_cropped(tree: Tree, folder: Path) -> bool:
     return "cropped" in f"{tree.root.name}/{tree.below(folder)}".casefold()
 
@@ -232,23 +189,13 @@ def _is_cropped(tree: Tree, folder: Path) -> bool:
 def _folder(tree: Tree, subject: str, name: str, cropped: bool, audit: Audit) -> Path | None:
     # Beside the raw pictures there may be the selection of them, which holds nothing else.
     prefer = ("cropped",) if cropped else ("casme2-raw",)
-    found = sorted(
+    found = (
         path
         for written in {subject, f"sub{int(subject[3:])}"}
         for path in tree.folders(written, name, prefer=prefer)
         if _is_cropped(tree, path) == cropped
     )
-    if len(found) == 1:
-        return found[0]
-    clip_id = f"{SOURCE}/{subject}/{name}"
-    if found:
-        places = ", ".join(tree.below(path) for path in found)
-        audit.add("path", f"{subject}/{name}", f"{len(found)} folders: {places}", clip=clip_id)
-    else:
-        which = "cropped" if cropped else "raw"
-        what = f"no folder {subject}/{name} with {which} pictures"
-        audit.add("folder", f"{subject}/{name}", what, clip=clip_id)
-    return None
+    return coded.only_folder(tree, found, f"{SOURCE}/{subject}/{name}", cropped, audit)
 
 
 def _report_folders_without_row(

@@ -7,15 +7,14 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from htnet_jax.datasets import sheets
+from htnet_jax.datasets import coded, sheets
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.raw import (
     OBJECTIVE_SET,
     LabelSet,
     RawClip,
-    action_units,
     own_classes,
     three_classes,
 )
@@ -125,7 +124,8 @@ def survey(tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
     rows = _read_sheet(tree, audit)
     if rows is None:
         return []
-    cropped = _uses_cropped(tree, variant, audit)
+    there = {_is_cropped(tree, path) for path in tree.names(r"\d+_\d+_\d+")}
+    cropped = coded.uses_cropped(tree, variant, there, audit)
     first_row: dict[tuple[str, str], str] = {}
     clips = []
     for row in rows:
@@ -141,7 +141,8 @@ def survey(tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
             audit.add("row", row.where, what, clip=clip_id)
             continue
         first_row[key] = row.where
-        values = _values(_corrected(row, subject, name, audit), clip_id, audit)
+        row = _corrected(row, subject, name, audit)
+        values = coded.values(row, clip_id, audit, emotions=EMOTIONS, synonyms=SYNONYMS)
         folder = _folder(tree, subject, name, cropped, audit)
         if values and folder:
             clips.append(RawClip(SOURCE, subject, name, folder=folder, **values))
@@ -196,71 +197,18 @@ def _corrected(row: sheets.SheetRow, subject: str, name: str, audit: Audit) -> s
     return dataclasses.replace(row, cells={**row.cells, change.field: change.right})
 
 
-def _values(row: sheets.SheetRow, clip_id: str, audit: Audit) -> dict[str, Any] | None:
-    """The row's fields of a `RawClip`, or None with its findings."""
-    problems = [
-        f"{key} frame is {row.cells[key]!r}, not a whole number"
-        for key in ("onset", "apex", "offset")
-        if row.whole(key) is None and (key != "apex" or row.cells[key] not in ("", "/"))
-    ]
-    onset, offset = row.whole("onset"), row.whole("offset")
-    if onset is not None and offset is not None and offset < onset:
-        problems.append(f"offset frame {offset} lies before onset frame {onset}")
-    word = row.cells["emotion"].casefold()
-    emotion = SYNONYMS.get(word, word)
-    if emotion not in EMOTIONS:
-        known = ", ".join(EMOTIONS)
-        problems.append(f"emotion {row.cells['emotion']!r} is unknown, expected one of {known}")
-    objective = row.cells["objective"]
-    if not re.fullmatch("[1-7]?", objective):
-        problems.append(f"objective class is {objective!r}, expected 1 to 7")
-    for problem in problems:
-        audit.add("row", row.where, problem, clip=clip_id)
-    if problems:
-        return None
-    return {
-        "emotion": emotion,
-        "onset": onset,
-        "apex": row.whole("apex"),
-        "offset": offset,
-        "aus": action_units(row.cells["aus"]),
-        "objective": int(objective or 0),
-    }
-
-
-def _uses_cropped(tree: Tree, variant: str, audit: Audit) -> bool:
-    """Whether clips are taken from the cropped pictures: the variant's, or what there is."""
-    wanted = variant == "cropped"
-    there = {_is_cropped(tree, path) for path in tree.names(r"\d+_\d+_\d+")}
-    if not there or wanted in there:
-        return wanted
-    other = "raw" if wanted else "cropped"
-    audit.note(tree.root, f"there are no {variant} pictures; the {other} ones are used")
-    return not wanted
-
-
 def _is_cropped(tree: Tree, folder: Path) -> bool:
     return "crop" in f"{tree.root.name}/{tree.below(folder)}".casefold()
 
 
 def _folder(tree: Tree, subject: str, name: str, cropped: bool, audit: Audit) -> Path | None:
-    found = sorted(
+    found = (
         path
         for written in {subject, str(int(subject))}
         for path in tree.folders(written, name)
         if _is_cropped(tree, path) == cropped
     )
-    if len(found) == 1:
-        return found[0]
-    clip_id = f"{SOURCE}/{subject}/{name}"
-    if found:
-        places = ", ".join(tree.below(path) for path in found)
-        audit.add("path", f"{subject}/{name}", f"{len(found)} folders: {places}", clip=clip_id)
-    else:
-        which = "cropped" if cropped else "raw"
-        what = f"no folder {subject}/{name} with {which} pictures"
-        audit.add("folder", f"{subject}/{name}", what, clip=clip_id)
-    return None
+    return coded.only_folder(tree, found, f"{SOURCE}/{subject}/{name}", cropped, audit)
 
 
 def _report_folders_without_row(

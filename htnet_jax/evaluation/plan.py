@@ -1,0 +1,306 @@
+"""A run before it has results: which models are trained, and on which clips each is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation import arrays
+from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+
+FORMAT_VERSION = 1
+
+_FIELDS: dict[str, type] = {
+    "seeds": np.int64,
+    "epochs": np.int32,
+    "folds": np.str_,
+    "tested": np.int32,
+    "validated": np.int32,
+    "refit": np.bool_,
+    "clips": np.str_,
+    "subjects": np.str_,
+    "sources": np.str_,
+    "labels": np.int32,
+    "class_names": np.str_,
+    "protocol": np.str_,
+    "protocol_folds": np.str_,
+    "dataset": np.str_,
+    "fingerprint": np.str_,
+}
+
+
+class Unit(NamedTuple):
+    """One model to train.
+
+    Attributes:
+        fold: Index of its fold.
+        seed: Index of its seed.
+        inner: The inner fold; None for the fold's own model, trained on all its training clips.
+    """
+
+    fold: int
+    seed: int
+    inner: int | None
+
+
+class Result(NamedTuple):
+    """What one model gave.
+
+    Attributes:
+        logits: `(E, m, C)` float32, of the unit's `predicted` clips in the order of the data set.
+        train_loss: `(E,)` float32, mean cross-entropy over each epoch's training clips.
+    """
+
+    logits: np.ndarray
+    train_loss: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The folds of a run over N clips.
+
+    Attributes:
+        seeds: `(S,)` int64.
+        epochs: `(E,)` int32, the epochs to record, 1-based.
+        folds: `(F,)` str, the folds to run.
+        tested: `(N,)` int32, the fold of `folds` that leaves a clip out; -1: none of them does.
+        validated: `(F, N)` int32, the inner fold in which a clip validates; -1: none.
+        refit: bool scalar, see `InnerPredictions`.
+        clips: `(N,)` str.
+        subjects: `(N,)` str.
+        sources: `(N,)` str.
+        labels: `(N,)` int32.
+        class_names: `(C,)` str.
+        protocol: str scalar.
+        protocol_folds: `(P,)` str, all folds of the protocol.
+        dataset: str scalar.
+        fingerprint: str scalar.
+    """
+
+    seeds: np.ndarray
+    epochs: np.ndarray
+    folds: np.ndarray
+    tested: np.ndarray
+    validated: np.ndarray
+    refit: np.ndarray
+    clips: np.ndarray
+    subjects: np.ndarray
+    sources: np.ndarray
+    labels: np.ndarray
+    class_names: np.ndarray
+    protocol: np.ndarray
+    protocol_folds: np.ndarray
+    dataset: np.ndarray
+    fingerprint: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in _FIELDS.items():
+            # The class is frozen for its users; here it is still being made.
+            object.__setattr__(self, name, arrays.typed(name, getattr(self, name), dtype))
+
+    @property
+    def inner_folds(self) -> int:
+        """Inner folds of each fold; 0: the run has none."""
+        return int(self.validated.max()) + 1
+
+    def units(self, *, inner: bool) -> Iterator[Unit]:
+        """The models to train: those of the folds themselves, or those of their inner folds."""
+        for fold in range(len(self.folds)):
+            for part in range(self.inner_folds) if inner else (None,):
+                yield from (Unit(fold, seed, part) for seed in range(len(self.seeds)))
+
+    def name(self, unit: Unit) -> str:
+        """A unique name for people: the fold, and what tells its models apart."""
+        inner = "" if unit.inner is None else f", inner fold {unit.inner + 1}"
+        seed = f", seed {self.seeds[unit.seed]}" if len(self.seeds) > 1 else ""
+        return f"{self.folds[unit.fold]}{inner}{seed}"
+
+    def trained(self, unit: Unit) -> np.ndarray:
+        """`(N,)` bool: the clips that a unit trains on."""
+        train = self.tested != unit.fold
+        return train if unit.inner is None else train & (self.validated[unit.fold] != unit.inner)
+
+    def predicted(self, unit: Unit) -> np.ndarray:
+        """`(N,)` bool: the clips that a unit predicts: its fold's, and those it validates on."""
+        test = self.tested == unit.fold
+        return test if unit.inner is None else test | (self.validated[unit.fold] == unit.inner)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as `.npz`; errors as `arrays.save`."""
+        arrays.save(path, {name: getattr(self, name) for name in _FIELDS}, FORMAT_VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads what `save` wrote; errors as `arrays.load`."""
+        found = arrays.load(path, FORMAT_VERSION, "plan of a run")
+        arrays.check_names(Path(path), found, set(_FIELDS))
+        return cls(**found)
+
+
+class Store:
+    """The results of the units that are finished: a folder with one small file for each.
+
+    A file appears complete or not at all, so a run can stop at any moment and go on later.
+    """
+
+    FOLDER = "unfinished"
+    """How the folder is called in that of the run."""
+    PLAN = "plan.npz"
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        """`folder`: made if missing, and the plan written there.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        self.folder, self.plan = folder, plan
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be created ({error.strerror})") from error
+        if not (folder / self.PLAN).exists():
+            plan.save(folder / self.PLAN)
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """The store of an unfinished run.
+
+        Raises:
+            UserError: There is none, or its plan is damaged.
+        """
+        return cls(folder, Plan.load(folder / cls.PLAN))
+
+    def write(self, unit: Unit, result: Result) -> None:
+        """Keeps a unit's result; errors as `arrays.save`."""
+        arrays.save(self._path(unit), result._asdict(), FORMAT_VERSION, compress=False)
+
+    def read(self, unit: Unit) -> Result:
+        """A unit's result.
+
+        Raises:
+            UserError: The file is missing or damaged, or does not fit the plan.
+        """
+        path = self._path(unit)
+        try:
+            found = arrays.load(path, FORMAT_VERSION, "result of a fold")
+            arrays.check_names(path, found, set(Result._fields))
+        except UserError as error:
+            raise UserError(f"{error}\nDelete this file to train only this fold again.") from error
+        epochs, classes = len(self.plan.epochs), len(self.plan.class_names)
+        shape = (epochs, int(self.plan.predicted(unit).sum()), classes)
+        if found["logits"].shape != shape or found["train_loss"].shape != (epochs,):
+            raise UserError(
+                f"{path}: holds logits of shape {found['logits'].shape}, the run expects {shape}; "
+                "delete this file to train the fold again"
+            )
+        return Result(**found)
+
+    def finished(self) -> set[Unit]:
+        """The units that have a result."""
+        units = [*self.plan.units(inner=False), *self.plan.units(inner=True)]
+        return {unit for unit in units if self._path(unit).is_file()}
+
+    def finished_folds(self) -> list[int]:
+        """Indices of the folds all of whose units are finished."""
+        done = self.finished()
+        parts = [None, *range(self.plan.inner_folds)]
+        seeds = range(len(self.plan.seeds))
+        return [
+            fold
+            for fold in range(len(self.plan.folds))
+            if all(Unit(fold, seed, part) in done for seed in seeds for part in parts)
+        ]
+
+    def assemble(self) -> Predictions:
+        """The predictions of the finished folds.
+
+        Raises:
+            UserError: No fold is finished, a file is damaged, or values are not finite.
+        """
+        folds = self.finished_folds()
+        if not folds:
+            raise UserError(
+                f"{self.folder}: no fold of this run is finished yet; give the training command "
+                "again to go on"
+            )
+        return predictions(self.plan, self.read, folds)
+
+    def _path(self, unit: Unit) -> Path:
+        fold = urllib.parse.quote(str(self.plan.folds[unit.fold]), safe=" ")
+        part = "" if unit.inner is None else f"-inner{unit.inner}"
+        return self.folder / f"fold-{fold}-seed{self.plan.seeds[unit.seed]}{part}.npz"
+
+
+def predictions(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Predictions:
+    """Joins the results of some folds.
+
+    Args:
+        plan: The run.
+        read: Gives the result of a unit.
+        folds: Indices of the folds to join, ascending.
+
+    Returns:
+        Their predictions; clips in the order of the folds, then of the data set.
+    """
+    seeds, epochs, classes = range(len(plan.seeds)), len(plan.epochs), len(plan.class_names)
+    tests = [np.flatnonzero(plan.tested == fold) for fold in folds]
+    rows = np.concatenate(tests)
+    own = [[read(Unit(fold, seed, None)) for fold in folds] for seed in seeds]
+    inner = None
+    if plan.inner_folds:
+        parts = range(plan.inner_folds)
+        validates = [[np.flatnonzero(plan.validated[fold] == p) for p in parts] for fold in folds]
+        clips = np.concatenate([part for fold in validates for part in fold])
+        # Filled in place: at 800 epochs these arrays are the bulk of the file.
+        logits = np.empty((len(seeds), epochs, len(clips), classes), np.float32)
+        test_logits = np.empty((len(seeds), len(parts), epochs, len(rows), classes), np.float32)
+        for seed in seeds:
+            start = test_start = 0
+            for fold, test, groups in zip(folds, tests, validates, strict=True):
+                for part, group in enumerate(groups):
+                    unit = Unit(fold, seed, part)
+                    result = read(unit).logits
+                    is_test = plan.tested[plan.predicted(unit)] == fold
+                    logits[seed, :, start : start + len(group)] = result[:, ~is_test]
+                    test_logits[seed, part, :, test_start : test_start + len(test)] = result[
+                        :, is_test
+                    ]
+                    start += len(group)
+                test_start += len(test)
+        sizes = [len(group) for groups in validates for group in groups]
+        inner = InnerPredictions(
+            logits=logits,
+            test_logits=test_logits,
+            fold=np.repeat(np.repeat(np.arange(len(folds)), len(parts)), sizes).astype(np.int32),
+            part=np.repeat(np.tile(np.arange(len(parts)), len(folds)), sizes).astype(np.int32),
+            clips=plan.clips[clips],
+            subjects=plan.subjects[clips],
+            sources=plan.sources[clips],
+            labels=plan.labels[clips],
+            refit=plan.refit,
+        )
+    return Predictions(
+        logits=np.stack([np.concatenate([r.logits for r in one], axis=1) for one in own]),
+        seeds=plan.seeds,
+        epochs=plan.epochs,
+        fold=np.repeat(np.arange(len(folds), dtype=np.int32), [len(test) for test in tests]),
+        folds=plan.folds[folds],
+        clips=plan.clips[rows],
+        subjects=plan.subjects[rows],
+        sources=plan.sources[rows],
+        labels=plan.labels[rows],
+        class_names=plan.class_names,
+        train_loss=np.stack([np.stack([r.train_loss for r in one]) for one in own]),
+        protocol=plan.protocol,
+        protocol_folds=plan.protocol_folds,
+        dataset=plan.dataset,
+        fingerprint=plan.fingerprint,
+        inner=inner,
+    )

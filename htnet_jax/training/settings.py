@@ -1,0 +1,101 @@
+"""Checks of a run's settings before anything is done, and how two runs' settings differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.protocols import PROTOCOLS
+from htnet_jax.training.config import default_config
+
+# Keys that do not change what a run computes: a run may be resumed with other values of them.
+_PLACE_KEYS = ("dataset.manual_dir", "dataset.data_dir", "cpu_devices", "tensorboard")
+
+
+def check(config: ConfigDict) -> None:
+    """The keys are those of `default_config` (the model checks its own), the values possible.
+
+    Raises:
+        UserError: Unknown or missing keys, or an impossible value.
+    """
+    known, given = (_names(tree) for tree in (default_config(), config))
+    wrong = [f"config.{key} is unknown" for key in sorted(given - known)]
+    wrong += [f"config.{key} is missing" for key in sorted(known - given)]
+    if wrong:
+        raise UserError(
+            "the config does not have the keys of htnet_jax/training/config.py:\n"
+            + "\n".join(f"  {line}" for line in wrong)
+        )
+    for key in ("epochs", "batch_size", "seeds"):
+        if config[key] < 1:
+            raise UserError(f"config.{key}={config[key]} must be at least 1")
+    for key in ("seed", "folds_per_device", "cpu_devices", "inner_folds"):
+        if config[key] < 0:
+            raise UserError(f"config.{key}={config[key]} must not be negative")
+    # JAX's keys take 32 bits of a seed.
+    if config.seed + config.seeds > 2**32:
+        raise UserError(f"config.seed={config.seed}: seeds must be below 2**32")
+    if not 0 < config.learning_rate < float("inf"):
+        raise UserError(f"config.learning_rate={config.learning_rate} must be above 0 and finite")
+    if config.protocol not in PROTOCOLS:
+        raise UserError(
+            f"config.protocol={config.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}"
+        )
+    if config.inner_folds and not config.inner_folds <= config.inner_parts:
+        raise UserError(
+            f"config.inner_folds={config.inner_folds} must not exceed "
+            f"config.inner_parts={config.inner_parts}"
+        )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for each setting that differs and changes what a run computes."""
+    before, after = _flatten(old), _flatten(new)
+    return [
+        f"config.{key}: {before.get(key, 'not set')} there, {after.get(key, 'not set')} now"
+        for key in sorted({*before, *after} - {*_PLACE_KEYS})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def names(text: str) -> list[str]:
+    """The items of a comma-separated setting."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def chosen(key: str, text: str, known: list[str], what: str) -> set[str]:
+    """The items of a comma-separated setting, each of which must be known.
+
+    Args:
+        key: Name of the setting, for the message.
+        text: Its value.
+        known: What there is.
+        what: What the items are ("fold").
+
+    Raises:
+        UserError: Names all unknown items.
+    """
+    found = names(text)
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise UserError(
+            f"config.{key}: no {what} {', '.join(unknown)}; the {what}s are {', '.join(known)}"
+        )
+    return set(found)
+
+
+def _names(config: ConfigDict) -> set[str]:
+    found = {key for key in _flatten(config.to_dict()) if not key.startswith("model.")}
+    return found | ({"model"} if "model" in config else set())
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,101 @@
+"""The model that a config names, and the trainer that fits it: a network's or a baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from htnet_jax import baselines, models, optimizers
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.plan import Plan
+from htnet_jax.evaluation.protocols import people
+from htnet_jax.training import settings
+from htnet_jax.training.baseline_folds import BaselineTrainer
+from htnet_jax.training.checkpoints import attributes_of, build_module
+from htnet_jax.training.folds import Fold, FoldTrainer
+
+Trainer = FoldTrainer | BaselineTrainer
+
+
+def build_model(config: ConfigDict) -> Any:
+    """The network or baseline that `config.model` names.
+
+    Args:
+        config: All settings of a run.
+
+    Raises:
+        UserError: Unknown name or attribute, values that do not fit together, or settings of a
+            network that a baseline does not have.
+    """
+    name = config.model.get("name")
+    if name not in baselines.BASELINES:
+        if name not in models.MODELS:
+            known = ", ".join([*models.MODELS, *baselines.BASELINES])
+            raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+        return build_module(config.model)
+    for key, value in (("epochs", 1), ("checkpoints", "none")):
+        if config[key] != value:
+            raise UserError(
+                f"config.{key}={config[key]}, but {name} is fitted once and has no checkpoint; set "
+                f"--config.{key}={value}"
+            )
+    order, given = config.model.get("channels"), config.dataset.channels
+    if order is not None and settings.names(order) != settings.names(given):
+        raise UserError(
+            f"config.model.channels={order!r}, but config.dataset.channels={given!r}; {name} must "
+            "know which channel is which: give both the same names"
+        )
+    try:
+        baseline = baselines.BASELINES[name](**attributes_of(config.model))
+        baseline.check()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}") from error
+    return baseline
+
+
+def make_trainer(
+    model: Any,
+    config: ConfigDict,
+    plan: Plan,
+    inputs: np.ndarray,
+    folds: Sequence[Fold],
+    folds_per_device: int,
+) -> Trainer:
+    """The trainer of some folds.
+
+    Args:
+        model: From `build_model`.
+        config: The settings.
+        plan: The run.
+        inputs: `(N, ...)` float32, the inputs of all clips.
+        folds: What to train.
+        folds_per_device: Group size; 0: chosen.
+
+    Raises:
+        UserError: As the trainers.
+    """
+    if config.model.name in baselines.BASELINES:
+        return BaselineTrainer(
+            model,
+            inputs,
+            plan.labels,
+            folds,
+            seed=config.seed,
+            persons=people(plan.subjects, plan.sources),
+            sources=plan.sources,
+            inner_parts=config.inner_parts,
+        )
+    return FoldTrainer(
+        model,
+        optimizers.adam(config.learning_rate),
+        inputs,
+        plan.labels,
+        folds,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        folds_per_device=folds_per_device,
+    )

@@ -1,0 +1,118 @@
+"""The folder of a run: new, unfinished or finished, and the records in it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation import predictions
+from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.training import settings
+
+_PACKAGES = (
+    *("htnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "scipy", "scikit-learn"),
+)
+
+
+def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Creates the folder, or checks that it holds an unfinished run of the same settings.
+
+    Args:
+        workdir: The folder.
+        config: The settings, JSON-safe.
+
+    Returns:
+        The environment record of the run to resume; empty for a new run.
+
+    Raises:
+        UserError: The folder cannot be written, or holds another or a finished run.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"workdir {workdir} cannot be created ({error.strerror}); choose another --workdir"
+        ) from error
+    if (workdir / predictions.FILE_NAME).exists():
+        raise UserError(
+            f"workdir {workdir} already holds a finished run; choose another --workdir, or "
+            f"print its table again with: python -m htnet_jax.evaluate {workdir}"
+        )
+    # Found out now, not after hours of training.
+    probe = workdir / ".writable"
+    write_atomically(probe, lambda file: file.write(b""))
+    probe.unlink()
+    if not (workdir / "config.json").exists():
+        return {}
+    try:
+        old = json.loads((workdir / "config.json").read_text())
+        record = json.loads((workdir / "environment.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"workdir {workdir} holds a run that cannot be read ({error}); choose another --workdir"
+        ) from error
+    changed = settings.differences(old, config)
+    if changed:
+        raise UserError(
+            f"workdir {workdir} holds an unfinished run with other settings:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nChoose another --workdir, or repeat the settings of that run to resume it."
+        )
+    return record
+
+
+def check_space(workdir: Path, checkpoints: int, each: int) -> None:
+    """Raises a UserError if `checkpoints` of `each` bytes do not fit on the disk of `workdir`."""
+    need = checkpoints * each
+    free = shutil.disk_usage(workdir).free
+    if need > free:
+        raise UserError(
+            f"workdir {workdir}: {checkpoints} checkpoints need {need / 1e9:.1f} GB, but only "
+            f"{free / 1e9:.1f} GB are free; set --config.checkpoints=none or to a few folds"
+        )
+
+
+def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[str, Any]:
+    """A record of versions, devices and data.
+
+    Args:
+        dataset: Full name of the data set.
+        fingerprint: Its SHA-256.
+        groups: Group sizes, which a resumed run must keep: name -> folds per device.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "started": now.isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "dataset": dataset,
+        "data_fingerprint": fingerprint,
+        **groups,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"

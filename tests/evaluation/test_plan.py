@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
+
+CLIPS = ["a1", "b1", "a2", "c1"]
+
+
+@pytest.fixture
+def make_plan():
+    """Folds "a" and "x/b" (clips a1 a2; b1), one inner fold each; c1 is never tested."""
+
+    def make(**changes):
+        fields = {
+            "seeds": [5],
+            "epochs": [1, 2],
+            "folds": ["a", "x/b"],
+            "tested": [0, 1, 0, -1],
+            "validated": [[-1, 0, -1, -1], [-1, -1, -1, 0]],
+            "refit": True,
+            "clips": CLIPS,
+            "subjects": ["a", "b", "a", "c"],
+            "sources": ["smic"] * 4,
+            "labels": [0, 1, 1, 0],
+            "class_names": ["n", "p"],
+            "protocol": "loso",
+            "protocol_folds": ["a", "c", "x/b"],
+            "dataset": "d/1",
+            "fingerprint": "f",
+        }
+        return Plan(**(fields | changes))
+
+    return make
+
+
+def result(plan, unit):
+    """Logits that tell fold, seed, inner fold, epoch and clip: every number is unique."""
+    clips = np.flatnonzero(plan.predicted(unit))
+    inner = -1 if unit.inner is None else unit.inner
+    base = 1000 * unit.fold + 100 * unit.seed + 10 * (inner + 1)
+    logits = np.stack([base + clips + epoch / 4 for epoch in range(len(plan.epochs))])
+    return Result(
+        np.stack([logits, -logits], axis=-1).astype(np.float32),
+        np.array([base, base + 1], np.float32),
+    )
+
+
+def finish(store, *units):
+    for unit in units:
+        store.write(unit, result(store.plan, unit))
+
+
+def test_who_trains_on_what(make_plan):
+    plan = make_plan()
+    own, inner = Unit(0, 0, None), Unit(0, 0, 0)
+    assert plan.trained(own).tolist() == [False, True, False, True]
+    assert plan.predicted(own).tolist() == [True, False, True, False]
+    # b1 validates in the inner fold of "a".
+    assert plan.trained(inner).tolist() == [False, False, False, True]
+    assert plan.predicted(inner).tolist() == [True, True, True, False]
+
+
+def test_units_and_their_names(make_plan):
+    plan = make_plan(seeds=[5, 9])
+    assert plan.inner_folds == 1
+    assert list(plan.units(inner=False)) == [
+        Unit(fold, seed, None) for fold in (0, 1) for seed in (0, 1)
+    ]
+    assert [unit.inner for unit in plan.units(inner=True)] == [0] * 4
+    assert plan.name(Unit(1, 1, 0)) == "x/b, inner fold 1, seed 9"
+    assert make_plan().name(Unit(0, 0, None)) == "a"
+    without = make_plan(validated=np.full((2, 4), -1))
+    assert without.inner_folds == 0
+    assert list(without.units(inner=True)) == []
+
+
+def test_a_plan_survives_the_disk(make_plan, tmp_path):
+    plan = make_plan()
+    plan.save(tmp_path / "plan.npz")
+    loaded = Plan.load(tmp_path / "plan.npz")
+    for name in Plan.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(plan, name), err_msg=name)
+        assert getattr(loaded, name).dtype == getattr(plan, name).dtype
+
+
+def test_results_survive_the_disk(make_plan, tmp_path):
+    store = Store(tmp_path / "unfinished", make_plan())
+    unit = Unit(1, 0, 0)
+    finish(store, unit)
+    again = Store.open(tmp_path / "unfinished")
+    assert again.finished() == {unit}
+    for one, other in zip(again.read(unit), result(store.plan, unit), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The fold's name has a slash; its file lies in the folder all the same.
+    assert {path.parent for path in tmp_path.rglob("*.npz")} == {tmp_path / "unfinished"}
+
+
+def test_a_fold_is_finished_when_all_its_models_are(make_plan, tmp_path):
+    store = Store(tmp_path, make_plan(seeds=[5, 9]))
+    units = [Unit(1, seed, inner) for seed in (0, 1) for inner in (None, 0)]
+    for unit in units:
+        assert store.finished_folds() == []
+        finish(store, unit)
+    assert store.finished_folds() == [1]
+
+
+def test_a_whole_run(make_plan, tmp_path):
+    plan = make_plan(seeds=[5, 9])
+    store = Store(tmp_path, plan)
+    finish(store, *plan.units(inner=False), *plan.units(inner=True))
+    run = store.assemble()
+    assert run.clips.tolist() == ["a1", "a2", "b1"]
+    assert run.fold.tolist() == [0, 0, 1]
+    assert run.labels.tolist() == [0, 1, 1]
+    assert run.missing_folds == ["c"]
+    assert run.seeds.tolist() == [5, 9]
+    # Clips 0 and 2 of fold 0, clip 1 of fold 1; the second seed is 100 higher.
+    first = [[0, 2, 1001], [0.25, 2.25, 1001.25]]
+    np.testing.assert_array_equal(run.logits[..., 0], [first, np.add(first, 100)])
+    np.testing.assert_array_equal(run.train_loss[1], [[100, 101], [1100, 1101]])
+    inner = run.inner
+    assert inner.clips.tolist() == ["b1", "c1"]
+    assert inner.fold.tolist() == [0, 1]
+    assert inner.part.tolist() == [0, 0]
+    np.testing.assert_array_equal(inner.logits[0, ..., 0], [[11, 1013], [11.25, 1013.25]])
+    np.testing.assert_array_equal(
+        inner.test_logits[0, 0, ..., 0], [[10, 12, 1011], [10.25, 12.25, 1011.25]]
+    )
+
+
+def test_the_finished_folds_of_an_unfinished_run(make_plan, tmp_path):
+    store = Store(tmp_path, make_plan())
+    with pytest.raises(UserError, match="no fold of this run is finished yet"):
+        store.assemble()
+    finish(store, Unit(0, 0, None), Unit(1, 0, None), Unit(1, 0, 0))
+    run = store.assemble()
+    assert run.folds.tolist() == ["x/b"]
+    assert run.fold.tolist() == [0]
+    assert run.missing_folds == ["a", "c"]
+    np.testing.assert_array_equal(run.logits[0, :, 0, 0], [1001, 1001.25])
+
+
+def test_a_result_that_does_not_fit_the_plan(make_plan, tmp_path):
+    plan = make_plan()
+    store = Store(tmp_path, plan)
+    unit = Unit(0, 0, None)
+    store.write(unit, result(plan, Unit(1, 0, None)))
+    with pytest.raises(UserError, match=r"fold-a-seed5\.npz: holds logits of shape \(2, 1, 2\)"):
+        store.read(unit)
+    (tmp_path / "fold-a-seed5.npz").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"fold-a-seed5\.npz: damaged"):
+        store.read(unit)
+
+
+def test_a_folder_without_a_plan(tmp_path):
+    with pytest.raises(UserError, match=r"plan\.npz: no such file"):
+        Store.open(tmp_path / "unfinished")
+
+
+def test_a_folder_that_cannot_be_made(make_plan, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be created"):
+        Store(tmp_path / "file", make_plan())

@@ -1,0 +1,144 @@
+import json
+
+import numpy as np
+import pytest
+
+from htnet_jax.errors import UserError
+from htnet_jax.evaluation import calibration, resampling
+from htnet_jax.evaluation.selection import select
+from htnet_jax.evaluation.summary import describe, source_masks, subject_table, summarize
+
+
+def test_scores_of_a_hand_made_run(make_run):
+    summary = summarize(make_run())
+    assert list(summary) == ["final", "oracle"]
+    assert list(summary["final"]) == ["composite", "smic", "samm"]
+    # final, truth 0 1 2 0 1 2, predicted 0 0 2 0 0 0:
+    # TP 2 0 1; predicted 5 0 1; truth 2 2 2 -> F1 4/7, 0, 2/3; recall 1, 0, 1/2.
+    composite = summary["final"]["composite"]
+    assert composite["uf1"] == pytest.approx((4 / 7 + 2 / 3) / 3)
+    assert composite["uar"] == pytest.approx(1 / 2)
+    assert composite["accuracy"] == pytest.approx(1 / 2)
+    assert composite["macro_f1"] == pytest.approx((4 / 7 + 2 / 3) / 3)
+    assert composite["clips"] == 6
+    assert composite["subjects"] == 2
+    assert composite["confusion"] == [[2, 0, 0], [2, 0, 0], [1, 0, 1]]
+    assert composite["per_class"] == {
+        "negative": {"precision": 2 / 5, "recall": 1, "f1": pytest.approx(4 / 7), "clips": 2},
+        "positive": {"precision": None, "recall": 0, "f1": 0, "clips": 2},
+        "surprise": {"precision": 1, "recall": 1 / 2, "f1": pytest.approx(2 / 3), "clips": 2},
+    }
+    assert not {"absent", "uf1_std", "ece_scaled", "temperature"} & set(composite)
+    # oracle: smic predicts 0 1 0 -> F1 2/3, 1, 0; samm is perfect.
+    assert summary["oracle"]["smic"]["uf1"] == pytest.approx(5 / 9)
+    assert summary["oracle"]["samm"]["uf1"] == 1.0
+
+
+def test_calibration_of_a_hand_made_run(make_run):
+    composite = summarize(make_run())["final"]["composite"]
+    # Logits 1 0 0: the predicted class has p = e / (e + 2); half of the clips are right.
+    p = np.e / (np.e + 2)
+    assert composite["ece"] == pytest.approx(abs(p - 1 / 2))
+    assert composite["nll"] == pytest.approx(-(np.log(p) + np.log((1 - p) / 2)) / 2)
+
+
+def test_intervals_are_those_of_the_resampling(make_wide):
+    run = make_wide(seeds=2)
+    summary = summarize(run)
+    for group, mask in source_masks(run).items():
+        table = subject_table(run, select(run, "final").predicted, mask)
+        for name, ends in resampling.intervals(table).items():
+            assert summary["final"][group][f"{name}_interval"] == list(ends)
+
+
+def test_a_single_subject_has_no_interval(make_run):
+    summary = summarize(make_run())
+    assert summary["final"]["smic"]["subjects"] == 1
+    assert summary["final"]["smic"]["uf1_interval"] == [None, None]
+    assert None not in summary["final"]["composite"]["uf1_interval"]
+
+
+def test_several_seeds_are_averaged_with_their_deviation(make_run):
+    one = make_run()
+    perfect = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
+    run = make_run(
+        logits=np.stack([one.logits[0], np.broadcast_to(perfect, (3, 6, 3))]),
+        seeds=[7, 8],
+        train_loss=np.concatenate([one.train_loss, one.train_loss]),
+    )
+    composite = summarize(run)["final"]["composite"]
+    # UAR 1/2 and 1: mean 3/4, deviation with n - 1: sqrt(2 * (1/4)^2) = sqrt(1/8).
+    assert composite["uar"] == pytest.approx(3 / 4)
+    assert composite["uar_std"] == pytest.approx(np.sqrt(1 / 8))
+    # Counts are summed over seeds, clips are not.
+    assert composite["confusion"] == [[4, 0, 0], [2, 2, 0], [1, 0, 3]]
+    assert composite["per_class"]["negative"]["clips"] == 2
+    assert composite["clips"] == 6
+
+
+def test_inner_folds_add_a_selection_and_a_temperature(make_run, make_inner):
+    summary = summarize(make_run(inner=make_inner()))
+    assert list(summary) == ["final", "inner", "oracle"]
+    # At the last epoch fold a validates with 3 of 3 right (T at its lower bound), fold b with 1 of
+    # 3 (at its upper one, because the logits say less than nothing).
+    low, high = calibration.TEMPERATURES
+    final = summary["final"]
+    assert final["smic"]["temperature"] == pytest.approx(low)
+    assert final["samm"]["temperature"] == pytest.approx(high)
+    assert final["composite"]["temperature"] == pytest.approx((low + high) / 2)
+    # samm at T = 20: probabilities nearly 1/3 each, whatever the class.
+    assert final["samm"]["nll_scaled"] == pytest.approx(np.log(3), abs=0.05)
+    assert "temperature" not in summary["oracle"]["composite"]
+
+
+def test_absent_classes_are_skipped_and_named(make_run):
+    summary = summarize(make_run(labels=[0, 1, 1, 0, 1, 2]))
+    entry = summary["final"]["smic"]
+    # Truth 0 1 1, predicted 0 0 2: F1 of class 0: 2/3, of class 1: 0; class 2 is absent.
+    assert entry["uf1"] == pytest.approx(1 / 3)
+    assert entry["absent"] == ["surprise"]
+    assert entry["per_class"]["surprise"] == {"precision": 0, "recall": None, "f1": 0, "clips": 0}
+    assert "absent" not in summary["final"]["samm"]
+
+
+def test_a_summary_is_plain_json(make_run, make_inner):
+    run = make_run(inner=make_inner())
+    for content in (summarize(run), describe(run)):
+        assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+def test_known_sources_come_in_the_order_of_the_papers(make_run):
+    run = make_run(
+        sources=["zoo", "mmew", "samm", "casme2", "smic", "art"], subjects=list("uvwxyz")
+    )
+    names = ["composite", "smic", "casme2", "samm", "mmew", "art", "zoo"]
+    masks = source_masks(run)
+    assert list(masks) == names
+    assert masks["composite"].all()
+    assert masks["samm"].tolist() == [False, False, True, False, False, False]
+
+
+def test_a_source_called_composite_is_refused(make_run):
+    with pytest.raises(UserError, match="rename it"):
+        summarize(make_run(sources=["composite"] * 6))
+
+
+def test_what_was_run(make_run, make_inner):
+    run = make_run(inner=make_inner(), protocol_folds=["a", "b", "c"])
+    assert describe(run) == {
+        "dataset": "megc2019/release/1.0.0",
+        "fingerprint": "f" * 64,
+        "protocol": "loso",
+        "protocol_in_words": "leave one subject out",
+        "folds": 2,
+        "missing_folds": ["c"],
+        "clips": 6,
+        "classes": ["negative", "positive", "surprise"],
+        "seeds": [7],
+        "recorded_epochs": 3,
+        "last_epoch": 30,
+        "inner_folds": 1,
+        "inner_refit": True,
+    }
+    assert describe(make_run())["inner_folds"] == 0
+    assert describe(make_run())["inner_refit"] is None

@@ -1,0 +1,251 @@
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from htnet_jax.evaluation import tables
+from htnet_jax.evaluation.comparison import compare
+from htnet_jax.evaluation.runs import Run
+
+WARNING = "selected on the test subject; for comparison with published tables only"
+HOSTILE = r"a|b*c_d & 50% {x} \y ~ ^ # $z$ <i> [1] `q` " + '"r"'
+
+
+@pytest.fixture
+def pair(make_wide):
+    """Two runs of six people, the first of two seeds, and their comparison."""
+    runs = [Run.of("net", make_wide(key=1, seeds=2)), Run.of("base", make_wide(key=2, epochs=1))]
+    first, second = runs
+    return runs, [compare(first.predictions, second.predictions, ("net", "base"))]
+
+
+def test_text_of_one_run(make_run):
+    lines = tables.text([Run.of("net", make_run())]).splitlines()
+    assert re.fullmatch(r"selection  composite +SMIC +SAMM +epoch selected by", lines[0])
+    assert lines[1].split() == ["UF1", "/", "UAR"] * 3
+    assert set(lines[2]) == {"-", " "}
+    # Final: F1 4/7, 0, 2/3 and recall 1, 0, 1/2; see test_summary.
+    assert re.fullmatch(r"final +0\.4127 / 0\.5000 +.* last epoch", lines[3])
+    assert re.fullmatch(r" +\[0\.\d{3}, 0\.\d{3}\] / \[.*\]", lines[4])
+    assert re.fullmatch(rf"oracle +0\.8222 / 0\.8333 +.* best epoch, {WARNING}", lines[5])
+    assert lines[7].split() == ["clips", "6", "3", "3"]
+    starts = {lines[3].index("last"), lines[5].index("best"), lines[0].index("epoch selected by")}
+    assert len(starts) == 1
+    assert lines[9:] == [
+        "[low, high]: 95 % interval over subjects, bootstrap.",
+        "No interval for SMIC: a single subject.",
+        "No interval for SAMM: a single subject.",
+    ]
+
+
+def test_text_of_several_runs(pair):
+    runs, pairs = pair
+    lines = tables.text(runs, pairs).splitlines()
+    assert lines[0].split()[:3] == ["run", "selection", "composite"]
+    # Under one selection the runs stand together.
+    rows = [line.split()[:2] for line in lines if line.startswith(("net  ", "base  "))]
+    assert rows == [["net", "final"], ["base", "final"], ["net", "oracle"]]
+    (scores,) = [line for line in lines if re.match("net +final", line)]
+    entry = runs[0].summary["final"]["composite"]
+    assert f"{entry['uf1']:.4f} / {entry['uar']:.4f}" in scores
+    assert f"+-{entry['uf1_std']:.4f} / +-{entry['uar_std']:.4f}" in "\n".join(lines)
+    found = pairs[0].differences["final"]["composite"]["uf1"]
+    (difference,) = [line for line in lines if line.startswith("net - base")]
+    assert (
+        f"{found.difference:+.4f} [{found.low:+.3f}, {found.high:+.3f}]  {found.p_value:.4f}"
+        in difference
+    )
+    assert difference.endswith("last epoch")
+    assert "Mean over 2 seeds; +-: standard deviation over seeds." in lines
+    assert "p: two-sided, subjects' results swapped between the runs." in lines
+    # All sources are compared, each on a line of its own.
+    assert [line.split()[0] for line in lines if re.match(r" +(SMIC|SAMM) +[+-]", line)] == [
+        "SMIC",
+        "SAMM",
+    ]
+
+
+def test_a_baseline_stands_in_for_inner(make_wide, make_run, make_inner):
+    net = Run.of("net", make_run(inner=make_inner()))
+    single = make_run(
+        logits=make_run().logits[:, -1:], epochs=[1], train_loss=np.ones((1, 2, 1), np.float32)
+    )
+    base = Run.of("base", single)
+    notes = tables.notes([net, base], [compare(net.predictions, single, ("net", "base"))])
+    assert [note for note in notes if note.startswith("base: a single recorded epoch")]
+    assert not [note for note in notes if note.startswith("net: a single recorded epoch")]
+
+
+@pytest.mark.parametrize("table", [tables.text, tables.markdown, tables.latex])
+def test_every_table_says_that_folds_are_missing(make_run, table):
+    partial = Run.of("net", make_run(protocol_folds=["a", "b", "c", "d"]))
+    whole = Run.of("base", make_run())
+    for runs in ([partial], [whole, partial]):
+        head, _, rest = table(runs).partition("elected by")
+        assert "PARTIAL: 2 of 4 folds" in head
+        assert "(PARTIAL)" in rest
+        assert "missing: c, d." in rest
+    assert "PARTIAL" not in table([whole])
+
+
+def test_a_long_list_of_missing_folds_is_cut(make_run):
+    names = ["a", "b", *(f"x{index}" for index in range(25))]
+    (note,) = [
+        note
+        for note in tables.notes([Run.of("net", make_run(protocol_folds=names))])
+        if "PARTIAL" in note
+    ]
+    assert note.endswith("x18, x19 and 5 more.")
+
+
+@pytest.mark.parametrize("table", [tables.text, tables.markdown])
+def test_absent_classes_are_marked_and_named(make_run, table):
+    shown = table([Run.of("net", make_run(labels=[0, 1, 1, 0, 1, 2]))]).replace("\\", "")
+    assert "0.3333 / 0.5000*" in shown
+    assert (
+        "* mean over the classes present only, not comparable with a full run: "
+        "no clip of class surprise in SMIC\n" in shown
+    )
+
+
+def test_runs_of_other_clips_and_data_are_told_apart(make_run):
+    first = Run.of("one", make_run())
+    second = Run.of(
+        "two", make_run(sources=["smic"] * 6, fingerprint="e" * 64, dataset="megc2019/tvl1/1.0.0")
+    )
+    shown = tables.text([first, second])
+    counts = [line.split() for line in shown.splitlines() if line.startswith("clips of")]
+    assert counts == [["clips", "of", "one", "6", "3", "3"], ["clips", "of", "two", "6", "6", "-"]]
+    assert (
+        "The runs saw other data for the same clips (one: megc2019/release/1.0.0; "
+        "two: megc2019/tvl1/1.0.0)." in shown
+    )
+    assert "other data" not in tables.text([first, Run.of("three", make_run())])
+
+
+def cells(line):
+    """The cells of a Markdown row, as a reader of the rendered table sees them."""
+    return [re.sub(r"\\(.)", r"\1", cell).strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_markdown(make_run):
+    lines = tables.markdown([Run.of("net", make_run())]).splitlines()
+    assert cells(lines[0]) == [
+        "selection",
+        "composite UF1 / UAR",
+        "SMIC UF1 / UAR",
+        "SAMM UF1 / UAR",
+        "epoch selected by",
+    ]
+    assert lines[1] == "| --- | --- | --- | --- | --- |"
+    final = cells(lines[2])
+    assert final[0] == "final"
+    assert re.fullmatch(r"0\.4127 / 0\.5000<br>\[0\.\d+, 0\.\d+\] / \[0\.\d+, 0\.\d+\]", final[1])
+    assert final[-1] == "last epoch"
+    assert cells(lines[3])[-1] == f"best epoch, {WARNING}"
+    assert cells(lines[4]) == ["clips", "6", "3", "3", ""]
+
+
+def test_markdown_of_several_runs(pair):
+    runs, pairs = pair
+    lines = [line for line in tables.markdown(runs, pairs).splitlines() if line.startswith("|")]
+    scores, differences = lines[:6], lines[6:]
+    assert {len(cells(line)) for line in scores} == {6}
+    assert {len(cells(line)) for line in differences} == {7}
+    assert cells(differences[0])[:4] == ["difference", "group", "UF1", "p"]
+    assert [cells(line)[1] for line in differences[2:]] == ["composite", "SMIC", "SAMM"]
+    assert "±" in scores[2]
+
+
+def hostile_pair(make_wide):
+    runs = [
+        Run.of(HOSTILE, make_wide(key=1, class_names=["n", "p", HOSTILE], labels=[0, 1, 1, 0] * 6)),
+        Run.of(
+            "*starred\nname",
+            make_wide(key=2, class_names=["n", "p", HOSTILE], labels=[0, 1, 1, 0] * 6),
+        ),
+    ]
+    names = (runs[0].name, runs[1].name)
+    return runs, [compare(runs[0].predictions, runs[1].predictions, names)]
+
+
+def test_markdown_of_hostile_names(make_wide):
+    runs, pairs = hostile_pair(make_wide)
+    shown = tables.markdown(runs, pairs)
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert {len(cells(line)) for line in rows[:7]} == {6}
+    assert cells(rows[2])[0] == HOSTILE
+    assert cells(rows[3])[0] == "*starred name"
+    # Nothing of the name is left that Markdown or HTML would take for its own.
+    assert not re.search(r"(?<!\\)[*_`$~#]", shown.replace("---", ""))
+    assert "<i>" not in shown
+
+
+def unescaped(text, characters):
+    return re.findall(rf"(?<!\\)[{characters}]", text)
+
+
+def assert_sound_latex(text):
+    """Braces and environments are closed, rows of a table have equally many cells."""
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    depth = 0
+    for brace in unescaped(body, "{}"):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    assert len(unescaped(body, "$")) % 2 == 0
+    assert not unescaped(body, "#_%")
+    found = re.findall(r"\\begin\{tabular\}\{@\{\}(.*?)@\{\}\}\n(.*?)\\end\{tabular\}", body, re.S)
+    assert found
+    for columns, rows in found:
+        repeated = re.fullmatch(r"(l+)\*\{(\d+)\}\{[lr]\}", columns)
+        width = len(repeated[1]) + int(repeated[2])
+        for row in rows.splitlines():
+            if row in ("\\toprule", "\\midrule", "\\bottomrule"):
+                continue
+            assert row.endswith(r" \\")
+            span = re.match(r"\\multicolumn\{(\d+)\}", row)
+            assert (int(span[1]) if span else len(unescaped(row, "&")) + 1) == width
+            # Behind the end of a row these would be taken for options.
+            assert not row.startswith(("[", "*"))
+
+
+def test_latex(pair, make_wide):
+    runs, pairs = pair
+    shown = tables.latex(runs, pairs)
+    assert_sound_latex(shown)
+    entry = runs[0].summary["final"]["composite"]
+    assert f"net & UF1 & {entry['uf1']:.4f} $\\pm$ {entry['uf1_std']:.4f} {{\\scriptsize" in shown
+    assert f" & UAR & {entry['uar']:.4f} $\\pm$" in shown
+    found = pairs[0].differences["final"]["composite"]["uf1"]
+    assert f"${found.difference:+.4f} [{found.low:+.3f}, {found.high:+.3f}]$" in shown
+    assert f"Epoch selected by: best epoch, {WARNING} (oracle)" in shown
+    assert "95 \\% interval" in shown
+    assert_sound_latex(tables.latex(*hostile_pair(make_wide)))
+    assert_sound_latex(tables.latex([runs[1]]))
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_latex_compiles(make_wide, tmp_path):
+    content = tables.latex(*hostile_pair(make_wide))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+        f"{content}\\end{{document}}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_intervals():
+    assert tables.interval([0.12345, 0.5]) == "[0.123, 0.500]"
+    assert tables.interval([-0.1, 0.25], sign="+") == "[-0.100, +0.250]"
+    assert tables.interval([None, None]) == ""
+    assert tables.interval([float("nan"), 0.5]) == ""
