@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,7 +68,8 @@ def run_command(
 ) -> None:
     """`absl.app.run(main)`, with a `UserError` printed as one message (exit status 2).
 
-    An interruption from the keyboard ends with status 130, without a traceback.
+    An interruption from the keyboard or by SIGTERM ends with status 128 and the signal's number,
+    without a traceback.
 
     Args:
         main: Called with the positional arguments, the program's name first.
@@ -85,6 +87,6 @@ def run_command(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("\ninterrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(interrupt, "signal", signal.SIGINT))

@@ -5,8 +5,9 @@
 `--config` is a Python file with `get_config()`; its keys are explained in
 `htnet_jax/training/config.py`. The run's folder receives `config.json`, `environment.json`,
 `predictions.npz` (the test logits of every fold and epoch), `metrics.json`, `report.html` and the
-folds' final parameters in `checkpoints/`. An interrupted run goes on where it stopped when the same
-command is given again; a finished one is never overwritten.
+folds' final parameters in `checkpoints/`. An interrupted run (Ctrl-C and SIGTERM save the folds in
+training) goes on where it stopped when the same command is given again; a finished one is never
+overwritten.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from scipy import special
 from htnet_jax.baselines import Baseline, Fitted
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import metrics, protocols
-from htnet_jax.training.folds import Fold, FoldResult, Progress
+from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
 
 
 class BaselineTrainer:
@@ -115,6 +115,7 @@ class BaselineTrainer:
         folds: Sequence[Fold],
         epochs: int = 1,
         on_progress: Callable[[Progress], None] | None = None,
+        keeping: Keeping | None = None,
     ) -> list[FoldResult]:
         """Fits each fold's baseline on its training clips and predicts its test clips.
 
@@ -122,6 +123,7 @@ class BaselineTrainer:
             folds: One of `rounds()`.
             epochs: 1; a fit has no epochs.
             on_progress: Called after every fold.
+            keeping: Not used: a fit is over in a moment.
 
         Returns:
             One result a fold, in order, with one epoch and `params=None`.
@@ -130,6 +132,7 @@ class BaselineTrainer:
             UserError: `epochs` is not 1, a choice with fewer people than parts, or a loss or logit
                 that is not finite; names the fold.
         """
+        del keeping
         if epochs != 1:
             raise UserError(
                 f"config.epochs={epochs}: a baseline is fitted once; set --config.epochs=1"

@@ -6,7 +6,6 @@ the SHA-256 of every file: a flipped bit in the arrays would otherwise be read w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict
 from htnet_jax import models
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.training import manifest
 
 
 class LoadedModel(NamedTuple):
@@ -102,8 +102,7 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
             with ocp.PyTreeCheckpointer() as checkpointer:
                 checkpointer.save(temporary.absolute() / "variables", {"params": params})
-            manifest = json.dumps(_hashes(temporary), indent=2) + "\n"
-            write_atomically(temporary / "manifest.json", lambda f: f.write(manifest.encode()))
+            manifest.write(temporary, "variables")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         finally:
@@ -134,30 +133,12 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
             jax.random.key(0), np.zeros((1, size, size, channels), np.float32), train=False
         )
     )
-    _check_files(folder)
+    try:
+        manifest.check(folder, "variables")
+    except manifest.DamagedError as error:
+        raise _damaged(folder, error) from error
     variables = _restore(folder / "variables", expected)
     return LoadedModel(module, variables, config)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the checkpoint's arrays, by its path in `folder`."""
-    files = sorted(path for path in (folder / "variables").rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
-
-
-def _check_files(folder: Path) -> None:
-    """Compares the arrays' files with the manifest, before Orbax opens any of them."""
-    try:
-        expected = json.loads((folder / "manifest.json").read_text())
-        found = _hashes(folder)
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, error) from error
-    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-    if wrong:
-        raise _damaged(folder, f"changed or missing: {', '.join(wrong)}")
 
 
 def _damaged(folder: Path, reason: object) -> UserError:

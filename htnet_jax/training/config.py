@@ -44,6 +44,10 @@ def default_config() -> ConfigDict:
     config.cpu_devices = 0
     # Whose final parameters to keep: "all", "none", or comma-separated folds.
     config.checkpoints = "all"
+    # Epochs between snapshots of the folds in training, so that a killed run loses little; 0: only
+    # on SIGTERM and Ctrl-C. A snapshot holds three times the parameters of every fold in training;
+    # two are kept.
+    config.checkpoint_every = 100
     # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -21,7 +22,9 @@ from htnet_jax.evaluation.runs import Run
 from htnet_jax.training import planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
 from htnet_jax.training.events import Events
-from htnet_jax.training.folds import Fold, FoldResult, Progress
+from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
+from htnet_jax.training.snapshots import Snapshots
+from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
 
 
@@ -71,9 +74,13 @@ def run(config: ConfigDict, folder: Path) -> Run:
         workdir.write_json(folder / "environment.json", record)
         workdir.write_json(folder / "config.json", as_json)
     store = Store(folder / Store.FOLDER, plan)
+    identity = workdir.identity(settings.digest(as_json), arrays.fingerprint)
     try:
-        with Events(folder / "tensorboard" if config.tensorboard else None, plan) as events:
-            _train(stages, config, store, folder, keep, as_json, events)
+        with (
+            Events(folder / "tensorboard" if config.tensorboard else None, plan) as events,
+            StopRequest() as stop,
+        ):
+            _train(stages, config, store, folder, keep, as_json, events, identity, stop)
     finally:
         _record_choices(stages, record, folder)
     finished = Run.of(
@@ -131,6 +138,8 @@ def _train(
     keep: set[str],
     as_json: dict[str, Any],
     events: Events,
+    identity: dict[str, Any],
+    stop: StopRequest,
 ) -> None:
     """Trains the units that are not finished yet; after every round all finished ones are saved."""
     done = store.finished()
@@ -159,7 +168,9 @@ def _train(
                 )
                 bar.update(progress.fold_epochs)
 
-            for result in stage.trainer.train(folds, config.epochs, show):
+            snapshots = Snapshots(_state_folder(store, folds), identity)
+            keeping = Keeping(snapshots, config.checkpoint_every, stop)
+            for result in stage.trainer.train(folds, config.epochs, show, keeping):
                 unit = stage.units[result.fold.name]
                 # A group that was only partly finished is trained again as a whole.
                 if unit in done:
@@ -168,6 +179,14 @@ def _train(
                 kept = Result(result.logits, result.train_loss)
                 events.write(unit, kept)
                 store.write(unit, kept)
+            snapshots.clear()
+            stop.raise_if_requested()
+
+
+def _state_folder(store: Store, folds: list[Fold]) -> Path:
+    """Where a round's snapshots are: named after its folds, which other devices may group anew."""
+    names = "\n".join(fold.name for fold in folds)
+    return store.folder / f"state-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
 def _record_choices(stages: list[_Stage], record: dict[str, Any], folder: Path) -> None:

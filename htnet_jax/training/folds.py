@@ -27,6 +27,8 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.training.snapshots import Snapshots
+from htnet_jax.training.stopping import StopRequest
 
 # A compiled call covers as many epochs as fit about this time, so that progress is seen.
 SECONDS_PER_CALL = 5.0
@@ -92,6 +94,21 @@ class Progress:
     epoch: int
     fold_epochs: int
     loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """How a round survives an interruption.
+
+    Attributes:
+        snapshots: Where the round's state is kept.
+        every: Epochs between snapshots; 0: only when training is asked to stop.
+        stop: Whether it is.
+    """
+
+    snapshots: Snapshots
+    every: int
+    stop: StopRequest
 
 
 def available_bytes(device: jax.Device) -> int:
@@ -363,29 +380,40 @@ class FoldTrainer:
         folds: Sequence[Fold],
         epochs: int,
         on_progress: Callable[[Progress], None] | None = None,
+        keeping: Keeping | None = None,
     ) -> list[FoldResult]:
-        """Trains the folds of one round from their own initial parameters.
+        """Trains the folds of one round from their own initial parameters, or from a snapshot.
 
         Args:
             folds: One of `rounds()`.
             epochs: Passes over each fold's training clips.
             on_progress: Called after every compiled call.
+            keeping: Snapshots of this round; the newest sound one is gone on from. The results are
+                the same bits as without any interruption.
 
         Returns:
             One result a fold, in order.
 
         Raises:
-            UserError: The loss or a logit is not finite; names the folds and the epoch.
+            UserError: The loss or a logit is not finite; names the folds and the epoch. A snapshot
+                cannot be written, or belongs to something else.
+            Stopped: `keeping.stop` is requested; the state is on disk.
         """
         capacity = len(self._devices) * self.folds_per_device
         padding = [folds[-1]] * (capacity - len(folds))
         tables = self._tables([*folds, *padding])
         init, run = self._compile(tables)
-        state = init(tables["origin"])
-        all_logits, all_losses = [], []
-        done = 0
+        done, state, all_logits, all_losses = self._restored(keeping, tables)
+        if state is None:
+            state = init(tables["origin"])
+        elif on_progress:
+            loss = float(all_losses[-1][: len(folds), -1].mean())
+            on_progress(Progress(done, done * len(folds), loss))
+        saved = done
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)
+            if keeping and keeping.every:
+                count = min(count, saved + keeping.every - done)
             began = time.monotonic()
             state, logits, losses = run(state, tables, self._data, np.int32(done), np.int32(count))
             logits, losses = (
@@ -399,6 +427,13 @@ class FoldTrainer:
             if on_progress:
                 loss = float(all_losses[-1][:, -1].mean())
                 on_progress(Progress(done, count * len(folds), loss))
+            if keeping and done < epochs:
+                if keeping.stop.requested or (keeping.every and done - saved >= keeping.every):
+                    self._snapshot(keeping, done, state, all_logits, all_losses)
+                    saved = done
+                if keeping.stop.requested:
+                    keeping.snapshots.wait()
+                    keeping.stop.raise_if_requested()
             per_epoch = (time.monotonic() - began) / count
             fitting = np.clip(SECONDS_PER_CALL / per_epoch, 1, MAX_EPOCHS_PER_CALL)
             self._epochs_per_call = int(fitting)
@@ -414,6 +449,28 @@ class FoldTrainer:
             )
             for i, fold in enumerate(folds)
         ]
+
+    @staticmethod
+    def _snapshot(
+        keeping: Keeping, done: int, state: Any, logits: list[Any], losses: list[Any]
+    ) -> None:
+        leaves = {f"state_{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        results = {
+            "logits": np.concatenate(logits, axis=1),
+            "losses": np.concatenate(losses, axis=1),
+        }
+        keeping.snapshots.save(done, {**leaves, **results})
+
+    def _restored(self, keeping: Keeping | None, tables: dict[str, np.ndarray]) -> Any:
+        """(epochs done, state, logits, losses) of the newest snapshot; else (0, None, [], [])."""
+        found = keeping.snapshots.latest() if keeping else None
+        if found is None:
+            return 0, None, [], []
+        structure = jax.tree.structure(jax.eval_shape(self._init, tables["origin"]))
+        names = [f"state_{i:05}" for i in range(structure.num_leaves)]
+        state = jax.tree.unflatten(structure, [found.arrays[name] for name in names])
+        state = jax.pmap(lambda x: x, devices=self._devices)(state)
+        return found.epoch, state, [found.arrays["logits"]], [found.arrays["losses"]]
 
     @staticmethod
     def _check_finite(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,7 +13,13 @@ from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.training.config import default_config
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
-_PLACE_KEYS = ("dataset.manual_dir", "dataset.data_dir", "cpu_devices", "tensorboard")
+_PLACE_KEYS = (
+    "dataset.manual_dir",
+    "dataset.data_dir",
+    "cpu_devices",
+    "tensorboard",
+    "checkpoint_every",
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -31,7 +39,7 @@ def check(config: ConfigDict) -> None:
     for key in ("epochs", "batch_size", "seeds"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
-    for key in ("seed", "folds_per_device", "cpu_devices", "inner_folds"):
+    for key in ("seed", "folds_per_device", "cpu_devices", "inner_folds", "checkpoint_every"):
         if config[key] < 0:
             raise UserError(f"config.{key}={config[key]} must not be negative")
     # JAX's keys take 32 bits of a seed.
@@ -48,6 +56,12 @@ def check(config: ConfigDict) -> None:
             f"config.inner_folds={config.inner_folds} must not exceed "
             f"config.inner_parts={config.inner_parts}"
         )
+
+
+def digest(config: dict[str, Any]) -> str:
+    """SHA-256 of the settings that change what a run computes."""
+    flat = {key: value for key, value in _flatten(config).items() if key not in _PLACE_KEYS}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

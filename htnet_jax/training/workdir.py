@@ -105,6 +105,23 @@ def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[
     }
 
 
+def identity(settings: str, fingerprint: str) -> dict[str, Any]:
+    """What the state of a round belongs to: with anything else the result would differ.
+
+    Args:
+        settings: SHA-256 of the settings.
+        fingerprint: SHA-256 of the data.
+    """
+    # For a single device XLA compiles a program of its own, which rounds otherwise.
+    count = "one" if jax.device_count() == 1 else "several"
+    return {
+        "settings": settings,
+        "data": fingerprint,
+        "devices": f"{count} of kind {jax.devices()[0].device_kind}",
+        **{name: _version(name) for name in ("htnet_jax", "jax", "jaxlib", "flax", "optax")},
+    }
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically."""
     text = json.dumps(content, indent=2) + "\n"
