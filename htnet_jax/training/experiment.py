@@ -160,6 +160,11 @@ def _train(
             title = f"{stage.title}round {number}/{len(rounds)}, {len(folds)} folds"
 
             def show(progress: Progress, title: str = title) -> None:
+                if progress.compiling_s:
+                    bar.write(f"compiled in {progress.compiling_s:.0f} s", file=sys.stderr)
+                    # The time that is left is told from the epochs alone.
+                    bar.unpause()
+                    return
                 bar.set_description(title, refresh=False)
                 bar.set_postfix(
                     epoch=f"{progress.epoch}/{config.epochs}",

@@ -83,17 +83,20 @@ class FoldResult:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where training stands after a compiled call.
+    """Where training stands after a compiled call, or after compiling.
 
     Attributes:
         epoch: Epochs done by the folds now training.
-        fold_epochs: Fold-epochs that this call added (padding folds not counted).
-        loss: Mean training loss of the folds at `epoch`.
+        fold_epochs: Fold-epochs that this call added (padding folds not counted); 0 after
+            compiling.
+        loss: Mean training loss of the folds at `epoch`; NaN after compiling.
+        compiling_s: Seconds that compiling took, if it was that; else 0.
     """
 
     epoch: int
     fold_epochs: int
     loss: float
+    compiling_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +390,7 @@ class FoldTrainer:
         Args:
             folds: One of `rounds()`.
             epochs: Passes over each fold's training clips.
-            on_progress: Called after every compiled call.
+            on_progress: Called after compiling, and after every compiled call.
             keeping: Snapshots of this round; the newest sound one is gone on from. The results are
                 the same bits as without any interruption.
 
@@ -402,7 +405,11 @@ class FoldTrainer:
         capacity = len(self._devices) * self.folds_per_device
         padding = [folds[-1]] * (capacity - len(folds))
         tables = self._tables([*folds, *padding])
+        began = time.monotonic()
+        is_first = self._programs is None
         init, run = self._compile(tables)
+        if is_first and on_progress:
+            on_progress(Progress(0, 0, math.nan, time.monotonic() - began))
         done, state, all_logits, all_losses = self._restored(keeping, tables)
         if state is None:
             state = init(tables["origin"])

@@ -198,6 +198,7 @@ def test_some_folds_alone_predict_the_same(predictions, make_config, run_quickly
     assert "epoch=2/2" in shown.err
     assert "loss=" in shown.err
     assert "round 1/1, 2 folds" in shown.err
+    assert shown.err.count("compiled in ") == 1
 
 
 def test_an_interrupted_run_keeps_its_finished_folds(interrupted):

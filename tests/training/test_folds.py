@@ -269,9 +269,9 @@ def test_a_group_trained_later_has_the_same_bits():
 def test_calls_of_any_length_give_the_same_bits(monkeypatch):
     def epochs_seen(trainer):
         seen = []
-        results = train_all(trainer, on_progress=lambda progress: seen.append(progress.epoch))
+        results = train_all(trainer, on_progress=seen.append)
         assert_same_bits(outcome(4, 1), results)
-        return seen
+        return [progress.epoch for progress in seen if not progress.compiling_s]
 
     # A trainer starts with one epoch a call and goes on with what it measured.
     trainer = make_trainer(devices=4, names="abcd")
@@ -282,6 +282,16 @@ def test_calls_of_any_length_give_the_same_bits(monkeypatch):
     assert epochs_seen(trainer) == [7]
     monkeypatch.setattr(folds_module, "MAX_EPOCHS_PER_CALL", 4)
     assert epochs_seen(make_trainer(devices=4, names="abcd")) == [1, 5, 7]
+
+
+def test_compiling_is_told_once():
+    seen = []
+    trainer = make_trainer(devices=4, names="abcd")
+    for _ in range(2):
+        train_all(trainer, on_progress=seen.append)
+    (compiled,) = [progress for progress in seen if progress.compiling_s]
+    assert seen[0] is compiled
+    assert (compiled.epoch, compiled.fold_epochs) == (0, 0)
 
 
 class Recorder(nn.Module):
