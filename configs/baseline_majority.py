@@ -4,7 +4,7 @@
       --config.dataset.manual_dir=FOLDER
 
 FOLDER as for `megc2019_htnet.py`. Seconds. Expect a UF1 of .241 and a UAR of .333 (every clip is
-called negative). Batch size, learning rate and shuffling have no effect on a baseline.
+called negative). Seeds, batch size, learning rate and shuffling have no effect on a baseline.
 """
 
 from ml_collections import ConfigDict

@@ -169,8 +169,14 @@ def _read_all(folders: Sequence[Path], partial: bool) -> list[_Folder]:
 
 
 def _read(folder: Path, partial: bool) -> _Folder:
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file. Give the folder of the run, {folder.parent}.")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Give the --workdir of a training run.")
+    inside = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
+    if inside and not (folder / FILE_NAME).exists():
+        names = tables.shortened([str(path) for path in inside])
+        raise UserError(f"{folder}: is not a run, but holds some: {names}. Give these.")
     if not (folder / FILE_NAME).exists() and (folder / Store.FOLDER).is_dir():
         predictions = _read_unfinished(folder, partial)
     else:
@@ -201,10 +207,14 @@ def _read_unfinished(folder: Path, partial: bool) -> Predictions:
     if not partial:
         raise UserError(
             f"{folder}: not finished: {len(store.finished_folds())} of {len(store.plan.folds)} "
-            "folds are. Give its training command again to go on, or give --partial to score the "
-            "finished folds."
+            f"folds are{_with_inner(store)}. Give its training command again to go on, or give "
+            "--partial to score the finished folds."
         )
     return store.assemble()
+
+
+def _with_inner(store: Store) -> str:
+    return " (with their inner folds)" if store.plan.inner_folds else ""
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

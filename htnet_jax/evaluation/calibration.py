@@ -127,21 +127,24 @@ def negative_log_likelihood(logits: ArrayLike, labels: ArrayLike) -> float:
     return 0.0 - float(_log_softmax(logits)[np.arange(labels.size), labels].mean())
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, prior: float = 0.0) -> float:
     """The temperature T that minimises the mean negative log-likelihood of softmax(logits / T).
 
-    The likelihood is convex in 1/T, so its derivative is bisected. Dividing by T never changes the
-    predicted class. Give clips that the model was not trained on and that are not scored with T:
-    the validation subjects, never the test subject.
+    The likelihood is convex in 1/T (with the prior too), so its derivative is bisected. Dividing by
+    T never changes the predicted class. Give clips that the model was not trained on and that are
+    not scored with T: the validation subjects, never the test subject.
 
     Args:
         logits: (V, C) finite numbers.
         labels: (V,) integers in [0, C), the truth.
+        prior: how strongly 1/T is held near 1: prior / 2 * (1/T - 1)^2 is added to the sum of the
+            clips' negative log-likelihoods. 0: not at all.
 
     Returns:
-        T within `TEMPERATURES`. The lower bound where every clip is right (a lower T would always
-        be better), the upper bound where the logits say less than nothing about the truth (no T is
-        high enough). 1 where the logits of each clip are all equal, because then T changes nothing.
+        T within `TEMPERATURES`. Without a prior: the lower bound where every clip is right (a lower
+        T would always be better), the upper bound where the logits say less than nothing about the
+        truth (no T is high enough). 1 where the logits of each clip are all equal, because then T
+        changes nothing.
 
     Raises:
         ValueError: as `negative_log_likelihood`.
@@ -155,7 +158,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     def slope(temperature: float) -> float:
         probabilities = np.exp(_log_softmax(relative / temperature))
-        return float((probabilities * relative).sum(axis=1).mean())
+        pull = prior * (1 / temperature - 1) / labels.size
+        return float((probabilities * relative).sum(axis=1).mean() + pull)
 
     low, high = TEMPERATURES
     # A slope of 0 at the lower bound is a separated set whose tiny slope has underflowed.

@@ -164,7 +164,7 @@ def _curves(drawn: Mapping[str, drawing.Drawn]) -> str:
         words = "One epoch was recorded, so there is no curve, and nothing to select."
         return markup.section(title, markup.paragraph(words))
     caption = (
-        "What each selection would have given had training ended after each epoch. "
+        "What final and oracle would have given had training ended after each epoch. "
         f"final: {Selection.FINAL.description}. oracle: {Selection.ORACLE.description}. The "
         "shaded gap is what looking at the test subject adds: it grows with the number of "
         "epochs to choose from, without the model getting better. Several seeds: line = mean, "

@@ -226,9 +226,10 @@ class Store:
         """
         folds = self.finished_folds()
         if not folds:
+            inner = ", with its inner folds," if self.plan.inner_folds else ""
             raise UserError(
-                f"{self.folder}: no fold of this run is finished yet; give the training command "
-                "again to go on"
+                f"{self.folder}: no fold of this run is finished{inner} yet; give the training "
+                "command again to go on"
             )
         return predictions(self.plan, self.read, folds)
 

@@ -78,7 +78,7 @@ def scores(runs: Sequence[Run]) -> str:
         "UF1 / UAR with 95 % intervals over subjects; one group of rows for each way of selecting "
         "the epoch",
     )
-    notes = [_absent_note(run) for run in runs]
+    notes = [*(_absent_note(run) for run in runs), *tables.cautions(runs)]
     if others:
         notes.append(
             "Compare rows of one group only: choosing the epoch on the test subject raises the "

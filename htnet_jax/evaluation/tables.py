@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from htnet_jax.evaluation.comparison import Pair
-from htnet_jax.evaluation.resampling import Comparison
+from htnet_jax.evaluation.protocols import PROTOCOLS
+from htnet_jax.evaluation.resampling import FEWEST, Comparison
 from htnet_jax.evaluation.runs import Run
 from htnet_jax.evaluation.selection import Selection
-from htnet_jax.evaluation.summary import display_name
+from htnet_jax.evaluation.summary import COMPOSITE, display_name
 
 _SCORES = {"uf1": "UF1", "uar": "UAR"}
 _CHOSEN = "epoch selected by"
@@ -147,12 +148,17 @@ def notes(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> list[str]:
         found.append(f"Mean over {numbers} seeds; +-: standard deviation over seeds.")
     if pairs:
         found.append("p: two-sided, subjects' results swapped between the runs.")
-    found += _stand_ins(runs, pairs) + _other_data(runs)
+    found += _stand_ins(runs, pairs) + cautions(runs)
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         found += [prefix + note for note in _limits(run)]
     # What holds for several runs is said once for each only where it differs.
     return list(dict.fromkeys(found))
+
+
+def cautions(runs: Sequence[Run]) -> list[str]:
+    """What makes the numbers less certain, or the runs less comparable, than they look."""
+    return _other_data(runs) + _other_protocols(runs) + _rough_intervals(runs)
 
 
 def score_cell(entry: dict[str, Any]) -> str:
@@ -363,6 +369,42 @@ def _other_data(runs: Sequence[Run]) -> list[str]:
         for group in by_data.values()
     ]
     return [f"The runs saw other data for the same clips ({'; '.join(parts)})."]
+
+
+def _other_protocols(runs: Sequence[Run]) -> list[str]:
+    protocols = {run.name: str(run.predictions.protocol) for run in runs}
+    found = []
+    if len(set(protocols.values())) > 1:
+        parts = ", ".join(
+            f"{name}: {PROTOCOLS.get(key, key)} ({key})" for name, key in protocols.items()
+        )
+        found.append(f"The runs followed different protocols, a reason to differ ({parts}).")
+    if set(protocols.values()) - {"loso"}:
+        found.append(
+            'Where a whole data set or group of subjects is left out, "test subject" means all of '
+            "the left-out clips."
+        )
+    return found
+
+
+def _rough_intervals(runs: Sequence[Run]) -> list[str]:
+    few: dict[str, None] = {}
+    flat = False
+    for run in runs:
+        for entries in run.summary.values():
+            for group, entry in entries.items():
+                # Of a single source the composite is that source.
+                is_named = group != COMPOSITE or len(entries) > 2
+                if is_named and 2 <= entry["subjects"] < FEWEST:
+                    few[display_name(group)] = None
+                spans = [entry[f"{name}_interval"] for name in _SCORES]
+                flat |= any(low is not None and low == high for low, high in spans)
+    found = []
+    if few:
+        found.append(f"Intervals of fewer than {FEWEST} subjects are rough: {', '.join(few)}.")
+    if flat:
+        found.append("An interval without width only says that all resamples are alike.")
+    return found
 
 
 def _limits(run: Run) -> list[str]:

@@ -8,13 +8,17 @@ from htnet_jax.evaluation import calibration
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.selection import Selected, Selection
 
+# A normal prior of 1/T with mean 1 and deviation 1, worth less than a clip. It matters where all
+# validation clips of a fold are right: the likelihood alone would call the model certain.
+PRIOR = 1.0
+
 
 def temperatures(predictions: Predictions, selected: Selected) -> np.ndarray | None:
     """The temperature of each seed and fold.
 
-    It is the one that makes the validation clips of the fold's inner folds most likely, as their
-    inner models see them at the epoch that the selection takes. No clip of the test subject is
-    looked at.
+    It is the one that makes the validation clips of the fold's inner folds most likely (see also
+    `PRIOR`), as their inner models see them at the epoch that the selection takes. No clip of the
+    test subject is looked at.
 
     Args:
         predictions: A run.
@@ -32,7 +36,7 @@ def temperatures(predictions: Predictions, selected: Selected) -> np.ndarray | N
         [
             [
                 calibration.fit_temperature(
-                    inner.logits[seed, index[seed, fold]][rows], inner.labels[rows]
+                    inner.logits[seed, index[seed, fold]][rows], inner.labels[rows], prior=PRIOR
                 )
                 for fold in range(len(predictions.folds))
                 for rows in [inner.fold == fold]

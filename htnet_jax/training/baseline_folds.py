@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from scipy import special
 
 from htnet_jax.baselines import Baseline, Fitted
@@ -138,10 +139,12 @@ class BaselineTrainer:
                 f"config.epochs={epochs}: a baseline is fitted once; set --config.epochs=1"
             )
         results = []
-        for fold in folds:
-            results.append(self._fold(fold))
-            if on_progress:
-                on_progress(Progress(1, 1, float(results[-1].train_loss[0])))
+        # The products are small: more threads mostly wait for each other.
+        with threadpoolctl.threadpool_limits(1):
+            for fold in folds:
+                results.append(self._fold(fold))
+                if on_progress:
+                    on_progress(Progress(1, 1, float(results[-1].train_loss[0])))
         return results
 
     def _fold(self, fold: Fold) -> FoldResult:

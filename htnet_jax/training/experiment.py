@@ -44,7 +44,13 @@ def run(config: ConfigDict, folder: Path) -> Run:
     settings.check(config)
     as_json = json.loads(config.to_json())
     model = build_model(config)
-    record = workdir.open_workdir(folder, as_json)
+    workdir.create(folder)
+    with workdir.locked(folder):
+        return _run(config, as_json, model, folder)
+
+
+def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) -> Run:
+    record = workdir.unfinished(folder, as_json)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
     labels = _labels(arrays, config)
     inputs = loading.network_inputs(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,25 @@ _PACKAGES = (
 )
 
 
-def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Creates the folder, or checks that it holds an unfinished run of the same settings.
+def create(workdir: Path) -> None:
+    """Creates the folder, and finds out now, not after hours of training, if it can be written.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"workdir {workdir} cannot be created ({error.strerror}); choose another --workdir"
+        ) from error
+    probe = workdir / ".writable"
+    write_atomically(probe, lambda file: file.write(b""))
+    probe.unlink()
+
+
+def unfinished(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Checks that the folder is new, or holds an unfinished run of the same settings.
 
     Args:
         workdir: The folder.
@@ -35,23 +56,13 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
         The environment record of the run to resume; empty for a new run.
 
     Raises:
-        UserError: The folder cannot be written, or holds another or a finished run.
+        UserError: The folder holds another or a finished run.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"workdir {workdir} cannot be created ({error.strerror}); choose another --workdir"
-        ) from error
     if (workdir / predictions.FILE_NAME).exists():
         raise UserError(
             f"workdir {workdir} already holds a finished run; choose another --workdir, or "
             f"print its table again with: python -m htnet_jax.evaluate {workdir}"
         )
-    # Found out now, not after hours of training.
-    probe = workdir / ".writable"
-    write_atomically(probe, lambda file: file.write(b""))
-    probe.unlink()
     if not (workdir / "config.json").exists():
         return {}
     try:
@@ -69,6 +80,28 @@ def open_workdir(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
             + "\nChoose another --workdir, or repeat the settings of that run to resume it."
         )
     return record
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder.
+
+    Raises:
+        UserError: Another process trains there.
+    """
+    descriptor = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"workdir {workdir}: another process is training there; wait for it, or choose "
+                "another --workdir"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_space(workdir: Path, checkpoints: int, each: int) -> None:

@@ -143,6 +143,30 @@ def test_temperatures_at_the_bounds():
     assert fit_temperature([[0, 1], [1, 0]], [0, 1]) == high
 
 
+def test_a_prior_keeps_a_separated_set_near_1():
+    # Two clips, all right by a margin of 4: 2 log(1 + exp(-4 b)) + (b - 1)^2 / 2 is smallest where
+    # b - 1 = 8 / (1 + exp(4 b)), at b = 1.0970: 8 / (1 + 80.5) = 0.098.
+    assert 1 / fit_temperature([[0, 4], [4, 0]], [1, 0], prior=1) == pytest.approx(1.097, abs=2e-3)
+    # Many clips outweigh it: log 3 = 1.0986 without, three of four right.
+    many = fit_temperature([[0, 1]] * 4000, [1, 1, 1, 0] * 1000, prior=1)
+    assert 1 / many == pytest.approx(np.log(3), rel=1e-3)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.floats(0.1, 10), st.floats(0.1, 10))
+def test_the_temperature_with_a_prior_is_the_best_one(seed, clips, scale, prior):
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, scale, (clips, 3))
+    labels = generator.integers(0, 3, clips)
+
+    def objective(inverse):
+        likelihood = clips * negative_log_likelihood(logits * inverse, labels)
+        return likelihood + prior / 2 * (inverse - 1) ** 2
+
+    low, high = TEMPERATURES
+    other = minimize_scalar(objective, bounds=(1 / high, 1 / low), method="bounded")
+    assert objective(1 / fit_temperature(logits, labels, prior=prior)) <= other.fun + 1e-9
+
+
 def test_equal_logits_keep_the_temperature():
     assert fit_temperature(np.zeros((4, 3)), [0, 1, 2, 0]) == 1.0
     assert fit_temperature([[2, 2], [-5, -5]], [0, 1]) == 1.0

@@ -131,7 +131,7 @@ def test_a_whole_run(make_plan, tmp_path):
 
 def test_the_finished_folds_of_an_unfinished_run(make_plan, tmp_path):
     store = Store(tmp_path, make_plan())
-    with pytest.raises(UserError, match="no fold of this run is finished yet"):
+    with pytest.raises(UserError, match="no fold of this run is finished, with its inner"):
         store.assemble()
     finish(store, Unit(0, 0, None), Unit(1, 0, None), Unit(1, 0, 0))
     run = store.assemble()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation import calibration, resampling
+from htnet_jax.evaluation import resampling
 from htnet_jax.evaluation.selection import select
 from htnet_jax.evaluation.summary import describe, source_masks, subject_table, summarize
 
@@ -79,15 +79,16 @@ def test_several_seeds_are_averaged_with_their_deviation(make_run):
 def test_inner_folds_add_a_selection_and_a_temperature(make_run, make_inner):
     summary = summarize(make_run(inner=make_inner()))
     assert list(summary) == ["final", "inner", "oracle"]
-    # At the last epoch fold a validates with 3 of 3 right (T at its lower bound), fold b with 1 of
-    # 3 (at its upper one, because the logits say less than nothing).
-    low, high = calibration.TEMPERATURES
+    # At the last epoch fold a validates with 3 of 3 right and fold b with 1 of 3, all by a margin
+    # of 1: a is trusted more (T < 1), b less.
     final = summary["final"]
-    assert final["smic"]["temperature"] == pytest.approx(low)
-    assert final["samm"]["temperature"] == pytest.approx(high)
-    assert final["composite"]["temperature"] == pytest.approx((low + high) / 2)
-    # samm at T = 20: probabilities nearly 1/3 each, whatever the class.
-    assert final["samm"]["nll_scaled"] == pytest.approx(np.log(3), abs=0.05)
+    own = [final[name]["temperature"] for name in ("smic", "samm")]
+    assert own[0] < 1 < own[1]
+    assert final["composite"]["temperature"] == pytest.approx(sum(own) / 2)
+    # Logits of 1, 0, 0 divided by T; 1 of the 3 clips of fold b is right.
+    weight = np.exp(1 / own[1])
+    likelihoods = np.log(np.array([weight, 1, 1]) / (weight + 2))
+    assert final["samm"]["nll_scaled"] == pytest.approx(-likelihoods.mean())
     assert "temperature" not in summary["oracle"]["composite"]
 
 

@@ -35,6 +35,7 @@ def test_text_of_one_run(make_run):
     assert len(starts) == 1
     assert lines[9:] == [
         "[low, high]: 95 % interval over subjects, bootstrap.",
+        "Intervals of fewer than 8 subjects are rough: composite.",
         "No interval for SMIC: a single subject.",
         "No interval for SAMM: a single subject.",
     ]

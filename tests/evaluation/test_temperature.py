@@ -2,17 +2,25 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 
 from htnet_jax.evaluation.selection import select
 from htnet_jax.evaluation.temperature import scaled, temperatures
+
+
+def best(margin):
+    """The T for two classes with a margin m and a right answer in 3 of 4 clips.
+
+    The slope of the likelihood and the prior by b = 1/T is 4 m sigmoid(m b) - 3 m + (b - 1): 0.
+    """
+    return 1 / brentq(lambda b: 4 * margin / (1 + np.exp(-margin * b)) - 3 * margin + b - 1, 0, 9)
 
 
 @pytest.fixture
 def overconfident(make_wide, make_inner):
     """Two people of two classes; at each's epoch 4 logits of +-m on the other's 4 clips, 3 right.
 
-    Of two classes with a margin m and a right answer in 3 of 4 clips, the likelihood is best where
-    sigmoid(m / T) = 3/4, so T = m / log(3): m is 2 for fold 0 and 6 for fold 1.
+    The margin m is 2 for fold 0 and 6 for fold 1; see `best`.
     """
     labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
     # Rows: fold 0 validates on the second person, fold 1 on the first; the fourth answer is wrong.
@@ -43,13 +51,13 @@ def overconfident(make_wide, make_inner):
 
 def test_the_temperature_of_each_fold(overconfident):
     found = temperatures(overconfident, select(overconfident, "final"))
-    np.testing.assert_allclose(found, [[2 / np.log(3), 6 / np.log(3)]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[best(2), best(6)]], rtol=1e-6)
 
 
 def test_each_clips_logits_are_divided_by_its_folds_temperature(overconfident):
     selected = select(overconfident, "final")
     logits = scaled(overconfident, selected)
-    low, high = np.log(3) / 2, np.log(3) / 6
+    low, high = 1 / best(2), 1 / best(6)
     np.testing.assert_allclose(logits[0, :4], [[4 * low, low]] * 4, rtol=1e-6)
     np.testing.assert_allclose(logits[0, 4:], [[4 * high, high]] * 4, rtol=1e-6)
     given_them = scaled(overconfident, selected, temperatures(overconfident, selected))
@@ -61,9 +69,9 @@ def test_the_epoch_of_the_selection_is_the_one_fitted(overconfident):
     inner.logits[0, 0] *= 2
     # `inner` takes the first of two epochs that validate equally well; `final` the last.
     found = temperatures(overconfident, select(overconfident, "inner"))
-    np.testing.assert_allclose(found, [[4 / np.log(3), 12 / np.log(3)]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[best(4), best(12)]], rtol=1e-6)
     found = temperatures(overconfident, select(overconfident, "final"))
-    np.testing.assert_allclose(found, [[2 / np.log(3), 6 / np.log(3)]], rtol=1e-6)
+    np.testing.assert_allclose(found, [[best(2), best(6)]], rtol=1e-6)
 
 
 def test_no_temperature_without_inner_folds_or_under_the_oracle(make_run, make_inner):

@@ -17,6 +17,7 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation.plan import Store
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 from htnet_jax.training import experiment, folds, trainers
+from htnet_jax.training.workdir import locked
 
 SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]
 SOURCES = ["alpha", "beta", "gamma"]
@@ -327,6 +328,14 @@ def test_a_workdir_that_cannot_be_written(make_config, refusal, tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
         assert f"workdir {workdir} cannot be created" in refusal(make_config(), workdir)
+
+
+def test_two_processes_in_one_folder(make_config, refusal, tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        assert "another process is training there" in refusal(make_config())
+    with locked(tmp_path / "run"):
+        pass
 
 
 def test_too_little_disk_space(make_config, refusal, monkeypatch, tmp_path):
