@@ -1,0 +1,96 @@
+"""The useful arithmetic and the parameters of a network: the floors that measured times meet.
+
+Only products that can change the result are counted, so a program that computes more (products by
+zero padding, q and k of a single token) shows a lower rate, not a higher one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from htnet_jax.models.htnet import HTNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a network costs; FLOPs are those of one clip, a multiply-add counted as 2.
+
+    Element by element work (normalisation, GELU, bias, pooling, the optimizer) is not counted.
+
+    Attributes:
+        forward_flops: Of the matrix products of a forward pass.
+        embedding_flops: Of the first product among them: the pictures need no gradient.
+        parameters: Numbers that are trained.
+        idle_parameters: Those among them that cannot change the result and are never read.
+    """
+
+    forward_flops: int
+    embedding_flops: int
+    parameters: int
+    idle_parameters: int
+
+    @property
+    def step_flops(self) -> int:
+        """FLOPs of a forward and backward pass: a product has two gradients, the first only one."""
+        return 3 * self.forward_flops - self.embedding_flops
+
+    def forward_bytes(self, bytes_each: int = 4) -> int:
+        """Bytes of the parameters that a forward pass reads, each once, at `bytes_each` bytes."""
+        return (self.parameters - self.idle_parameters) * bytes_each
+
+
+def convolution_taps(side: int) -> int:
+    """Products that a 3x3 convolution with padding 1 takes on a `side` x `side` map, by channels.
+
+    Taps on the padding are left out: 16 of 36 on a 2x2 map, 100 of 144 on a 4x4 map.
+    """
+    return (3 * side - 2) ** 2
+
+
+def htnet_costs(module: HTNet, channels: int = 3) -> Costs:
+    """What an HTNet costs.
+
+    Args:
+        module: The network.
+        channels: Channels of its input.
+
+    Returns:
+        The costs. Where a block holds a single token, q and k are idle.
+
+    Raises:
+        ValueError: The module's attributes do not fit together.
+    """
+    module.check_sizes()
+    patch = module.patch_size**2 * channels
+    side = module.image_size // module.patch_size
+    tokens = (side // 2 ** (module.num_hierarchies - 1)) ** 2
+    embedding = 2 * side**2 * patch * module.dim
+    flops, parameters, idle = embedding, (patch + 1) * module.dim, 0
+    width = module.dim
+    for level, repeats in enumerate(module.block_repeats):
+        heads, width = module.heads * 2**level, module.dim * 2**level
+        inner, hidden = heads * (width // heads), width * module.mlp_mult
+        alone = tokens == 1
+        # Products a token: q, k, v; scores and their weighted sum; out; the two of the MLP.
+        projected = inner if alone else 3 * inner
+        attended = 0 if alone else 2 * tokens * inner
+        a_token = width * projected + attended + inner * width + 2 * width * hidden
+        flops += 2 * repeats * side**2 * a_token
+        norms = 2 * 2 * width
+        attention = width * 3 * inner + inner * width + width
+        parameters += repeats * (norms + attention + 2 * width * hidden + hidden + width) + tokens
+        idle += repeats * width * 2 * inner if alone else 0
+        if level < module.num_hierarchies - 1:
+            flops += 2 * convolution_taps(side) * width * 2 * width
+            # Kernel, bias, and the norm after it.
+            parameters += 9 * width * 2 * width + 3 * 2 * width
+            side //= 2
+    flops += 2 * width * module.num_classes
+    parameters += 2 * width + (width + 1) * module.num_classes
+    return Costs(flops, embedding, parameters, idle)
+
+
+# `config.model.name` -> `(module, channels) -> Costs`; a new network is added here.
+COSTS: dict[str, Callable[[Any, int], Costs]] = {"HTNet": htnet_costs}
