@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """While it is entered, the first SIGTERM or SIGINT is only remembered; a second one acts.
 
-    Outside the main thread signals cannot be caught, and nothing changes.
+    A signal that is ignored stays ignored. Outside the main thread signals cannot be caught, and nothing changes.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            # One that is ignored, as by nohup or in a shell's background, stays so.
+            caught = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._remember) for number in caught}
         return self
 
     def __exit__(

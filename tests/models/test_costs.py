@@ -40,7 +40,8 @@ def product_flops(jaxpr):
 
 
 def test_every_network_has_costs():
-    assert set(COSTS) == set(MODELS)
+    # Tests of training add a network of their own for the whole session.
+    assert set(COSTS) == set(MODELS) - {"Linear"}
 
 
 def test_published_network():

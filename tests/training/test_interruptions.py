@@ -17,6 +17,16 @@ from htnet_jax.training.stopping import Stopped, StopRequest
 EPOCHS = 9
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """The tests themselves may run in a shell's background, where SIGINT is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def config(make_config):
     return make_config(epochs=EPOCHS, checkpoint_every=2, checkpoints="none")
@@ -102,6 +112,15 @@ def test_outside_the_main_thread_nothing_is_caught():
     thread.start()
     thread.join()
     assert seen == [(False, signal.SIG_DFL)]
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As in a shell's background, or under nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 class PowerCut(Exception):
