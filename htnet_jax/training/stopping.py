@@ -23,7 +23,8 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """While it is entered, the first SIGTERM or SIGINT is only remembered; a second one acts.
 
-    A signal that is ignored stays ignored. Outside the main thread signals cannot be caught, and nothing changes.
+    A signal that is ignored stays ignored. Outside the main thread signals cannot be caught, and
+    nothing changes.
     """
 
     def __init__(self) -> None:
