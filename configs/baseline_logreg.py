@@ -3,11 +3,11 @@
   python -m htnet_jax.train --config=configs/baseline_logreg.py --workdir=runs/logreg \
       --config.dataset.manual_dir=FOLDER
 
-FOLDER as for `megc2019_htnet.py`. About half a minute on one core. Expect a UF1 of .717 and a UAR of .733;
-on the release's mosaic (`--config.dataset.layout=release`) .679 and .693. One thing was changed
-after a first run: with inputs in units of their root mean square, at which C = 1 hardly penalises
-anything, it gave .664 and .678. Seeds, batch size, learning rate and shuffling have no effect on a
-baseline.
+FOLDER as for `megc2019_htnet.py`. About half a minute on one core. Expect a UF1 of .717 and a UAR
+of .733; on the release's mosaic (`--config.dataset.layout=release`) .679 and .693. One thing was
+changed after a first run: with inputs in units of their root mean square, at which C = 1 hardly
+penalises anything, it gave .664 and .678. Seeds, batch size, learning rate and shuffling have no
+effect on a baseline.
 """
 
 from ml_collections import ConfigDict
