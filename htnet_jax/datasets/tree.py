@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +170,3 @@ def read_gray(path: Path) -> np.ndarray:
         code = channels[picture.shape[2]]
         picture = picture[..., 0] if code is None else cv2.cvtColor(picture, code)
     return picture
-
-
-def common_size(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The shape that most pictures have."""
-    counted = collections.Counter(shapes)
-    return counted.most_common(1)[0][0] if counted else None

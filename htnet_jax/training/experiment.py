@@ -51,6 +51,7 @@ def run(config: ConfigDict, folder: Path) -> Run:
 
 def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) -> Run:
     record = workdir.unfinished(folder, as_json)
+    workdir.check_versions(folder, record)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
     labels = _labels(arrays, config)
     inputs = loading.network_inputs(

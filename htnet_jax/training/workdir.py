@@ -26,6 +26,8 @@ _PACKAGES = (
     *("htnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("numpy", "scipy", "scikit-learn"),
 )
+# Those of them that shape a network's arithmetic.
+_COMPUTING = ("htnet_jax", "jax", "jaxlib", "flax", "optax")
 
 
 def create(workdir: Path) -> None:
@@ -138,6 +140,30 @@ def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[
     }
 
 
+def check_versions(workdir: Path, record: dict[str, Any]) -> None:
+    """Checks that a run to resume was started with the versions of now.
+
+    Args:
+        workdir: Its folder.
+        record: Its environment record; empty for a new run.
+
+    Raises:
+        UserError: A version that shapes the arithmetic differs; names all.
+    """
+    before = record.get("packages", {})
+    changed = [
+        f"  {name}: {before[name]} there, {_version(name)} now"
+        for name in _COMPUTING
+        if name in before and before[name] != _version(name)
+    ]
+    if changed:
+        raise UserError(
+            f"workdir {workdir} holds an unfinished run of other versions, and folds trained with "
+            "these would not be the same:\n" + "\n".join(changed) + "\nInstall those of then, or "
+            "choose another --workdir."
+        )
+
+
 def identity(settings: str, fingerprint: str) -> dict[str, Any]:
     """What the state of a round belongs to: with anything else the result would differ.
 
@@ -151,7 +177,7 @@ def identity(settings: str, fingerprint: str) -> dict[str, Any]:
         "settings": settings,
         "data": fingerprint,
         "devices": f"{count} of kind {jax.devices()[0].device_kind}",
-        **{name: _version(name) for name in ("htnet_jax", "jax", "jaxlib", "flax", "optax")},
+        **{name: _version(name) for name in _COMPUTING},
     }
 
 

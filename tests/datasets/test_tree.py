@@ -305,8 +305,3 @@ def test_truncated_pictures_are_refused_and_not_half_read(tmp_path, suffix, shar
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ValueError, match="no picture that OpenCV can read"):
         tree.read_gray(path)
-
-
-def test_the_commonest_size():
-    assert tree.common_size([(4, 5), (5, 4), (5, 4)]) == (5, 4)
-    assert tree.common_size([]) is None
