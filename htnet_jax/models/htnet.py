@@ -127,7 +127,7 @@ class LocalAttention(nn.Module):
         head_width = width // self.heads
         inner = head_width * self.heads
         qkv = self.param("qkv", torch_uniform(width), (width, 3 * inner))
-        x, qkv = nn.dtypes.promote_dtype(x, qkv, dtype=self.dtype)
+        x = x.astype(self.dtype)
 
         def split_heads(projected: jax.Array) -> jax.Array:
             return projected.reshape(*projected.shape[:-1], self.heads, head_width)

@@ -7,8 +7,9 @@ import pytest
 from flax import linen as nn
 
 from htnet_jax.models.layers import (
+    FEW_ROWS,
     LAYER_NORM_EPS,
-    MAX_BANDED_WIDTH,
+    MAX_ROWWISE_HEIGHT,
     Conv3x3,
     Dense,
     LayerNorm,
@@ -171,6 +172,43 @@ def test_layer_norm_keeps_float32_statistics_for_bfloat16():
     assert_close(np.asarray(out, np.float32)[0], wide / wide.std(), rtol=2**-8)
 
 
+# --- product --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [8, 12, 14])
+@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
+def test_product_and_its_gradient_for_few_and_many_rows(rows, depth):
+    """Depths of eight terms, of four, and of a number that neither divides."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, 1, depth)).astype(np.float32)
+    kernel = rng.standard_normal((depth, 6)).astype(np.float32)
+    weights = rng.standard_normal((rows, 1, 6)).astype(np.float32)
+    assert_close(jax.jit(product)(x, kernel), x.astype(float) @ kernel, rtol=1e-5, atol=1e-5)
+    scalar = jax.jit(jax.grad(lambda x, k: (product(x, k) * weights).sum(), argnums=(0, 1)))
+    by_x, by_kernel = scalar(x, kernel)
+    assert_close(by_x, weights @ kernel.T.astype(float), rtol=1e-5, atol=1e-5)
+    assert_close(by_kernel, x[:, 0].T.astype(float) @ weights[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 1])
+def test_product_takes_kernels_of_another_type(rows):
+    x = np.ones((rows, 8), np.float32)
+    kernel = jnp.full((8, 3), 1 / 3, jnp.bfloat16)
+    out = jax.jit(product)(x, kernel)
+    assert out.dtype == jnp.float32
+    # 1/3 in bfloat16 is 0.333984375; eight of them are exact in float32.
+    assert np.array_equal(out, np.full((rows, 3), 8 * 0.333984375, np.float32))
+
+
+def test_product_of_bfloat16_sums_in_float32():
+    """256 + 7 x 1 in bfloat16, whose numbers are 2 apart there, would stay at 256."""
+    x = jnp.ones((1, 8), jnp.bfloat16)
+    kernel = jnp.asarray([[256.0]] + [[1.0]] * 7, jnp.bfloat16)
+    out = jax.jit(product)(x, kernel)
+    assert out.dtype == jnp.bfloat16
+    assert float(out[0, 0]) == 264  # 263, rounded to the even one of its neighbours
+
+
 # --- gelu -----------------------------------------------------------------------------------------
 
 
@@ -199,25 +237,25 @@ def test_gelu_keeps_the_type():
 
 # --- Conv3x3 --------------------------------------------------------------------------------------
 
-# Widths on both sides of the switch between the two forms; heights beside, above and below them.
+# Heights on both sides of the switch between the two forms; widths beside, above and below them.
 SIZES = [(3, 1), (2, 2), (5, 3), (4, 4), (1, 5), (6, 6)]
 
 
 def test_sizes_reach_both_forms():
-    assert [width for _, width in SIZES] == [1, 2, 3, 4, 5, 6]
-    assert 1 <= MAX_BANDED_WIDTH < 6
+    assert sorted(height for height, _ in SIZES) == [1, 2, 3, 4, 5, 6]
+    assert 1 <= MAX_ROWWISE_HEIGHT < 6
 
 
-@pytest.mark.parametrize("width", [3, 5])
-def test_conv_by_hand(width):
+@pytest.mark.parametrize("height", [3, 5])
+def test_conv_by_hand(height):
     """A single 1 in the middle prints the kernel upside down and mirrored."""
     kernel = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3, 1, 1)
-    x = np.zeros((1, 3, width, 1), np.float32)
+    x = np.zeros((1, height, 3, 1), np.float32)
     x[0, 1, 1] = 1
     bias = np.array([0.5], np.float32)
     out = jax.jit(Conv3x3(1).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
-    expected = np.full((3, width), 0.5)
-    expected[:, :3] += [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
+    expected = np.full((height, 3), 0.5)
+    expected[:3] += [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
     assert np.array_equal(out[0, :, :, 0], expected)
 
 
