@@ -44,8 +44,8 @@ MAX_EPOCHS_PER_CALL = 64
 # Measured at dim 32 on 2 CPU cores: batched products of 4 folds cost 1.3 times as much per fold.
 MAX_FOLDS_PER_CPU_DEVICE = 1
 
-# The first group size is chosen from a guess at what training takes: this times parameters and
-# optimizer state, for activations and the temporary copies of an update.
+# The first group size is chosen from a guess at what training takes: this times parameters, their
+# gradient and the optimizer's state, for activations and the temporary copies of an update.
 WORKING_FACTOR = 1.5
 
 # XLA's CPU backend would hand products and sums to YNNPACK, which at these sizes (rows of 32 to
@@ -215,7 +215,7 @@ class FoldTrainer:
         self._sample = jnp.asarray(inputs[:1])
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         self.parameter_bytes = _bytes(params)
-        self._state_bytes = _bytes((params, params, jax.eval_shape(optimizer.init, params)))
+        self._state_bytes = _bytes((params, jax.eval_shape(optimizer.init, params)))
         self._host_data = inputs.astype(np.float32), labels.astype(np.int32)
         self._arrange(folds_per_device or self._estimate())
 
@@ -260,7 +260,8 @@ class FoldTrainer:
             )
 
     def _estimate(self) -> int:
-        fit = int(available_bytes(self._pool) / (WORKING_FACTOR * self._state_bytes))
+        guess = WORKING_FACTOR * (self._state_bytes + self.parameter_bytes)
+        fit = int(available_bytes(self._pool) / guess)
         if self._pool[0].platform == "cpu":
             fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
         return balanced_size(len(self.folds), len(self._pool), fit)
