@@ -206,7 +206,7 @@ def _train(
                 bar.update(progress.fold_epochs)
 
             snapshots = Snapshots(_state_folder(store, folds), identity)
-            keeping = Keeping(snapshots, config.checkpoint_every, stop)
+            keeping = Keeping(snapshots, config.checkpoint_every, stop, config.checkpoint_seconds)
             units = {fold.name: stage.units[fold.name] for fold in folds}
             wanted = [name for name, unit in units.items() if _is_kept(unit, store.plan, keep)]
             try:

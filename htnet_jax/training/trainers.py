@@ -101,4 +101,5 @@ def make_trainer(
         shuffle=config.shuffle,
         folds_per_device=folds_per_device,
         devices_at_once=devices_at_once,
+        matmul_precision=config.matmul_precision,
     )

@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 from fakes.linear import Linear
+from flax import linen as nn
 
+from htnet_jax.models import HTNet, layers
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training.folds import Fold, FoldTrainer
 
@@ -15,9 +17,9 @@ CLIPS = 10
 NAMES = "abcde"
 
 
-def make_trainer(devices=1, group=3, module=None, **options):
+def make_trainer(devices=1, group=3, module=None, size=2, **options):
     subjects = np.arange(CLIPS) % len(NAMES)
-    inputs = np.random.default_rng(0).uniform(0, 255, (CLIPS, 2, 2, 1)).astype(np.float32)
+    inputs = np.random.default_rng(0).uniform(0, 255, (CLIPS, size, size, 1)).astype(np.float32)
     chosen = [
         Fold(name, train=index != subjects, test=index == subjects)
         for index, name in enumerate(NAMES)
@@ -108,3 +110,50 @@ def test_products_over_folds_are_batched(group):
     assert {shape.split("x")[0] for shape in batched} == {str(group)}
     batches = re.findall(r"stablehlo\.dot_general.*batching_dims = \[0\] x \[0\]", text)
     assert len(batches) == len(batched)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "DEFAULT")]
+)
+def test_the_precision_of_products(name, inside):
+    """On a CPU the compiler takes note of none of them."""
+    text = lowered_run(make_trainer(group=1, matmul_precision=name))
+    found = re.findall(r"stablehlo\.dot_general.*precision = \[(\w+), (\w+)\]", text)
+    assert len(found) == text.count("stablehlo.dot_general") > 0
+    assert set(found) == {(inside, inside)}
+
+
+class Small(nn.Module):
+    """HTNet's layers, few of them."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        x = layers.LayerNorm(self.dtype)(layers.Dense(6, self.dtype)(x))
+        return layers.Dense(3, self.dtype)(layers.gelu(x))
+
+
+def small_htnet(dtype):
+    return HTNet(image_size=7, num_hierarchies=1, block_repeats=(1,), dim=6, heads=1, dtype=dtype)
+
+
+@pytest.mark.parametrize("make", [Small, pytest.param(small_htnet, marks=pytest.mark.slow)])
+def test_bfloat16_trains_in_float32_state(make):
+    """The computation is in bfloat16; parameters, optimizer, loss and logits stay float32."""
+    outcomes = {}
+    for dtype in ("float32", "bfloat16"):
+        module = make(dtype)
+        trainer = make_trainer(group=1, module=module, size=7)
+        outcomes[dtype] = trainer.train(trainer.rounds()[0], 12)[0]
+        state = jax.eval_shape(trainer._init, jax.ShapeDtypeStruct((1, 1, 2), np.uint32))
+        types = {leaf.dtype.name for leaf in jax.tree.leaves(state)}
+        assert types == {"float32", "int32"}  # int32: Adam's count
+    exact, coarse = outcomes.values()
+    assert coarse.logits.dtype == coarse.train_loss.dtype == np.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(coarse.params)} == {"float32"}
+    assert coarse.train_loss[-1] < coarse.train_loss[0]
+    # bfloat16 has 8 bits of mantissa.
+    assert not np.array_equal(coarse.logits, exact.logits)
+    np.testing.assert_allclose(coarse.train_loss, exact.train_loss, rtol=0.05, atol=0.02)

@@ -27,7 +27,13 @@ def config(make_config):
     """Snapshots after the second and the fourth epoch, at once."""
 
     def config(group):
-        return make_config(epochs=5, checkpoints="none", checkpoint_every=2, folds_per_device=group)
+        return make_config(
+            epochs=5,
+            checkpoints="none",
+            checkpoint_every=2,
+            checkpoint_seconds=0,
+            folds_per_device=group,
+        )
 
     return config
 
