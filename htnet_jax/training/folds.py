@@ -166,6 +166,7 @@ class FoldTrainer:
         folds_per_device: The group size in use; may become smaller, see `Regrouped`.
         devices_at_once: Devices in use if the memory does not suffice for more; else 0.
         parameter_bytes: Size of one fold's parameters.
+        program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class FoldTrainer:
         self.folds = list(folds)
         self._check()
         devices = list(devices or jax.local_devices())
-        self.devices_at_once = devices_at_once
+        self.devices_at_once, self.program_bytes = devices_at_once, 0
         self._pool = devices[:devices_at_once] if devices_at_once else devices
         on_gpu = devices[0].platform == "gpu"
         precisions = _GPU_PRECISIONS if on_gpu else MATMUL_PRECISIONS
@@ -271,6 +272,11 @@ class FoldTrainer:
                 f"batch_size={self._batch_size} is larger than the {count} training clips of "
                 f"fold {smallest.name}; set --config.batch_size={count} or less"
             )
+
+    @property
+    def device_count(self) -> int:
+        """Devices in use."""
+        return len(self._devices)
 
     def _estimate(self) -> int:
         guess = WORKING_FACTOR * (self._state_bytes + self.parameter_bytes)
@@ -487,8 +493,8 @@ class FoldTrainer:
 
     def _check_memory(self, programs: tuple[Any, Any], copies: int) -> None:
         size = self.folds_per_device
-        needed = max(needed_bytes(program) for program in programs)
-        needed += copies * size * self._state_bytes
+        self.program_bytes = max(needed_bytes(program) for program in programs)
+        needed = self.program_bytes + copies * size * self._state_bytes
         free = available_bytes(self._devices)
         if needed > USABLE * free:
             fit = min(int(USABLE * free * size / needed), size - 1)
