@@ -1,5 +1,6 @@
 """Memory: what there is, what a program needs, and what happens when it does not suffice."""
 
+import functools
 import re
 import types
 
@@ -45,21 +46,23 @@ def exhausted(text="RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7
 
 @pytest.fixture
 def fail_when(monkeypatch):
-    """The compiled program raises what XLA raises, in the third epoch, where `too_large(trainer)`.
+    """Training raises what XLA raises where `too_large(trainer)`.
 
-    An epoch a call.
+    While compiling; or in the third call of the compiled program, an epoch a call.
     """
 
-    def fail_when(too_large, error=None):
+    def fail_when(too_large, error=None, running=False):
         original = FoldTrainer._compile
 
         def compile_(trainer, *arguments, **options):
+            if not running and too_large(trainer):
+                raise error or exhausted()
             init, run = original(trainer, *arguments, **options)
             calls = []
 
             def failing(state, *rest):
                 calls.append(1)
-                if len(calls) == 3 and too_large(trainer):
+                if running and len(calls) == 3 and too_large(trainer):
                     raise error or exhausted()
                 return run(state, *rest)
 
@@ -75,6 +78,13 @@ def trained(trainer):
     return {result.fold.name: result for result in train_rounds(trainer, EPOCHS)}
 
 
+@functools.cache
+def quiet(devices, group):
+    """A trainer whose memory sufficed, and its results; compiled once for all tests."""
+    trainer = make_trainer(devices, group)
+    return trainer, trained(trainer)
+
+
 def assert_same_bits(first, second):
     for name in second:
         np.testing.assert_array_equal(first[name].logits, second[name].logits)
@@ -83,7 +93,7 @@ def assert_same_bits(first, second):
 
 
 def test_an_exhausted_group_is_halved(fail_when, capfd):
-    expected = trained(make_trainer(group=2))
+    _, expected = quiet(1, 2)
     fail_when(lambda trainer: trainer.folds_per_device > 2)
     trainer = make_trainer(group=8)
     found = trained(trainer)
@@ -96,16 +106,17 @@ def test_an_exhausted_group_is_halved(fail_when, capfd):
     assert_same_bits(found, expected)
 
 
+@pytest.mark.slow  # compiles five times; test_regrouping.py tests the same through a whole run
 def test_finished_folds_are_kept(fail_when, capfd):
     """Memory that suffices for the first round only: those folds have the bits of their group."""
-    halved, whole = trained(make_trainer(group=2)), trained(make_trainer(group=4))
+    (_, halved), (_, whole) = quiet(1, 2), quiet(1, 4)
     rounds = []
 
     def too_large(trainer):
         rounds.append(trainer.folds_per_device)
         return rounds == [4, 4]
 
-    fail_when(too_large)
+    fail_when(too_large, running=True)
     results = list(train_rounds(make_trainer(group=4), EPOCHS))
     assert "out of memory with 4 folds a device: going on with 2" in capfd.readouterr().err
     found = {result.fold.name: result for result in results}
@@ -116,8 +127,9 @@ def test_finished_folds_are_kept(fail_when, capfd):
     )
 
 
+@pytest.mark.slow  # compiles four times
 def test_exhausted_cpu_devices_become_fewer(fail_when, capfd):
-    expected = trained(make_trainer(devices=2, group=1))
+    _, expected = quiet(2, 1)
     fail_when(lambda trainer: len(trainer._devices) > 2)
     trainer = make_trainer(devices=4, group=1)
     found = trained(trainer)
@@ -173,14 +185,8 @@ def test_a_real_exhaustion_looks_like_that():
     assert memory.is_exhausted(caught.value)
 
 
-def need_of(trainer):
-    """What the compiler says that a round's programs need on a device."""
-    trainer.train(trainer.rounds()[0], 1)
-    return max(memory.needed_bytes(program) for program in trainer._programs)
-
-
 def test_the_compiler_says_what_a_program_needs():
-    one, four = need_of(make_trainer(group=1)), need_of(make_trainer(group=4))
+    one, four = (quiet(*sizes)[0].program_bytes for sizes in ((2, 1), (1, 4)))
     # Parameters of a fold: 4 x 3 kernel and 3 biases; Adam's moments, as many again, and its count.
     state = 4 * (3 * 15 + 1)
     assert one > state + 16 * 4 * 4  # and the clips
@@ -188,21 +194,20 @@ def test_the_compiler_says_what_a_program_needs():
 
 
 def test_a_wish_that_does_not_fit_becomes_smaller(monkeypatch):
-    obeyed = make_trainer(group=3)
-    free = int(need_of(obeyed) / memory.USABLE) + 1
+    obeyed, _ = quiet(1, 4)
+    free = int(obeyed.program_bytes / memory.USABLE) + 1
     monkeypatch.setattr(folds_module, "available_bytes", lambda devices: free)
     trainer = make_trainer(group=8)
     with pytest.raises(Regrouped, match=re.escape(" GB free with 8 folds a device: going on with")):
         trainer.train(trainer.rounds()[0], 1)
     assert len(trained(trainer)) == 8
-    assert need_of(trainer) <= memory.USABLE * free
-    obeyed._arrange(3)  # compiled anew, and checked
-    assert need_of(obeyed) <= memory.USABLE * free
-    assert obeyed.folds_per_device == 3
+    assert trainer.program_bytes <= memory.USABLE * free
+    obeyed._check_memory(obeyed._programs, 0)
+    assert obeyed.folds_per_device == 4
 
 
 def test_cpu_devices_that_do_not_fit_become_fewer(monkeypatch, capfd):
-    need = need_of(make_trainer(devices=2, group=1))
+    need = quiet(2, 1)[0].program_bytes
     shared = 2 * int(need / memory.USABLE + 1)
     monkeypatch.setattr(folds_module, "available_bytes", lambda devices: shared // len(devices))
     trainer = make_trainer(devices=4, group=1)
@@ -213,15 +218,26 @@ def test_cpu_devices_that_do_not_fit_become_fewer(monkeypatch, capfd):
 
 def test_snapshots_need_memory_too(monkeypatch):
     """On a CPU a copy of the state is made in the same memory."""
+    trainer, _ = quiet(1, 2)
+    state = 4 * (3 * 15 + 1)
+    need = trainer.program_bytes + 2 * state
+    monkeypatch.setattr(folds_module, "available_bytes", lambda _: need / memory.USABLE)
+    trainer._check_memory(trainer._programs, 1)
+    shrunk = []
+    monkeypatch.setattr(trainer, "_shrink", lambda fit, why: shrunk.append(fit))
+    monkeypatch.setattr(folds_module, "available_bytes", lambda _: (need - 1) / memory.USABLE)
+    trainer._check_memory(trainer._programs, 0)
+    assert not shrunk
+    trainer._check_memory(trainer._programs, 1)
+    assert shrunk == [1]
     asked = []
     monkeypatch.setattr(
-        FoldTrainer, "_check_memory", lambda trainer, programs, copies: asked.append(copies)
+        trainer, "_compile", lambda tables, copies: asked.append(copies) or trainer._programs
     )
-    quiet = types.SimpleNamespace(latest=lambda: None)
-    stop = types.SimpleNamespace(requested=False)
-    keeping = folds_module.Keeping(quiet, 0, stop)
+    keeping = folds_module.Keeping(
+        types.SimpleNamespace(latest=lambda: None), 0, types.SimpleNamespace(requested=False)
+    )
     for kept in (None, keeping):
-        trainer = make_trainer(names="ab")
         trainer.train(trainer.rounds()[0], 1, None, kept)
     assert asked == [0, 1]
 

@@ -1,5 +1,6 @@
 """A whole run whose memory gives out: what it says, records, and resumes with."""
 
+import functools
 import json
 
 import jax
@@ -42,6 +43,7 @@ def config(make_config):
 def run_of(config, run_quickly, tmp_path_factory):
     """Predictions of a quiet run in groups of so many folds."""
 
+    @functools.cache
     def run_of(group):
         folder = tmp_path_factory.mktemp("quiet") / "run"
         run_quickly(config(group), folder)
@@ -112,6 +114,7 @@ def test_the_run_goes_on_in_smaller_groups(config, run_quickly, run_of, tmp_path
     np.testing.assert_array_equal(found.train_loss[:, 3:], single.train_loss[:, 3:])
 
 
+@pytest.mark.slow  # the bits of what goes on are tested above, by way of a kill
 def test_within_one_run_nothing_is_lost(config, run_quickly, run_of, tmp_path, capfd):
     """Not killed: the folds are dealt out anew, and the bar counts each epoch once."""
     original = folds.FoldTrainer._train
