@@ -320,7 +320,7 @@ def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
     """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
     from htnet_jax import optimizers
     from htnet_jax.torch_bridge import speed, speed_report, stopwatch
-    from htnet_jax.training.folds import Fold, FoldTrainer
+    from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
 
     inputs, labels = setup.batch(_CLIPS)
     subjects = np.arange(_CLIPS) % _SUBJECTS
@@ -336,9 +336,11 @@ def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
         folds,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
+        matmul_precision="tf32" if _TF32.value else "float32",
     )
+    # All once: should the memory not suffice, the groups become smaller here.
+    first, *_ = train_rounds(trainer, 1)
     rounds = trainer.rounds()
-    first = trainer.train(rounds[0], 1)[0]
     params, logits = first.params, first.logits[-1]
     train, test = np.flatnonzero(folds[0].train), np.flatnonzero(folds[0].test)
     size = _BATCH_SIZE.value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,7 @@ class BaselineTrainer:
         epochs: int = 1,
         on_progress: Callable[[Progress], None] | None = None,
         keeping: Keeping | None = None,
+        wanted: Collection[str] | None = None,
     ) -> list[FoldResult]:
         """Fits each fold's baseline on its training clips and predicts its test clips.
 
@@ -125,6 +126,7 @@ class BaselineTrainer:
             epochs: 1; a fit has no epochs.
             on_progress: Called after every fold.
             keeping: Not used: a fit is over in a moment.
+            wanted: Not used: there are no parameters.
 
         Returns:
             One result a fold, in order, with one epoch and `params=None`.
@@ -133,7 +135,7 @@ class BaselineTrainer:
             UserError: `epochs` is not 1, a choice with fewer people than parts, or a loss or logit
                 that is not finite; names the fold.
         """
-        del keeping
+        del keeping, wanted
         if epochs != 1:
             raise UserError(
                 f"config.epochs={epochs}: a baseline is fitted once; set --config.epochs=1"

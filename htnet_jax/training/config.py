@@ -38,8 +38,12 @@ def default_config() -> ConfigDict:
     # "inner" takes the epoch chosen on the validation subjects of the model trained on all training
     # subjects; False: of the inner folds' models themselves.
     config.inner_refit = True
-    # Folds trained side by side on one device; 0: chosen from its free memory.
+    # Folds trained side by side on one device; 0: chosen from its free memory. Either way fewer if
+    # the memory does not suffice.
     config.folds_per_device = 0
+    # How products of float32 are computed: "float32", or faster on GPUs "tf32" (10 bits of mantissa
+    # for 23) and "bfloat16" (7 bits), sums in float32. No effect on a CPU.
+    config.matmul_precision = "float32"
     # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
     config.cpu_devices = 0
     # Whose final parameters to keep: "all", "none", or comma-separated folds.
@@ -48,6 +52,8 @@ def default_config() -> ConfigDict:
     # on SIGTERM and Ctrl-C. A snapshot holds three times the parameters of every fold in training;
     # two are kept.
     config.checkpoint_every = 100
+    # No snapshot within so many seconds of the last one: fast epochs would wait for the disk.
+    config.checkpoint_seconds = 300
     # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False
@@ -64,6 +70,8 @@ def default_config() -> ConfigDict:
     config.model.block_repeats = (2, 2, 10)
     config.model.mlp_mult = 4
     config.model.dropout = 0.0
+    # Type of the network's computation, "float32" or "bfloat16"; parameters, loss and optimizer are
+    # float32 always.
     config.model.dtype = "float32"
 
     config.dataset = ConfigDict()

@@ -22,7 +22,7 @@ from htnet_jax.evaluation.runs import Run
 from htnet_jax.training import planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
 from htnet_jax.training.events import Events
-from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
+from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
@@ -87,7 +87,7 @@ def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) 
             Events(folder / "tensorboard" if config.tensorboard else None, plan) as events,
             StopRequest() as stop,
         ):
-            _train(stages, config, store, folder, keep, as_json, events, identity, stop)
+            _train(stages, config, store, folder, keep, as_json, events, identity, stop, record)
     finally:
         _record_choices(stages, record, folder)
     finished = Run.of(
@@ -131,7 +131,23 @@ class _Stage:
             inputs,
             list(self.folds.values()),
             record.get(self.key, config.folds_per_device),
+            next((c["devices_at_once"] for c in reversed(self._changes(record))), 0),
         )
+
+    def _changes(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        return [change for change in record.get("regrouped", []) if change["of"] == self.key]
+
+    def record_change(self, record: dict[str, Any], reason: str, trained: int) -> None:
+        """Notes in the environment record that the models trained from now on are grouped anew."""
+        record[self.key] = self.trainer.folds_per_device
+        change = {
+            "of": self.key,
+            "folds_per_device": self.trainer.folds_per_device,
+            "devices_at_once": self.trainer.devices_at_once,
+            "reason": reason,
+            "models_trained_before": trained,
+        }
+        record["regrouped"] = [*record.get("regrouped", []), change]
 
     def rounds(self, done: set[Unit]) -> list[list[Fold]]:
         return self.trainer.rounds([self.folds[unit].name for unit in done if unit in self.folds])
@@ -147,10 +163,17 @@ def _train(
     events: Events,
     identity: dict[str, Any],
     stop: StopRequest,
+    record: dict[str, Any],
 ) -> None:
     """Trains the units that are not finished yet; after every round all finished ones are saved."""
     done = store.finished()
-    rounds = [(stage, folds) for stage in stages for folds in stage.rounds(done)]
+
+    def pending() -> list[tuple[_Stage, list[Fold]]]:
+        return [(stage, folds) for stage in stages for folds in stage.rounds(done)]
+
+    rounds = pending()
+    _discard_others(store, rounds)
+    number = 0
     total = sum(len(stage.folds) for stage in stages)
     left = sum(len(folds) for _, folds in rounds)
     if done:
@@ -163,8 +186,10 @@ def _train(
         mininterval=1,
         smoothing=0.1,
     ) as bar:
-        for number, (stage, folds) in enumerate(rounds, 1):
-            title = f"{stage.title}round {number}/{len(rounds)}, {len(folds)} folds"
+        while rounds:
+            stage, folds = rounds.pop(0)
+            number += 1
+            title = f"{stage.title}round {number}/{number + len(rounds)}, {len(folds)} folds"
 
             def show(progress: Progress, title: str = title) -> None:
                 if progress.compiling_s:
@@ -181,16 +206,30 @@ def _train(
                 bar.update(progress.fold_epochs)
 
             snapshots = Snapshots(_state_folder(store, folds), identity)
-            keeping = Keeping(snapshots, config.checkpoint_every, stop)
-            for result in stage.trainer.train(folds, config.epochs, show, keeping):
-                unit = stage.units[result.fold.name]
-                # A group that was only partly finished is trained again as a whole.
-                if unit in done:
-                    continue
-                _keep_checkpoint(unit, result, store.plan, folder, keep, as_json)
-                kept = Result(result.logits, result.train_loss)
-                events.write(unit, kept)
-                store.write(unit, kept)
+            keeping = Keeping(snapshots, config.checkpoint_every, stop, config.checkpoint_seconds)
+            units = {fold.name: stage.units[fold.name] for fold in folds}
+            wanted = [name for name, unit in units.items() if _is_kept(unit, store.plan, keep)]
+            try:
+                results = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
+            except Regrouped as change:
+                bar.write(str(change), file=sys.stderr)
+                # Before the new size is on disk: no run may find the state of another one.
+                snapshots.clear()
+                trained = sum(unit in done for unit in stage.units.values())
+                stage.record_change(record, str(change), trained)
+                workdir.write_json(folder / "environment.json", record)
+                rounds, number = pending(), number - 1
+                bar.reset()
+                bar.update(len(done) * config.epochs)
+                continue
+            for result in results:
+                unit = units[result.fold.name]
+                if _is_kept(unit, store.plan, keep):
+                    _keep_checkpoint(unit, result, store.plan, folder, as_json)
+                outcome = Result(result.logits, result.train_loss)
+                events.write(unit, outcome)
+                store.write(unit, outcome)
+                done.add(unit)
             snapshots.clear()
             stop.raise_if_requested()
 
@@ -199,6 +238,14 @@ def _state_folder(store: Store, folds: list[Fold]) -> Path:
     """Where a round's snapshots are: named after its folds, which other devices may group anew."""
     names = "\n".join(fold.name for fold in folds)
     return store.folder / f"state-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+
+
+def _discard_others(store: Store, rounds: list[tuple[_Stage, list[Fold]]]) -> None:
+    """Deletes the states of rounds that are formed no more, as when part of one was finished."""
+    needed = {_state_folder(store, folds) for _, folds in rounds}
+    for found in store.folder.glob("state-*"):
+        if found not in needed:
+            shutil.rmtree(found)
 
 
 def _record_choices(stages: list[_Stage], record: dict[str, Any], folder: Path) -> None:
@@ -214,18 +261,15 @@ def _record_choices(stages: list[_Stage], record: dict[str, Any], folder: Path) 
         workdir.write_json(folder / "environment.json", record)
 
 
+def _is_kept(unit: Unit, plan: Plan, keep: set[str]) -> bool:
+    """Whether the final parameters become a checkpoint."""
+    return unit.inner is None and str(plan.folds[unit.fold]) in keep
+
+
 def _keep_checkpoint(
-    unit: Unit,
-    result: FoldResult,
-    plan: Plan,
-    folder: Path,
-    keep: set[str],
-    as_json: dict[str, Any],
+    unit: Unit, result: FoldResult, plan: Plan, folder: Path, as_json: dict[str, Any]
 ) -> None:
-    name = str(plan.folds[unit.fold])
-    if unit.inner is not None or name not in keep:
-        return
-    seed = int(plan.seeds[unit.seed])
+    name, seed = str(plan.folds[unit.fold]), int(plan.seeds[unit.seed])
     if unit.seed:
         name = f"{name}.seed{seed}"
     save_fold(fold_folder(folder, name), result.params, {**as_json, "seed": seed, "seeds": 1})

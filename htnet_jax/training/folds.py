@@ -9,6 +9,10 @@ clips, so its result does not depend on the folds that run beside it. The size o
 per device) shapes the compiled arithmetic: the same group size gives the same bits on any number
 of devices from two up. Another group size, or a single device (for which XLA compiles a program of
 its own), gives the same result up to float rounding.
+
+The size of a group is estimated first, then checked against what the compiler says that the program
+needs. Where that does not fit, or the memory runs out all the same, the groups become smaller and
+the folds that are not finished are dealt out anew (`Regrouped`).
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +32,8 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.training.grouping import balanced_size, groups, spread
+from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 
@@ -37,9 +44,18 @@ MAX_EPOCHS_PER_CALL = 64
 # Measured at dim 32 on 2 CPU cores: batched products of 4 folds cost 1.3 times as much per fold.
 MAX_FOLDS_PER_CPU_DEVICE = 1
 
+# The first group size is chosen from a guess at what training takes: this times parameters, their
+# gradient and the optimizer's state, for activations and the temporary copies of an update.
+WORKING_FACTOR = 1.5
+
 # XLA's CPU backend would hand products and sums to YNNPACK, which at these sizes (rows of 32 to
 # 512) is 1.4 to 1.8 times slower: 0.27 s against 0.16 s a step at dim 32, batch 256, one core.
 CPU_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+# How float32 products may be computed: JAX's names for it. Of "bfloat16", JAX's own name would give
+# TF32 on a GPU, so that there the algorithm is named.
+MATMUL_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
+_GPU_PRECISIONS = {**MATMUL_PRECISIONS, "bfloat16": "BF16_BF16_F32"}
 
 # Purposes of a fold's random streams.
 _INIT, _SHUFFLE, _DROPOUT = range(3)
@@ -72,7 +88,7 @@ class FoldResult:
         fold: The fold.
         logits: `(epochs, test clips, classes)` float32, test clips in the order of the data set.
         train_loss: `(epochs,)` float32, mean cross-entropy over the epoch's clips.
-        params: The final parameters, NumPy float32.
+        params: The final parameters, NumPy float32; None if they were not wanted.
     """
 
     fold: Fold
@@ -107,29 +123,39 @@ class Keeping:
         snapshots: Where the round's state is kept.
         every: Epochs between snapshots; 0: only when training is asked to stop.
         stop: Whether it is.
+        seconds: Least time between snapshots, however many epochs that takes.
     """
 
     snapshots: Snapshots
     every: int
     stop: StopRequest
+    seconds: float = 0.0
 
 
-def available_bytes(device: jax.Device) -> int:
-    """Free memory of a device; on a CPU its share of the free main memory (Linux; else 4 GiB)."""
-    stats = device.memory_stats()
-    if stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 << 30
-    return free // jax.local_device_count()
+class Regrouped(Exception):
+    """The memory does not suffice for groups of the size in use; the trainer has smaller ones now.
+
+    Its message says so in one line. Nothing of the round is left: ask `rounds` again, and begin
+    with snapshots of no other group size.
+    """
 
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _copies(tree: Any, slots: Sequence[tuple[int, int]]) -> list[Any]:
+    """Host copies of a tree (devices, group, ...) at some devices and places, a tree for each."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = []
+    for leaf in leaves:
+        shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        used = {device for device, _ in slots}
+        # Cut on the host: on the device every shape of leaf would be compiled for.
+        on_host = {device: jax.device_get(shards[device]) for device in used}
+        # Copied, because on a CPU the host's array is the device's memory itself.
+        columns.append([np.array(on_host[device][0, place]) for device, place in slots])
+    return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
 
 
 class FoldTrainer:
@@ -137,9 +163,10 @@ class FoldTrainer:
 
     Attributes:
         folds: All folds, in order.
-        groups: The folds in their fixed groups of `folds_per_device`.
-        folds_per_device: The group size in use.
+        folds_per_device: The group size in use; may become smaller, see `Regrouped`.
+        devices_at_once: Devices in use if the memory does not suffice for more; else 0.
         parameter_bytes: Size of one fold's parameters.
+        program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
 
     def __init__(
@@ -155,6 +182,8 @@ class FoldTrainer:
         shuffle: bool = False,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
+        devices_at_once: int = 0,
+        matmul_precision: str = "float32",
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
@@ -167,9 +196,13 @@ class FoldTrainer:
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
             seed: Root of all random numbers.
             shuffle: Draw a new order of the training clips every epoch; else file order.
-            folds_per_device: Folds trained side by side on one device; 0 picks it from the free
-                memory (on a CPU: 1) and balances the groups over the devices.
+            folds_per_device: Folds trained side by side on one device, if the memory suffices; 0
+                picks it from the free memory (on a CPU: 1) and balances the groups over the
+                devices.
             devices: Devices to use; all local ones by default.
+            devices_at_once: Use so many of them at most; 0: all.
+            matmul_precision: Of products of float32, a key of `MATMUL_PRECISIONS`; without effect
+                on a CPU, where they are float32 always.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch larger than a
@@ -180,6 +213,11 @@ class FoldTrainer:
         self.folds = list(folds)
         self._check()
         devices = list(devices or jax.local_devices())
+        self.devices_at_once, self.program_bytes = devices_at_once, 0
+        self._pool = devices[:devices_at_once] if devices_at_once else devices
+        on_gpu = devices[0].platform == "gpu"
+        precisions = _GPU_PRECISIONS if on_gpu else MATMUL_PRECISIONS
+        self._precision = precisions[matmul_precision]
         counts = [int(fold.train.sum()) for fold in self.folds]
         self._longest = max(counts)
         self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
@@ -191,12 +229,19 @@ class FoldTrainer:
         self._sample = jnp.asarray(inputs[:1])
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         self.parameter_bytes = _bytes(params)
-        self._state_bytes = _bytes((params, params, jax.eval_shape(optimizer.init, params)))
-        self.folds_per_device = folds_per_device or self._choose_group(devices)
-        size = self.folds_per_device
-        self.groups = [self.folds[i : i + size] for i in range(0, len(self.folds), size)]
-        self._devices = devices[: len(self.groups)]
-        self._data = self._replicate((inputs.astype(np.float32), labels.astype(np.int32)))
+        self._state_bytes = _bytes((params, jax.eval_shape(optimizer.init, params)))
+        self._host_data = inputs.astype(np.float32), labels.astype(np.int32)
+        self._arrange(folds_per_device or self._estimate())
+
+    def _arrange(self, size: int) -> None:
+        """Groups of `size` on the devices of the pool; what was compiled for others is let go."""
+        self.folds_per_device = size
+        self._devices = self._pool[: len(groups(self.folds, len(self._pool), size))]
+        mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
+        self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+        self._data = self._place(
+            *(np.broadcast_to(a, (len(self._devices), *a.shape)) for a in self._host_data)
+        )
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._update)
         self._programs: tuple[Any, Any] | None = None
@@ -204,7 +249,6 @@ class FoldTrainer:
         self._init = jax.pmap(jax.vmap(self._init_fold), devices=self._devices)
         self._run = jax.pmap(
             jax.vmap(self._run_fold, in_axes=(0, 0, None, None, None)),
-            in_axes=(0, 0, 0, None, None),
             devices=self._devices,
             donate_argnums=(0,),
         )
@@ -229,18 +273,64 @@ class FoldTrainer:
                 f"fold {smallest.name}; set --config.batch_size={count} or less"
             )
 
-    def _choose_group(self, devices: Sequence[jax.Device]) -> int:
-        # Half as much again for activations and the temporary copies of an update.
-        fit = max(1, int(available_bytes(devices[0]) / (1.5 * self._state_bytes)))
-        if devices[0].platform == "cpu":
-            fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        rounds = math.ceil(len(self.folds) / (fit * len(devices)))
-        return math.ceil(len(self.folds) / (rounds * len(devices)))
+    @property
+    def device_count(self) -> int:
+        """Devices in use."""
+        return len(self._devices)
 
-    def _replicate(self, tree: Any) -> Any:
-        count = len(self._devices)
-        stacked = jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), tree)
-        return jax.pmap(lambda x: x, devices=self._devices)(stacked)
+    def _estimate(self) -> int:
+        guess = WORKING_FACTOR * (self._state_bytes + self.parameter_bytes)
+        fit = int(available_bytes(self._pool) / guess)
+        if self._pool[0].platform == "cpu":
+            fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
+        return balanced_size(len(self.folds), len(self._pool), fit)
+
+    def _place(self, *arrays: Any) -> Any:
+        """Trees of host arrays (devices, ...) -> on the devices, in memory of their own."""
+        # Before and apart from the compiled call, which is guarded against copies in its middle.
+        return jax.device_put(arrays, self._split, may_alias=False)
+
+    def _shrink(self, fit: int, why: str) -> NoReturn:
+        """Fewer folds on each device, at most `fit`; where there is but one, fewer CPU devices.
+
+        Args:
+            fit: Less than the group size in use.
+            why: What does not suffice, for the messages.
+
+        Raises:
+            Regrouped: Always, unless nothing can be made smaller.
+            UserError: Nothing can.
+        """
+        size, count = self.folds_per_device, len(self._devices)
+        is_cpu = self._devices[0].platform == "cpu"
+        if jax.process_count() > 1:
+            raise UserError(
+                f"{why} with {size} folds a device. Several processes cannot change that by "
+                "themselves: start anew in another --workdir with a smaller "
+                "--config.folds_per_device, or with fewer devices in each process."
+            )
+        if is_cpu:
+            # They share one memory: smaller groups on more devices would need as much.
+            self._pool = self._devices
+        if size > 1:
+            self._arrange(balanced_size(len(self.folds), len(self._pool), fit))
+            change = f"{why} with {size} folds a device: going on with {self.folds_per_device}"
+        elif is_cpu and count > 1:
+            self.devices_at_once = count // 2
+            self._pool = self._devices[: self.devices_at_once]
+            self._arrange(1)
+            change = (
+                f"{why} with {count} devices at once: going on with {self.devices_at_once} "
+                "(each trains one fold)"
+            )
+        else:
+            raise UserError(
+                f"{why} with a single fold: its parameters and optimizer alone take "
+                f"{self._state_bytes / 1e9:.2f} GB, and {available_bytes(self._devices) / 1e9:.2f} "
+                "GB are free. Set a smaller --config.batch_size or --config.model.dim, end other "
+                "programs, or use a device with more memory."
+            )
+        raise Regrouped(change)
 
     def _init_params(self, key: jax.Array) -> Any:
         return self._module.init(key, self._sample, train=False)["params"]
@@ -335,8 +425,16 @@ class FoldTrainer:
         seed = (self._seed + fold.repetition) % 2**32
         return seed, zlib.crc32((fold.stream or fold.name).encode())
 
+    def _slots(self, count: int) -> list[tuple[int, int]]:
+        """The device and the place in its group of each of `count` folds."""
+        dealt = spread(range(count), len(self._devices))
+        return [(device, place) for device, part in enumerate(dealt) for place in range(len(part))]
+
     def _tables(self, folds: Sequence[Fold]) -> dict[str, np.ndarray]:
-        """Row numbers of every fold's clips, padded to one length, shaped (devices, group, ...)."""
+        """Row numbers of every fold's clips, padded to one length, shaped (devices, group, ...).
+
+        Places that no fold has are filled up with copies of the last fold.
+        """
 
         def padded(mask: np.ndarray, length: int) -> np.ndarray:
             rows = np.flatnonzero(mask)
@@ -348,35 +446,63 @@ class FoldTrainer:
             "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
             "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
         }
-        lead = (len(self._devices), self.folds_per_device)
-        return {key: value.reshape(*lead, *value.shape[1:]) for key, value in table.items()}
+        chosen = np.full((len(self._devices), self.folds_per_device), len(folds) - 1)
+        for index, slot in enumerate(self._slots(len(folds))):
+            chosen[slot] = index
+        return {key: value[chosen] for key, value in table.items()}
 
     def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
         """The folds of each round: whole groups, one on every device at a time.
 
         Args:
-            done: Names of folds to leave out; a group is left out if all its folds are named.
+            done: Names of folds to leave out.
         """
-        pending = [group for group in self.groups if not {fold.name for fold in group} <= {*done}]
+        pending = [fold for fold in self.folds if fold.name not in {*done}]
         at_once = len(self._devices)
+        dealt = groups(pending, at_once, self.folds_per_device)
         return [
-            [fold for group in pending[i : i + at_once] for fold in group]
-            for i in range(0, len(pending), at_once)
+            [fold for group in dealt[i : i + at_once] for fold in group]
+            for i in range(0, len(dealt), at_once)
         ]
 
-    def _compile(self, tables: dict[str, np.ndarray]) -> tuple[Any, Any]:
-        """The programs `(init, run)`, compiled on first use."""
+    def _compile(self, tables: dict[str, jax.Array], copies: int) -> tuple[Any, Any]:
+        """The programs `(init, run)`, compiled on first use.
+
+        Args:
+            tables: On the devices.
+            copies: Of the state that the main memory must hold besides.
+
+        Raises:
+            Regrouped: They do not fit the memory.
+            UserError: They do not, and nothing can be made smaller.
+        """
         if self._programs is None:
-            init = self._init.lower(tables["origin"])
+            with jax.default_matmul_precision(self._precision):
+                init = self._init.lower(tables["origin"])
             # Compiling one program while tracing the other saves about a quarter of the wait.
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 compiled_init = pool.submit(init.compile)
-                arguments = init.out_info, tables, self._data, np.int32(0), np.int32(1)
-                run = self._run.lower(*arguments)
+                with jax.default_matmul_precision(self._precision):
+                    run = self._run.lower(init.out_info, tables, self._data, *self._span(0, 1))
                 on_cpu = self._devices[0].platform == "cpu"
                 compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
-                self._programs = compiled_init.result(), compiled_run
+                programs = compiled_init.result(), compiled_run
+            self._check_memory(programs, copies if on_cpu else 0)
+            self._programs = programs
         return self._programs
+
+    def _check_memory(self, programs: tuple[Any, Any], copies: int) -> None:
+        size = self.folds_per_device
+        self.program_bytes = max(needed_bytes(program) for program in programs)
+        needed = self.program_bytes + copies * size * self._state_bytes
+        free = available_bytes(self._devices)
+        if needed > USABLE * free:
+            fit = min(int(USABLE * free * size / needed), size - 1)
+            self._shrink(fit, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+
+    def _span(self, start: int, count: int) -> Any:
+        """The arguments `start` and `count` of `_run_fold`, on every device."""
+        return self._place(*(np.full(len(self._devices), n, np.int32) for n in (start, count)))
 
     def train(
         self,
@@ -384,6 +510,7 @@ class FoldTrainer:
         epochs: int,
         on_progress: Callable[[Progress], None] | None = None,
         keeping: Keeping | None = None,
+        wanted: Collection[str] | None = None,
     ) -> list[FoldResult]:
         """Trains the folds of one round from their own initial parameters, or from a snapshot.
 
@@ -393,51 +520,77 @@ class FoldTrainer:
             on_progress: Called after compiling, and after every compiled call.
             keeping: Snapshots of this round; the newest sound one is gone on from. The results are
                 the same bits as without any interruption.
+            wanted: Names of folds whose parameters to fetch from the devices; None: all.
 
         Returns:
             One result a fold, in order.
 
         Raises:
             UserError: The loss or a logit is not finite; names the folds and the epoch. A snapshot
-                cannot be written, or belongs to something else.
+                cannot be written, or belongs to something else. The memory does not suffice for a
+                single fold.
+            Regrouped: The memory does not suffice for the groups; they are smaller now.
             Stopped: `keeping.stop` is requested; the state is on disk.
+            ValueError: More folds than a round has.
         """
-        capacity = len(self._devices) * self.folds_per_device
-        padding = [folds[-1]] * (capacity - len(folds))
-        tables = self._tables([*folds, *padding])
+        try:
+            return self._train(folds, epochs, on_progress, keeping, wanted)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_exhausted(error):
+                raise
+        # Only here are the arrays of the failed attempt let go, with the error's traceback.
+        self._shrink(self.folds_per_device // 2, "out of memory")
+
+    def _train(
+        self,
+        folds: Sequence[Fold],
+        epochs: int,
+        on_progress: Callable[[Progress], None] | None,
+        keeping: Keeping | None,
+        wanted: Collection[str] | None,
+    ) -> list[FoldResult]:
+        slots = self._slots(len(folds))
+        if max(place for _, place in slots) >= self.folds_per_device:
+            raise ValueError(f"{len(folds)} folds are more than a round has; ask rounds() again")
+        # The folds' entries of an array (devices, group, ...), in order.
+        chosen = tuple(np.array(slots).T)
+        (tables,) = self._place(self._tables(folds))
         began = time.monotonic()
         is_first = self._programs is None
-        init, run = self._compile(tables)
+        init, run = self._compile(tables, copies=1 if keeping else 0)
         if is_first and on_progress:
             on_progress(Progress(0, 0, math.nan, time.monotonic() - began))
         done, state, all_logits, all_losses = self._restored(keeping, tables)
         if state is None:
             state = init(tables["origin"])
         elif on_progress:
-            loss = float(all_losses[-1][: len(folds), -1].mean())
+            loss = float(all_losses[-1][:, -1].mean())
             on_progress(Progress(done, done * len(folds), loss))
-        saved = done
+        saved, saved_at = done, time.monotonic()
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)
             if keeping and keeping.every:
-                count = min(count, saved + keeping.every - done)
+                count = min(count, keeping.every - (done - saved) % keeping.every)
             began = time.monotonic()
-            state, logits, losses = run(state, tables, self._data, np.int32(done), np.int32(count))
-            logits, losses = (
-                np.asarray(a).reshape(capacity, MAX_EPOCHS_PER_CALL, *a.shape[3:])
-                for a in (logits, losses)
-            )
-            all_logits.append(logits[: len(folds), :count])
-            all_losses.append(losses[: len(folds), :count])
+            span = self._span(done, count)
+            # Everything is on the devices: a copy in the middle would make them wait.
+            with jax.transfer_guard("disallow"):
+                state, logits, losses = run(state, tables, self._data, *span)
+            logits, losses = (a[chosen][:, :count] for a in jax.device_get((logits, losses)))
+            all_logits.append(logits)
+            all_losses.append(losses)
             self._check_finite(folds, all_logits[-1], all_losses[-1], done)
             done += count
             if on_progress:
                 loss = float(all_losses[-1][:, -1].mean())
                 on_progress(Progress(done, count * len(folds), loss))
             if keeping and done < epochs:
-                if keeping.stop.requested or (keeping.every and done - saved >= keeping.every):
+                # Where epochs are fast, the snapshots would take longer than the training.
+                is_time = time.monotonic() - saved_at >= keeping.seconds
+                is_due = keeping.every and done - saved >= keeping.every and is_time
+                if keeping.stop.requested or is_due:
                     self._snapshot(keeping, done, state, all_logits, all_losses)
-                    saved = done
+                    saved, saved_at = done, time.monotonic()
                 if keeping.stop.requested:
                     keeping.snapshots.wait()
                     keeping.stop.raise_if_requested()
@@ -446,14 +599,10 @@ class FoldTrainer:
             self._epochs_per_call = int(fitting)
         logits = np.concatenate(all_logits, axis=1)
         losses = np.concatenate(all_losses, axis=1)
-        size = self.folds_per_device
+        fetched = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
+        params = dict(zip(fetched, _copies(state[0], [slots[i] for i in fetched]), strict=True))
         return [
-            FoldResult(
-                fold,
-                logits[i, :, : int(fold.test.sum())],
-                losses[i],
-                jax.tree.map(lambda a, i=i: np.asarray(a[i // size, i % size]), state[0]),
-            )
+            FoldResult(fold, logits[i, :, : int(fold.test.sum())], losses[i], params.get(i))
             for i, fold in enumerate(folds)
         ]
 
@@ -473,10 +622,16 @@ class FoldTrainer:
         found = keeping.snapshots.latest() if keeping else None
         if found is None:
             return 0, None, [], []
-        structure = jax.tree.structure(jax.eval_shape(self._init, tables["origin"]))
-        names = [f"state_{i:05}" for i in range(structure.num_leaves)]
-        state = jax.tree.unflatten(structure, [found.arrays[name] for name in names])
-        state = jax.pmap(lambda x: x, devices=self._devices)(state)
+        expected, structure = jax.tree.flatten(jax.eval_shape(self._init, tables["origin"]))
+        leaves = [found.arrays[f"state_{i:05}"] for i in range(structure.num_leaves)]
+        if [a.shape for a in leaves] != [a.shape for a in expected]:
+            print(
+                "the state on disk is that of other groups of folds: these folds begin anew",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 0, None, [], []
+        (state,) = self._place(jax.tree.unflatten(structure, leaves))
         return found.epoch, state, [found.arrays["logits"]], [found.arrays["losses"]]
 
     @staticmethod
@@ -495,3 +650,34 @@ class FoldTrainer:
             f"training diverged: loss or logits are not finite in fold {', '.join(bad)}; "
             "lower the learning rate or check the inputs"
         )
+
+
+def train_rounds(
+    trainer: FoldTrainer,
+    epochs: int,
+    on_progress: Callable[[Progress], None] | None = None,
+    wanted: Collection[str] | None = None,
+) -> Iterator[FoldResult]:
+    """Trains all folds, a round at a time, in smaller groups if the memory does not suffice.
+
+    Args:
+        trainer: Of the folds.
+        epochs: Passes over each fold's training clips.
+        on_progress: As in `FoldTrainer.train`.
+        wanted: As there.
+
+    Yields:
+        A result for each fold, in order.
+
+    Raises:
+        UserError: As `FoldTrainer.train`.
+    """
+    done: list[str] = []
+    while rounds := trainer.rounds(done):
+        try:
+            results = trainer.train(rounds[0], epochs, on_progress, wanted=wanted)
+        except Regrouped as change:
+            print(change, file=sys.stderr, flush=True)
+            continue
+        yield from results
+        done += [result.fold.name for result in results]

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.training.config import default_config
+from htnet_jax.training.folds import MATMUL_PRECISIONS
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
 _PLACE_KEYS = (
@@ -19,7 +20,11 @@ _PLACE_KEYS = (
     "cpu_devices",
     "tensorboard",
     "checkpoint_every",
+    "checkpoint_seconds",
 )
+
+# Types in which a network may compute.
+_DTYPES = ("float32", "bfloat16")
 
 
 def check(config: ConfigDict) -> None:
@@ -39,7 +44,10 @@ def check(config: ConfigDict) -> None:
     for key in ("epochs", "batch_size", "seeds"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
-    for key in ("seed", "folds_per_device", "cpu_devices", "inner_folds", "checkpoint_every"):
+    for key in (
+        *("seed", "folds_per_device", "cpu_devices", "inner_folds"),
+        *("checkpoint_every", "checkpoint_seconds"),
+    ):
         if config[key] < 0:
             raise UserError(f"config.{key}={config[key]} must not be negative")
     # JAX's keys take 32 bits of a seed.
@@ -47,6 +55,16 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed}: seeds must be below 2**32")
     if not 0 < config.learning_rate < float("inf"):
         raise UserError(f"config.learning_rate={config.learning_rate} must be above 0 and finite")
+    if config.matmul_precision not in MATMUL_PRECISIONS:
+        raise UserError(
+            f"config.matmul_precision={config.matmul_precision!r} is unknown; use "
+            f"{', '.join(MATMUL_PRECISIONS)}"
+        )
+    if config.model.get("dtype", "float32") not in _DTYPES:
+        raise UserError(
+            f"config.model.dtype={config.model.dtype!r} is not for training; use "
+            f"{' or '.join(_DTYPES)} (parameters, loss and optimizer are float32 always)"
+        )
     if config.protocol not in PROTOCOLS:
         raise UserError(
             f"config.protocol={config.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}"

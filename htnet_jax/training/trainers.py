@@ -63,6 +63,7 @@ def make_trainer(
     inputs: np.ndarray,
     folds: Sequence[Fold],
     folds_per_device: int,
+    devices_at_once: int = 0,
 ) -> Trainer:
     """The trainer of some folds.
 
@@ -73,6 +74,7 @@ def make_trainer(
         inputs: `(N, ...)` float32, the inputs of all clips.
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
+        devices_at_once: Devices to use at most; 0: all.
 
     Raises:
         UserError: As the trainers.
@@ -98,4 +100,6 @@ def make_trainer(
         seed=config.seed,
         shuffle=config.shuffle,
         folds_per_device=folds_per_device,
+        devices_at_once=devices_at_once,
+        matmul_precision=config.matmul_precision,
     )

@@ -277,6 +277,15 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ({"inner_folds": 1, "inner_parts": 6}, "5 people cannot be dealt into 6 groups"),
         ({"inner_folds": -1}, "config.inner_folds=-1 must not be negative"),
         ({"seeds": 0}, "config.seeds=0 must be at least 1"),
+        ({"checkpoint_seconds": -1}, "config.checkpoint_seconds=-1 must not be negative"),
+        (
+            {"matmul_precision": "fp8"},
+            "config.matmul_precision='fp8' is unknown; use float32, tf32",
+        ),
+        (
+            {"model__dtype": "float16"},
+            "config.model.dtype='float16' is not for training; use float",
+        ),
         ({"seed": 2**32 - 1, "seeds": 2}, "seeds must be below 2**32"),
         ({"dataset__sources": "alpha,delta"}, "no source delta; the sources are alpha, beta"),
         ({"dataset__sources": "alpha", "protocol": "lodo"}, "needs at least two folds"),

@@ -29,7 +29,7 @@ def usual_handlers():
 
 @pytest.fixture(scope="module")
 def config(make_config):
-    return make_config(epochs=EPOCHS, checkpoint_every=2, checkpoints="none")
+    return make_config(epochs=EPOCHS, checkpoint_every=2, checkpoint_seconds=0, checkpoints="none")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def same_bits(folder, whole):
 def stopped_at(config, run_quickly, monkeypatch):
     """Runs until `action` has been called when a round has done `epoch` epochs."""
 
-    def stopped_at(folder, epoch, action, expected):
+    def stopped_at(folder, epoch, action, expected, config=config):
         original = folds.FoldTrainer._check_finite
 
         def check(chosen, logits, losses, done):
@@ -239,3 +239,14 @@ def test_a_snapshot_is_a_copy(tmp_path):
     array[:] = 7
     kept.wait()
     np.testing.assert_array_equal(kept.latest().arrays["x"], np.zeros(3))
+
+
+def test_fast_epochs_leave_no_snapshots(stopped_at, make_config, run_quickly, tmp_path):
+    """The default: none within minutes of the last one, but one on a signal."""
+    patient = make_config(epochs=EPOCHS, checkpoint_every=2, checkpoints="none")
+    assert patient.checkpoint_seconds >= 60
+    stopped_at(tmp_path / "killed", 5, cut, PowerCut, patient)
+    assert not epochs_kept(tmp_path / "killed")
+    asked = tmp_path / "asked"
+    stopped_at(asked, 5, lambda: os.kill(os.getpid(), signal.SIGTERM), Stopped, patient)
+    assert epochs_kept(asked) == [5]

@@ -21,7 +21,8 @@ from htnet_jax.training.config import default_config
 def get_config():
     config = default_config()
     config.update({"epochs": 300, "batch_size": 10, "learning_rate": 1e-3, "shuffle": True})
-    config.update({"checkpoint_every": 20, "checkpoints": "none", "inner_folds": 1})
+    config.update({"checkpoint_every": 20, "checkpoint_seconds": 0})
+    config.update({"checkpoints": "none", "inner_folds": 1})
     config.model.update({"dim": 6, "block_repeats": (1, 1, 1)})
     config.dataset.update({"name": "synthetic", "config": "tiny", "layout": "upright"})
     config.dataset.scaling = "minmax_255"
