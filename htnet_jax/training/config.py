@@ -40,6 +40,13 @@ def default_config() -> ConfigDict:
     config.inner_refit = True
     # Folds trained side by side on one device; 0: chosen from its free memory.
     config.folds_per_device = 0
+    # Several processes share the folds, one on each host, with one --workdir that all see.
+    config.distributed = False
+    # HOST:PORT of process 0, the number of processes, and which one this is. Empty, 0 and -1: as
+    # the cluster's environment says (SLURM and others).
+    config.coordinator = ""
+    config.processes = 0
+    config.process = -1
     # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
     config.cpu_devices = 0
     # Whose final parameters to keep: "all", "none", or comma-separated folds.

@@ -19,8 +19,9 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
 from htnet_jax.evaluation.runs import Run
-from htnet_jax.training import planning, settings, workdir
+from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
 from htnet_jax.training.snapshots import Snapshots
@@ -28,7 +29,7 @@ from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
 
 
-def run(config: ConfigDict, folder: Path) -> Run:
+def run(config: ConfigDict, folder: Path) -> Run | None:
     """Runs a whole experiment, or the rest of one that was interrupted.
 
     Args:
@@ -36,7 +37,7 @@ def run(config: ConfigDict, folder: Path) -> Run:
         folder: Folder for the results; created if missing.
 
     Returns:
-        The run, as its report shows it.
+        The run, as its report shows it; None in the processes that only helped.
 
     Raises:
         UserError: Anything wrong with the config, the data or the folder.
@@ -44,12 +45,19 @@ def run(config: ConfigDict, folder: Path) -> Run:
     settings.check(config)
     as_json = json.loads(config.to_json())
     model = build_model(config)
+    among = cluster.here()
+    if not among.leads:
+        # Process 0 makes the folder, the records and, if need be, the data set.
+        cluster.wait((folder / "config.json").exists)
+        return _run(config, as_json, model, folder, among)
     workdir.create(folder)
     with workdir.locked(folder):
-        return _run(config, as_json, model, folder)
+        return _run(config, as_json, model, folder, among)
 
 
-def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) -> Run:
+def _run(
+    config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path, among: Cluster
+) -> Run | None:
     record = workdir.unfinished(folder, as_json)
     workdir.check_versions(folder, record)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
@@ -69,7 +77,7 @@ def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) 
             "choose another --workdir"
         )
     stages = [
-        _Stage(model, config, plan, inputs, inner, record)
+        _Stage(model, config, plan, inputs, inner, record, among)
         for inner in (False, True)
         if plan.inner_folds or not inner
     ]
@@ -88,8 +96,15 @@ def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) 
             StopRequest() as stop,
         ):
             _train(stages, config, store, folder, keep, as_json, events, identity, stop)
+            if not among.leads:
+                cluster.wait((folder / predictions.FILE_NAME).exists, stop)
+                return None
+            if among.count > 1:
+                _say("waiting for the other processes")
+                cluster.wait(lambda: len(store.finished()) == store.plan.unit_count, stop)
     finally:
-        _record_choices(stages, record, folder)
+        if among.leads:
+            _record_choices(stages, record, folder)
     finished = Run.of(
         folder.resolve().name,
         store.assemble(),
@@ -118,6 +133,7 @@ class _Stage:
         inputs: np.ndarray,
         inner: bool,
         record: dict[str, Any],
+        among: Cluster,
     ) -> None:
         self.title = "inner, " if inner else ""
         # Group sizes shape the arithmetic: a resumed run keeps them.
@@ -131,6 +147,7 @@ class _Stage:
             inputs,
             list(self.folds.values()),
             record.get(self.key, config.folds_per_device),
+            among,
         )
 
     def rounds(self, done: set[Unit]) -> list[list[Fold]]:
@@ -151,10 +168,10 @@ def _train(
     """Trains the units that are not finished yet; after every round all finished ones are saved."""
     done = store.finished()
     rounds = [(stage, folds) for stage in stages for folds in stage.rounds(done)]
-    total = sum(len(stage.folds) for stage in stages)
+    total = sum(len(folds) for stage in stages for folds in stage.rounds(set()))
     left = sum(len(folds) for _, folds in rounds)
     if done:
-        _say(f"resuming: {len(done)} of {total} models are trained")
+        _say(f"resuming: {len(done)} of {store.plan.unit_count} models are trained")
     with tqdm(
         total=total * config.epochs,
         initial=(total - left) * config.epochs,

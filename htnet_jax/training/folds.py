@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 
@@ -40,6 +41,8 @@ MAX_FOLDS_PER_CPU_DEVICE = 1
 # XLA's CPU backend would hand products and sums to YNNPACK, which at these sizes (rows of 32 to
 # 512) is 1.4 to 1.8 times slower: 0.27 s against 0.16 s a step at dim 32, batch 256, one core.
 CPU_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+_ALONE = Cluster()
 
 # Purposes of a fold's random streams.
 _INIT, _SHUFFLE, _DROPOUT = range(3)
@@ -155,6 +158,7 @@ class FoldTrainer:
         shuffle: bool = False,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
+        cluster: Cluster = _ALONE,
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
@@ -170,6 +174,7 @@ class FoldTrainer:
             folds_per_device: Folds trained side by side on one device; 0 picks it from the free
                 memory (on a CPU: 1) and balances the groups over the devices.
             devices: Devices to use; all local ones by default.
+            cluster: The processes that share the folds, each with as many devices.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch larger than a
@@ -177,6 +182,7 @@ class FoldTrainer:
         """
         self._module, self._optimizer = module, optimizer
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self._cluster = cluster
         self.folds = list(folds)
         self._check()
         devices = list(devices or jax.local_devices())
@@ -204,7 +210,6 @@ class FoldTrainer:
         self._init = jax.pmap(jax.vmap(self._init_fold), devices=self._devices)
         self._run = jax.pmap(
             jax.vmap(self._run_fold, in_axes=(0, 0, None, None, None)),
-            in_axes=(0, 0, 0, None, None),
             devices=self._devices,
             donate_argnums=(0,),
         )
@@ -234,13 +239,18 @@ class FoldTrainer:
         fit = max(1, int(available_bytes(devices[0]) / (1.5 * self._state_bytes)))
         if devices[0].platform == "cpu":
             fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        rounds = math.ceil(len(self.folds) / (fit * len(devices)))
-        return math.ceil(len(self.folds) / (rounds * len(devices)))
+        everywhere = len(devices) * self._cluster.count
+        rounds = math.ceil(len(self.folds) / (fit * everywhere))
+        return math.ceil(len(self.folds) / (rounds * everywhere))
 
     def _replicate(self, tree: Any) -> Any:
         count = len(self._devices)
         stacked = jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), tree)
         return jax.pmap(lambda x: x, devices=self._devices)(stacked)
+
+    def _each(self, number: int) -> np.ndarray:
+        """A number for every device; one for all of them does not work with several processes."""
+        return np.full(len(self._devices), number, np.int32)
 
     def _init_params(self, key: jax.Array) -> Any:
         return self._module.init(key, self._sample, train=False)["params"]
@@ -352,13 +362,19 @@ class FoldTrainer:
         return {key: value.reshape(*lead, *value.shape[1:]) for key, value in table.items()}
 
     def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
-        """The folds of each round: whole groups, one on every device at a time.
+        """The folds of each round of this process: whole groups, one on every device at a time.
 
         Args:
             done: Names of folds to leave out; a group is left out if all its folds are named.
         """
-        pending = [group for group in self.groups if not {fold.name for fold in group} <= {*done}]
         at_once = len(self._devices)
+        # Dealt out before those that are done are left out, which every process may see otherwise.
+        own = [
+            group
+            for index, group in enumerate(self.groups)
+            if index // at_once % self._cluster.count == self._cluster.index
+        ]
+        pending = [group for group in own if not {fold.name for fold in group} <= {*done}]
         return [
             [fold for group in pending[i : i + at_once] for fold in group]
             for i in range(0, len(pending), at_once)
@@ -371,7 +387,10 @@ class FoldTrainer:
             # Compiling one program while tracing the other saves about a quarter of the wait.
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 compiled_init = pool.submit(init.compile)
-                arguments = init.out_info, tables, self._data, np.int32(0), np.int32(1)
+                state = init.out_info
+                if jax.process_count() > 1:  # pmap then traces with real arrays only
+                    state = compiled_init.result()(tables["origin"])
+                arguments = state, tables, self._data, self._each(0), self._each(1)
                 run = self._run.lower(*arguments)
                 on_cpu = self._devices[0].platform == "cpu"
                 compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
@@ -422,7 +441,9 @@ class FoldTrainer:
             if keeping and keeping.every:
                 count = min(count, saved + keeping.every - done)
             began = time.monotonic()
-            state, logits, losses = run(state, tables, self._data, np.int32(done), np.int32(count))
+            state, logits, losses = run(
+                state, tables, self._data, self._each(done), self._each(count)
+            )
             logits, losses = (
                 np.asarray(a).reshape(capacity, MAX_EPOCHS_PER_CALL, *a.shape[3:])
                 for a in (logits, losses)

@@ -14,8 +14,12 @@ from htnet_jax.training.config import default_config
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
 _PLACE_KEYS = (
+    "coordinator",
     "dataset.manual_dir",
     "dataset.data_dir",
+    "distributed",
+    "process",
+    "processes",
     "cpu_devices",
     "tensorboard",
     "checkpoint_every",

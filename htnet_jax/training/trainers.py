@@ -15,6 +15,7 @@ from htnet_jax.evaluation.protocols import people
 from htnet_jax.training import settings
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 Trainer = FoldTrainer | BaselineTrainer
@@ -63,6 +64,7 @@ def make_trainer(
     inputs: np.ndarray,
     folds: Sequence[Fold],
     folds_per_device: int,
+    cluster: Cluster,
 ) -> Trainer:
     """The trainer of some folds.
 
@@ -73,6 +75,7 @@ def make_trainer(
         inputs: `(N, ...)` float32, the inputs of all clips.
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
+        cluster: The processes that share the folds.
 
     Raises:
         UserError: As the trainers.
@@ -87,6 +90,7 @@ def make_trainer(
             persons=people(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
+            cluster=cluster,
         )
     return FoldTrainer(
         model,
@@ -98,4 +102,5 @@ def make_trainer(
         seed=config.seed,
         shuffle=config.shuffle,
         folds_per_device=folds_per_device,
+        cluster=cluster,
     )

@@ -172,7 +172,7 @@ def identity(settings: str, fingerprint: str) -> dict[str, Any]:
         fingerprint: SHA-256 of the data.
     """
     # For a single device XLA compiles a program of its own, which rounds otherwise.
-    count = "one" if jax.device_count() == 1 else "several"
+    count = "one" if jax.local_device_count() == 1 else "several"
     return {
         "settings": settings,
         "data": fingerprint,
