@@ -21,9 +21,10 @@ from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
 from htnet_jax.evaluation.runs import Run
 from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
-from htnet_jax.training.cluster import Cluster
+from htnet_jax.training.cluster import Cluster, Word
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
+from htnet_jax.training.handover import Handover
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
@@ -46,19 +47,30 @@ def run(config: ConfigDict, folder: Path) -> Run | None:
     as_json = json.loads(config.to_json())
     model = build_model(config)
     among = cluster.here()
-    if not among.leads:
-        # Process 0 makes the folder, the records and, if need be, the data set.
-        cluster.wait((folder / "config.json").exists)
-        return _run(config, as_json, model, folder, among)
-    workdir.create(folder)
-    with workdir.locked(folder):
-        return _run(config, as_json, model, folder, among)
+    word = Word(folder / Store.FOLDER, among)
+    if among.leads:
+        workdir.create(folder)
+        with workdir.locked(folder), word.left():
+            return _run(config, as_json, model, folder, among, word)
+    workdir.refuse_finished(folder)
+    # Process 0 makes the folder, the records and, if need be, the data set.
+    cluster.meet()
+    with word.left():
+        return _run(config, as_json, model, folder, among, word)
 
 
 def _run(
-    config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path, among: Cluster
+    config: ConfigDict,
+    as_json: dict[str, Any],
+    model: Any,
+    folder: Path,
+    among: Cluster,
+    word: Word,
 ) -> Run | None:
-    record = workdir.unfinished(folder, as_json)
+    if among.leads:
+        record = workdir.unfinished(folder, as_json)
+    else:
+        record = workdir.joined(folder, as_json, among.index)
     workdir.check_versions(folder, record)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
     labels = _labels(arrays, config)
@@ -72,6 +84,13 @@ def _run(
     plan = planning.make_plan(config, arrays, labels)
     keep = planning.kept_checkpoints(config, plan)
     if record and record.get("data_fingerprint") != arrays.fingerprint:
+        if not among.leads:
+            raise UserError(
+                f"process {among.index} has other data than process 0 in the data set "
+                f"{arrays.name}: the fingerprint is {arrays.fingerprint} here, "
+                f"{record.get('data_fingerprint')} there; build it from the same files, or give "
+                "all processes one --config.dataset.data_dir that all hosts share"
+            )
         raise UserError(
             f"{folder}: was started on other data ({arrays.name} has changed since); "
             "choose another --workdir"
@@ -81,8 +100,9 @@ def _run(
         for inner in (False, True)
         if plan.inner_folds or not inner
     ]
-    checkpoints = len(keep) * len(plan.seeds)
-    workdir.check_space(folder, checkpoints, stages[0].trainer.parameter_bytes)
+    if among.leads:
+        checkpoints = len(keep) * len(plan.seeds)
+        workdir.check_space(folder, checkpoints, stages[0].trainer.parameter_bytes)
     if not record:
         groups = {stage.key: stage.trainer.folds_per_device for stage in stages}
         record = workdir.environment(arrays.name, arrays.fingerprint, groups)
@@ -90,21 +110,25 @@ def _run(
         workdir.write_json(folder / "config.json", as_json)
     store = Store(folder / Store.FOLDER, plan)
     identity = workdir.identity(settings.digest(as_json), arrays.fingerprint)
+    results = _Results(store, folder, keep, as_json, among)
+    if among.leads:
+        word.forget()
+        cluster.meet()
     try:
         with (
-            Events(folder / "tensorboard" if config.tensorboard else None, plan) as events,
-            StopRequest() as stop,
+            Events(
+                folder / "tensorboard" if config.tensorboard else None, plan, among.index
+            ) as events,
+            StopRequest(word.of_others) as stop,
         ):
-            _train(stages, config, store, folder, keep, as_json, events, identity, stop)
+            _train(stages, config, results, events, identity, stop)
             if not among.leads:
                 cluster.wait((folder / predictions.FILE_NAME).exists, stop)
                 return None
-            if among.count > 1:
-                _say("waiting for the other processes")
-                cluster.wait(lambda: len(store.finished()) == store.plan.unit_count, stop)
+            cluster.wait(results.complete, stop)
     finally:
         if among.leads:
-            _record_choices(stages, record, folder)
+            _record_choices(stages, results.handover, record, folder)
     finished = Run.of(
         folder.resolve().name,
         store.assemble(),
@@ -153,24 +177,77 @@ class _Stage:
     def rounds(self, done: set[Unit]) -> list[list[Fold]]:
         return self.trainer.rounds([self.folds[unit].name for unit in done if unit in self.folds])
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The hyper-parameters that a baseline chose in the folds trained so far."""
+        choices = getattr(self.trainer, "choices", {})
+        return {name: choice for name, choice in choices.items() if choice}
+
+
+class _Results:
+    """What trained models leave in the run's folder: process 0 writes it, helpers hand it over."""
+
+    def __init__(
+        self, store: Store, folder: Path, keep: set[str], as_json: dict[str, Any], among: Cluster
+    ) -> None:
+        """`keep`: the folds whose final parameters to keep."""
+        self.store, self.among = store, among
+        self.handover = Handover(store.folder)
+        self._as_json = as_json
+        self._checkpoints = {
+            unit: fold_folder(folder, self._checkpoint_name(unit))
+            for unit in store.plan.units(inner=False)
+            if store.plan.folds[unit.fold] in keep
+        }
+        self._missing = 0
+
+    def keep(self, unit: Unit, kept: Result, result: FoldResult, choices: dict[str, Any]) -> None:
+        """Keeps everything of a model; its predictions last, which make it count as finished."""
+        path = self._checkpoints.get(unit)
+        if path and self.among.leads:
+            self._save(unit, result.params)
+        elif path:
+            self.handover.leave_parameters(path.name, result.params)
+        if choices and not self.among.leads:
+            self.handover.leave_choices(self.among.index, choices)
+        self.store.write(unit, kept)
+
+    def complete(self) -> bool:
+        """Whether all models are trained; takes what was handed over, says how many are missing."""
+        done = self.store.finished()
+        for unit in self._checkpoints.keys() & done:
+            name = self._checkpoints[unit].name
+            self.handover.take_parameters(name, lambda params, unit=unit: self._save(unit, params))
+        missing = self.store.plan.unit_count - len(done)
+        if missing and missing != self._missing:
+            _say(f"waiting for the other processes: {missing} models are left")
+        self._missing = missing
+        return not missing
+
+    def _save(self, unit: Unit, params: Any) -> None:
+        seed = int(self.store.plan.seeds[unit.seed])
+        save_fold(self._checkpoints[unit], params, {**self._as_json, "seed": seed, "seeds": 1})
+
+    def _checkpoint_name(self, unit: Unit) -> str:
+        name, seed = str(self.store.plan.folds[unit.fold]), int(self.store.plan.seeds[unit.seed])
+        return f"{name}.seed{seed}" if unit.seed else name
+
 
 def _train(
     stages: list[_Stage],
     config: ConfigDict,
-    store: Store,
-    folder: Path,
-    keep: set[str],
-    as_json: dict[str, Any],
+    results: _Results,
     events: Events,
     identity: dict[str, Any],
     stop: StopRequest,
 ) -> None:
     """Trains the units that are not finished yet; after every round all finished ones are saved."""
+    store, among = results.store, results.among
     done = store.finished()
     rounds = [(stage, folds) for stage in stages for folds in stage.rounds(done)]
     total = sum(len(folds) for stage in stages for folds in stage.rounds(set()))
     left = sum(len(folds) for _, folds in rounds)
-    if done:
+    if done and among.leads:
         _say(f"resuming: {len(done)} of {store.plan.unit_count} models are trained")
     with tqdm(
         total=total * config.epochs,
@@ -182,6 +259,8 @@ def _train(
     ) as bar:
         for number, (stage, folds) in enumerate(rounds, 1):
             title = f"{stage.title}round {number}/{len(rounds)}, {len(folds)} folds"
+            if among.count > 1:
+                title = f"process {among.index}, {title}"
 
             def show(progress: Progress, title: str = title) -> None:
                 if progress.compiling_s:
@@ -204,10 +283,9 @@ def _train(
                 # A group that was only partly finished is trained again as a whole.
                 if unit in done:
                     continue
-                _keep_checkpoint(unit, result, store.plan, folder, keep, as_json)
                 kept = Result(result.logits, result.train_loss)
                 events.write(unit, kept)
-                store.write(unit, kept)
+                results.keep(unit, kept, result, stage.choices)
             snapshots.clear()
             stop.raise_if_requested()
 
@@ -218,34 +296,16 @@ def _state_folder(store: Store, folds: list[Fold]) -> Path:
     return store.folder / f"state-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
-def _record_choices(stages: list[_Stage], record: dict[str, Any], folder: Path) -> None:
+def _record_choices(
+    stages: list[_Stage], handover: Handover, record: dict[str, Any], folder: Path
+) -> None:
     """Adds the hyper-parameters that baselines chose in their folds to the environment record."""
-    chosen = {
-        name: choice
-        for stage in stages
-        for name, choice in getattr(stage.trainer, "choices", {}).items()
-        if choice
-    }
+    chosen = handover.choices()
+    for stage in stages:
+        chosen |= stage.choices
     if chosen:
         record["hyperparameters"] = {**record.get("hyperparameters", {}), **chosen}
         workdir.write_json(folder / "environment.json", record)
-
-
-def _keep_checkpoint(
-    unit: Unit,
-    result: FoldResult,
-    plan: Plan,
-    folder: Path,
-    keep: set[str],
-    as_json: dict[str, Any],
-) -> None:
-    name = str(plan.folds[unit.fold])
-    if unit.inner is not None or name not in keep:
-        return
-    seed = int(plan.seeds[unit.seed])
-    if unit.seed:
-        name = f"{name}.seed{seed}"
-    save_fold(fold_folder(folder, name), result.params, {**as_json, "seed": seed, "seeds": 1})
 
 
 def _load(config: ConfigDict) -> loading.ClipArrays:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from htnet_jax.errors import UserError
-from htnet_jax.training import manifest, orbax_io
+from htnet_jax.training import manifest, storage
 
 # The newest, and the one before it in case the newest is damaged.
 KEPT = 2
@@ -79,7 +79,7 @@ class Snapshots:
             try:
                 facts = manifest.check(folder, "arrays")
                 self._check_identity(folder, facts.get("identity", {}))
-                return Snapshot(epoch, orbax_io.restore(folder / "arrays"))
+                return Snapshot(epoch, storage.restore_state(folder / "arrays"))
             except UserError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many types
@@ -119,7 +119,7 @@ class Snapshots:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            orbax_io.save(temporary / "arrays", arrays)
+            storage.save_state(temporary / "arrays", arrays)
             manifest.write(temporary, "arrays", identity=self._identity)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
