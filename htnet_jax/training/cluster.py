@@ -10,9 +10,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import platform
+import queue
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +36,8 @@ _PREPARING_S = 24 * 3600
 
 # A network file system may show a new file this much later on other hosts (NFS: acdirmax, 60 s).
 _APPEARING_S = 90
+
+_SESSION = "session.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,41 +138,6 @@ def here() -> Cluster:
     return Cluster(jax.process_index(), jax.process_count())
 
 
-def meet() -> None:
-    """Waits until all processes have come here; once in a run.
-
-    Process 0 comes when the run is prepared, so that nobody takes what an earlier run left for the
-    present one.
-
-    Raises:
-        UserError: Somebody did not come.
-    """
-    if jax.process_count() == 1:
-        return
-    from orbax.checkpoint import multihost
-
-    barrier = multihost.get_barrier_sync_fn()
-    over = threading.Event()
-    failures: list[Exception] = []
-
-    def arrive() -> None:
-        try:
-            barrier(key="htnet_jax run is prepared", timeout_ms=_PREPARING_S * 1000)
-        except Exception as error:  # the service's many errors, which are private types of JAX
-            failures.append(error)
-        finally:
-            over.set()
-
-    # In a thread, because Ctrl-C cannot interrupt JAX's waiting.
-    threading.Thread(target=arrive, daemon=True).start()
-    over.wait()
-    if failures:
-        reason = str(failures[0]).strip().splitlines()[0]
-        raise UserError(
-            f"another process has stopped before training began; see its message ({reason})"
-        ) from failures[0]
-
-
 def wait(until: Callable[[], bool], stop: StopRequest | None = None) -> None:
     """Looks again and again until `until()` is true.
 
@@ -182,34 +152,43 @@ def wait(until: Callable[[], bool], stop: StopRequest | None = None) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def wait_for_file(path: Path) -> bool:
-    """Whether a file that process 0 has written is seen here, given time to appear."""
-    end = time.monotonic() + _APPEARING_S
-    while not path.is_file():
-        if time.monotonic() > end:
-            return False
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return True
+class Others:
+    """The other processes of a run: all begin together, and when one stops early, all do.
 
-
-class Word:
-    """What a process that stops early leaves in the run's folder, so that the others stop too."""
+    Word of a process that stops is left in the run's folder, under a name that process 0 makes up
+    each time the processes begin: what an earlier attempt, or another run, has left says nothing.
+    """
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
-        """`folder`: that of the unfinished results."""
+        """`folder`: that of the unfinished results, which process 0 makes."""
         self._folder, self._cluster = folder, cluster
+        self._before = self._read()
+        self._session = ""
+        self._have_met = False
 
-    def forget(self) -> None:
-        """Removes what processes of an earlier attempt have left."""
-        for path in self._folder.glob("stopped-*.txt"):
-            path.unlink()
+    def meet(self) -> None:
+        """Waits until all processes have come here; process 0 comes when the run is prepared.
 
-    def of_others(self) -> str:
-        """Why another process has stopped; empty: none has."""
+        Raises:
+            UserError: Process 0 has stopped before it came, or has another folder.
+        """
         if self._cluster.count == 1:
+            return
+        self._begin(is_prepared=True)
+        if not self._session:
+            raise UserError(
+                f"process {self._cluster.index} on {platform.node()} does not see what process 0 "
+                f"has prepared in {self._folder.parent}. Either process 0 has stopped (see its "
+                "message), or this is not the same folder: give all processes one --workdir, in a "
+                "folder that all hosts share."
+            )
+
+    def stopped(self) -> str:
+        """Why another process has stopped; empty: none has."""
+        if not self._session:
             return ""
         for index in range(self._cluster.count):
-            path = self._path(index)
+            path = self._word(index)
             if index != self._cluster.index and path.is_file():
                 return (
                     f"process {index} has stopped ({path.read_text().strip()}). What was finished "
@@ -218,22 +197,78 @@ class Word:
         return ""
 
     @contextlib.contextmanager
-    def left(self) -> Iterator[None]:
-        """Leaves word when the block ends with an error or an interruption."""
+    def told(self) -> Iterator[None]:
+        """Tells the others when the block ends with an error or an interruption."""
         try:
             yield
         except BaseException as error:
-            if self._cluster.count > 1 and self._folder.is_dir():
-                self._leave(str(error) or "interrupted")
+            if self._cluster.count > 1:
+                self._tell(str(error) or "interrupted")
             raise
 
-    def _leave(self, reason: str) -> None:
+    def _tell(self, reason: str) -> None:
         try:
-            content = reason.encode()
-            write_atomically(self._path(self._cluster.index), lambda file: file.write(content))
+            if not self._have_met:
+                _say(f"process {self._cluster.index} stops ({reason}), when the others know")
+                self._begin(is_prepared=False)
+            if self._session:
+                content = reason.encode()
+                write_atomically(self._word(self._cluster.index), lambda file: file.write(content))
         except UserError as error:
-            # The disk may be full; JAX's service will end the others then.
-            print(f"the other processes cannot be told: {error}", file=sys.stderr, flush=True)
+            # Such as a full disk; JAX's service will end the others then.
+            _say(f"the other processes cannot be told: {error}")
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"stopped-{index}.txt"
+    def _begin(self, *, is_prepared: bool) -> None:
+        """Agrees on the name of this session; there is none if process 0 has not prepared it."""
+        self._have_met = True
+        # Everybody comes to both, whatever has happened: JAX's service would not let a process go
+        # while another is still waiting for it.
+        _come_to("htnet_jax: all know of an earlier session")
+        if self._cluster.leads and is_prepared:
+            self._session = uuid.uuid4().hex
+            content = self._session.encode()
+            write_atomically(self._folder / _SESSION, lambda file: file.write(content))
+        _come_to("htnet_jax: all may know of this session")
+        if not self._cluster.leads:
+            # If this process stops anyhow, process 0 most likely does too, for the same reason.
+            end = time.monotonic() + (_APPEARING_S if is_prepared else _APPEARING_S / 10)
+            while self._read() == self._before and time.monotonic() < end:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self._session = self._read() if self._read() != self._before else ""
+
+    def _read(self) -> str:
+        path = self._folder / _SESSION
+        return path.read_text() if path.is_file() else ""
+
+    def _word(self, index: int) -> Path:
+        return self._folder / f"stopped-{self._session}-{index}.txt"
+
+
+def _come_to(barrier: str) -> None:
+    """Waits until all have come to a barrier of JAX's coordination service.
+
+    Raises:
+        UserError: They have not.
+    """
+    from orbax.checkpoint import multihost
+
+    come_to = multihost.get_barrier_sync_fn()
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def come() -> None:
+        try:
+            come_to(key=barrier, timeout_ms=_PREPARING_S * 1000)
+        except RuntimeError as error:
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    # In a thread, because Ctrl-C cannot interrupt JAX's waiting.
+    threading.Thread(target=come, daemon=True).start()
+    error = outcome.get()
+    if error:
+        raise UserError(f"the other processes cannot be reached ({error})") from error
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
 from htnet_jax.evaluation.runs import Run
 from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
-from htnet_jax.training.cluster import Cluster, Word
+from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
 from htnet_jax.training.handover import Handover
@@ -43,20 +43,20 @@ def run(config: ConfigDict, folder: Path) -> Run | None:
     Raises:
         UserError: Anything wrong with the config, the data or the folder.
     """
-    settings.check(config)
-    as_json = json.loads(config.to_json())
-    model = build_model(config)
     among = cluster.here()
-    word = Word(folder / Store.FOLDER, among)
-    if among.leads:
-        workdir.create(folder)
-        with workdir.locked(folder), word.left():
-            return _run(config, as_json, model, folder, among, word)
-    workdir.refuse_finished(folder)
-    # Process 0 makes the folder, the records and, if need be, the data set.
-    cluster.meet()
-    with word.left():
-        return _run(config, as_json, model, folder, among, word)
+    others = Others(folder / Store.FOLDER, among)
+    with others.told():
+        settings.check(config)
+        as_json = json.loads(config.to_json())
+        model = build_model(config)
+        if among.leads:
+            workdir.create(folder)
+            with workdir.locked(folder):
+                return _run(config, as_json, model, folder, among, others)
+        workdir.refuse_finished(folder)
+        # Process 0 makes the folder, the records and, if need be, the data set.
+        others.meet()
+        return _run(config, as_json, model, folder, among, others)
 
 
 def _run(
@@ -65,7 +65,7 @@ def _run(
     model: Any,
     folder: Path,
     among: Cluster,
-    word: Word,
+    others: Others,
 ) -> Run | None:
     if among.leads:
         record = workdir.unfinished(folder, as_json)
@@ -112,14 +112,13 @@ def _run(
     identity = workdir.identity(settings.digest(as_json), arrays.fingerprint)
     results = _Results(store, folder, keep, as_json, among)
     if among.leads:
-        word.forget()
-        cluster.meet()
+        others.meet()
     try:
         with (
             Events(
                 folder / "tensorboard" if config.tensorboard else None, plan, among.index
             ) as events,
-            StopRequest(word.of_others) as stop,
+            StopRequest(others.stopped) as stop,
         ):
             _train(stages, config, results, events, identity, stop)
             if not among.leads:

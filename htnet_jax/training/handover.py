@@ -58,8 +58,8 @@ class Handover:
             flat = arrays.load(path, FORMAT_VERSION, "parameters of a fold")
         except UserError as error:
             raise UserError(
-                f"{error}\nDelete this file, and the fold's own beside it (fold-*.npz), to train only "
-                "this fold again."
+                f"{error}\nDelete this file, and the fold's own beside it (fold-*.npz), to train "
+                "only this fold again."
             ) from error
         save(traverse_util.unflatten_dict(flat, sep="/"))
         path.unlink()

@@ -20,7 +20,7 @@ import jax
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions
 from htnet_jax.evaluation.files import write_atomically
-from htnet_jax.training import cluster, settings
+from htnet_jax.training import settings
 
 _PACKAGES = (
     *("htnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
@@ -95,18 +95,10 @@ def joined(workdir: Path, config: dict[str, Any], index: int) -> dict[str, Any]:
         The environment record of the run.
 
     Raises:
-        UserError: The folder is not that of process 0, or the settings differ.
+        UserError: The settings differ, or the records cannot be read.
     """
-    if not all(
-        cluster.wait_for_file(workdir / name) for name in ("environment.json", "config.json")
-    ):
-        raise UserError(
-            f"workdir {workdir}: process {index} on {platform.node()} does not see the run that "
-            "process 0 has prepared; give all processes one --workdir, in a folder that all hosts "
-            "share"
-        )
     shared, record = _read(workdir)
-    changed = settings.differences(shared, config, ("process 0", f"process {index}"))
+    changed = settings.differences(shared, config, ("in process 0", f"in process {index}"))
     if changed:
         raise UserError(
             f"process {index} has other settings than process 0:\n"

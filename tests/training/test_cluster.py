@@ -2,104 +2,194 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
+import types
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import htnet_jax
-from htnet_jax.datasets import loading
+from htnet_jax.baselines import MajorityClass
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.training import cluster
-from htnet_jax.training.cluster import Cluster
+from htnet_jax.training import cluster, storage
+from htnet_jax.training.baseline_folds import BaselineTrainer
+from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.config import default_config
+from htnet_jax.training.folds import Fold
+from htnet_jax.training.handover import Handover
 from htnet_jax.training.stopping import Stopped, StopRequest
 
-ROOT = pathlib.Path(__file__).parents[2]
+TESTS = pathlib.Path(__file__).parents[1]
 CONFIG = """
+from ml_collections import ConfigDict
 from htnet_jax.training.config import default_config
 
 def get_config():
     config = default_config()
-    config.update({"epochs": 2, "batch_size": 10, "shuffle": True, "folds_per_device": 1})
-    config.update({"checkpoints": "b02,g01", "cpu_devices": 2, "seeds": 2, "folds": "a01,b02,g01"})
-    config.model.update({"dim": 6, "block_repeats": (1, 0, 0)})
+    config.update({"batch_size": 10, "learning_rate": 0.01, "shuffle": True, "seeds": 2})
+    config.update({"epochs": 4, "checkpoint_every": 1, "folds_per_device": 1, "cpu_devices": 2})
+    config.model = ConfigDict({"name": "Linear", "num_classes": 3, "image_size": 28})
     config.dataset.update({"name": "synthetic", "config": "tiny", "layout": "upright"})
     config.dataset.scaling = "minmax_255"
+    config.folds = "a01,b02,g01"
     return config
 """
 
 
 @pytest.fixture
-def start(tmp_path, data_dir, arrays):
+def start_two(tmp_path, data_dir, arrays):
+    """Starts processes 0 and 1 of a run on two devices each; they are ended after the test."""
     (tmp_path / "config.py").write_text(CONFIG)
-
-    def start(workdir, *flags):
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "htnet_jax.train", f"--config={tmp_path / 'config.py'}"),
-                *(f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", *flags),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
-
-
-def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+        port = one.getsockname()[1]
+    started = []
+
+    def start_two(workdir, *flags):
+        for index in range(2):
+            command = [
+                *(sys.executable, str(TESTS / "fakes" / "train_linear.py")),
+                *(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"),
+                *("--config.distributed=True", f"--config.coordinator=127.0.0.1:{port}"),
+                *("--config.processes=2", f"--config.process={index}"),
+                *(f"--config.dataset.data_dir={data_dir}", *flags),
+            ]
+            started.append(
+                subprocess.Popen(
+                    command,
+                    env={
+                        **os.environ,
+                        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+                        "JAX_PLATFORMS": "cpu",
+                    },
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started
+
+    yield start_two
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_two_processes_predict_what_one_does(start, tmp_path, arrays):
-    address = f"--config.coordinator=127.0.0.1:{free_port()}"
-    shared = ("--config.distributed=True", address, "--config.processes=2")
-    both = [start(tmp_path / "two", *shared, f"--config.process={index}") for index in (1, 0)]
+def same_bits(one, two):
+    np.testing.assert_array_equal(one.logits, two.logits)
+    np.testing.assert_array_equal(one.train_loss, two.train_loss)
+    assert one.clips.tolist() == two.clips.tolist()
+
+
+def test_two_processes_predict_what_one_does(start_two, make_config, run_quickly, arrays, tmp_path):
+    both = start_two(tmp_path / "two")
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    helper, leader = said
-    assert helper[0] == ""
+    leader, helper = said
     assert "final" in leader[0]
+    assert helper[0] == ""
     # 6 models, 2 devices a process: two rounds of 2 for process 0, one for process 1.
-    assert "round 2/2, 2 folds" in leader[1]
-    assert "round 1/1, 2 folds" in helper[1]
-    alone = start(tmp_path / "one")
-    said = alone.communicate(timeout=300)
-    assert alone.returncode == 0, said
-    two, one = (Predictions.load(tmp_path / name / "predictions.npz") for name in ("two", "one"))
-    np.testing.assert_array_equal(two.logits, one.logits)
-    np.testing.assert_array_equal(two.train_loss, one.train_loss)
-    assert two.clips.tolist() == one.clips.tolist()
-    kept = sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir())
-    assert kept == ["b02", "b02.seed1", "g01", "g01.seed1"]
+    assert "process 0, round 2/2, 2 folds" in leader[1]
+    assert "process 1, round 1/1, 2 folds" in helper[1]
+
+    common = {"epochs": 4, "folds_per_device": 1, "seeds": 2, "folds": "a01,b02,g01"}
+    run_quickly(make_config(**common), tmp_path / "one")
+    runs = [Predictions.load(tmp_path / name / "predictions.npz") for name in ("two", "one")]
+    same_bits(*runs)
     assert not (tmp_path / "two" / "unfinished").exists()
+    names = ["a01", "a01.seed1", "b02", "b02.seed1", "g01", "g01.seed1"]
+    kept = sorted(path.name for path in (tmp_path / "two" / "checkpoints").iterdir())
+    assert kept == names
     # Process 1 trained the fold b02.
-    inputs = loading.network_inputs(
-        arrays, layout="upright", channels=("strain", "v", "u"), scaling="minmax_255"
+    for name in names:
+        found, expected = (
+            htnet_jax.load(tmp_path / run / "checkpoints" / name) for run in ("two", "one")
+        )
+        jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+        assert (found.config.seed, found.config.seeds) == (int("seed1" in name), 1)
+
+
+def test_a_helper_stops_and_one_process_goes_on(
+    start_two, make_config, run_quickly, arrays, tmp_path
+):
+    folder = tmp_path / "run"
+    leader, helper = both = start_two(
+        folder, "--config.epochs=400", "--config.checkpoints=none", "--config.seeds=1"
     )
-    for seed, name in enumerate(("b02", "b02.seed1")):
-        module, variables, config = htnet_jax.load(tmp_path / "two" / "checkpoints" / name)
-        logits = module.apply(variables, inputs[arrays.subjects == "b02"], train=False)
-        expected = two.logits[seed, -1, two.subjects == "b02"]
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-        assert (config.seed, config.seeds) == (seed, 1)
+    until = time.monotonic() + 120
+    while len({path.parent for path in folder.glob("unfinished/state-*/epoch-*")}) < 2:
+        assert time.monotonic() < until
+        assert [process.poll() for process in both] == [None, None]
+        time.sleep(0.02)
+    helper.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in both]
+    assert (leader.returncode, helper.returncode) == (2, 128 + signal.SIGTERM), said
+    assert "process 1 has stopped (interrupted)" in said[0][1]
+    kept = folder.glob("unfinished/state-*/epoch-*/arrays/arrays.npz")
+    rounds = {path.parents[2] for path in kept}
+    assert len(rounds) == 2
+
+    # With a single process the rounds have the same folds: both are gone on with.
+    common = {"epochs": 400, "folds_per_device": 1, "folds": "a01,b02,g01", "checkpoints": "none"}
+    with mock.patch.object(storage, "restore_state", wraps=storage.restore_state) as restored:
+        run_quickly(make_config(**common), folder)
+    assert {call.args[0].parents[1] for call in restored.call_args_list} == rounds
+    run_quickly(make_config(**common), tmp_path / "whole")
+    same_bits(*(Predictions.load(one / "predictions.npz") for one in (folder, tmp_path / "whole")))
 
 
-def test_nobody_to_join():
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"coordinator": "host:1"}, r"set --config\.distributed=True too"),
+        ({"process": 0}, r"set --config\.distributed=True too"),
+        ({"distributed": True, "coordinator": "host"}, r"coordinator='host' must be HOST:PORT"),
+        ({"distributed": True, "coordinator": "host:0"}, r"must be HOST:PORT"),
+        ({"distributed": True, "processes": -1}, r"processes=-1 must be the number"),
+        ({"distributed": True, "processes": 2, "process": 2}, r"process=2 must be 0 to 1"),
+        ({"distributed": True, "process": -2}, r"process=-2 must be 0 to config\.processes - 1"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, message):
     config = default_config()
-    cluster.connect(config)  # Not asked for: nothing happens.
-    assert cluster.here() == Cluster(0, 1)
-    config.distributed = True
-    with pytest.raises(UserError, match=r"--config\.coordinator=HOST:PORT"):
+    config.update(flags)
+    with pytest.raises(UserError, match=message):
         cluster.connect(config)
+
+
+def test_a_coordinator_that_does_not_answer(monkeypatch):
+    def initialize(**given):
+        assert given["coordinator_address"] == "host:1"
+        assert (given["num_processes"], given["process_id"]) == (2, 1)
+        raise RuntimeError("DEADLINE_EXCEEDED: too late\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    config = default_config()
+    config.update({"distributed": True, "coordinator": "host:1", "processes": 2, "process": 1})
+    with pytest.raises(UserError, match=r"too late\).*300 s.*--config\.coordinator=HOST:PORT"):
+        cluster.connect(config)
+
+
+def test_a_process_alone():
+    cluster.connect(default_config())
+    assert cluster.here() == Cluster(0, 1)
+
+
+def test_processes_with_other_devices(monkeypatch):
+    def device(process):
+        return types.SimpleNamespace(process_index=process, device_kind="cpu")
+
+    monkeypatch.setattr(jax, "devices", lambda: [device(0), device(0), device(1)])
+    with pytest.raises(UserError, match=r"(?s)process 0: 2 x cpu.*process 1: 1 x cpu"):
+        cluster.here()
 
 
 def test_waiting_ends_when_asked_to_stop(monkeypatch):
@@ -107,7 +197,92 @@ def test_waiting_ends_when_asked_to_stop(monkeypatch):
     monkeypatch.setattr(cluster, "_SECONDS_BETWEEN_LOOKS", 0)
     cluster.wait(lambda: next(looks))
     assert next(looks, "none left") == "none left"
+    with pytest.raises(UserError, match="process 1 has stopped"):
+        cluster.wait(lambda: False, StopRequest(lambda: "process 1 has stopped"))
     stop = StopRequest()
     stop._number = 15
     with pytest.raises(Stopped):
         cluster.wait(lambda: False, stop)
+
+
+def test_word_of_another_attempt_says_nothing(monkeypatch, tmp_path):
+    """The barriers are of the service; here process 1 comes to each just before process 0."""
+    monkeypatch.setattr(cluster, "_APPEARING_S", 0.05)
+    monkeypatch.setattr(cluster, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    (tmp_path / "session.txt").write_text("old")
+    (tmp_path / "stopped-old-1.txt").write_text("long ago")
+    leader, helper = (Others(tmp_path, Cluster(index, 2)) for index in range(2))
+    monkeypatch.setattr(cluster, "_come_to", lambda barrier: None)
+    with pytest.raises(UserError, match=r"(?s)does not see what process 0.*--workdir"):
+        helper.meet()
+    leader.meet()
+    helper = Others(tmp_path, Cluster(1, 2))
+    helper._before = "old"
+    helper.meet()
+    assert leader.stopped() == helper.stopped() == ""
+    with pytest.raises(ValueError, match="too hot"), helper.told():
+        raise ValueError("too hot")
+    assert leader.stopped().startswith("process 1 has stopped (too hot).")
+    assert helper.stopped() == ""
+
+
+def test_baselines_share_the_folds():
+    test = np.eye(5, dtype=bool)
+    folds = [Fold(f"f{index}", train=~row, test=row) for index, row in enumerate(test)]
+
+    def rounds(index, count):
+        trainer = BaselineTrainer(
+            MajorityClass(),
+            np.zeros((5, 2, 2, 1), np.float32),
+            np.array([0, 1, 2, 0, 1]),
+            folds,
+            seed=0,
+            persons=np.array([fold.name for fold in folds]),
+            sources=np.full(5, "one"),
+            cluster=Cluster(index, count),
+        )
+        # Whatever is done when a process looks, the others keep their folds.
+        return [fold.name for one in trainer.rounds(["f0", "f3"]) for fold in one]
+
+    assert rounds(0, 1) == ["f1", "f2", "f4"]
+    assert [rounds(index, 2) for index in range(2)] == [["f2", "f4"], ["f1"]]
+
+
+def test_what_helpers_hand_over(tmp_path):
+    handover, taken = Handover(tmp_path), []
+    params = {"Dense_0": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
+    handover.leave_parameters("a01", params)
+    handover.take_parameters("b01", taken.append)
+    assert taken == []
+    handover.take_parameters("a01", taken.append)
+    assert len(taken) == 1
+    jax.tree.map(np.testing.assert_array_equal, taken[0], params)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "params-a01.npz").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"params-a01\.npz.*\nDelete this file, and the fold's own"):
+        handover.take_parameters("a01", taken.append)
+    assert handover.choices() == {}
+    handover.leave_choices(1, {"a01": {"C": 1.0}})
+    handover.leave_choices(1, {"b01": {"C": 2.0}})
+    handover.leave_choices(2, {"c01": {"C": 3.0}})
+    assert handover.choices() == {"a01": {"C": 1.0}, "b01": {"C": 2.0}, "c01": {"C": 3.0}}
+
+
+def test_state_of_one_of_several_processes(monkeypatch, tmp_path):
+    """Of any type, and readable whatever the number of processes is then."""
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.array([1.5, -2], jnp.bfloat16),
+        "c": np.int32(3),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        storage.save_state(tmp_path / "several", {k: np.asarray(v) for k, v in arrays.items()})
+    storage.save_state(tmp_path / "one", {k: np.asarray(v) for k, v in arrays.items()})
+    assert [path.name for path in (tmp_path / "several").iterdir()] == ["arrays.npz"]
+    for name in ("several", "one"):
+        found = storage.restore_state(tmp_path / name)
+        assert found.keys() == arrays.keys()
+        for key, value in arrays.items():
+            assert found[key].dtype == value.dtype
+            np.testing.assert_array_equal(found[key], value)
