@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import platform
 import queue
+import socket
 import sys
 import threading
 import time
@@ -77,6 +78,12 @@ def connect(config: ConfigDict) -> None:
             )
         return
     _check_flags(address, count, index)
+    if address and index > 0:
+        _find(address)
+    _say(
+        f"joining the other processes{f' at {address}' if address else ''}, for up to "
+        f"{CONNECTING_S} s (--config.coordinator, --config.processes)"
+    )
     # The processes exchange no numbers; Gloo would wait for all of them, and print.
     jax.config.update("jax_cpu_collectives_implementation", None)
     # It would catch SIGTERM, and a process that waits could not be ended.
@@ -98,6 +105,24 @@ def connect(config: ConfigDict) -> None:
             "process 0's host that the others can reach. Only where JAX knows the cluster (SLURM, "
             "Open MPI, cloud TPUs) may these be left out."
         ) from error
+
+
+def _find(address: str) -> None:
+    """Waits until process 0 answers; JAX would kill this process instead of raising an error."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + CONNECTING_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"process 0 does not answer at --config.coordinator={address} within "
+                    f"{CONNECTING_S} s ({error.strerror or error}); start it too, and give all "
+                    "processes the name of its host and a port that the others can reach"
+                ) from error
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _check_flags(address: str, count: int, index: int) -> None:

@@ -44,13 +44,17 @@ def get_config():
 """
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 @pytest.fixture
 def start_two(tmp_path, data_dir, arrays):
     """Starts processes 0 and 1 of a run on two devices each; they are ended after the test."""
     (tmp_path / "config.py").write_text(CONFIG)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     started = []
 
     def start_two(workdir, *flags):
@@ -137,9 +141,13 @@ def test_a_helper_stops_and_one_process_goes_on(
     rounds = {path.parents[2] for path in kept}
     assert len(rounds) == 2
 
-    # With a single process the rounds have the same folds: both are gone on with.
+    # With a single process of two devices the rounds have the same folds: both are gone on with.
     common = {"epochs": 400, "folds_per_device": 1, "folds": "a01,b02,g01", "checkpoints": "none"}
-    with mock.patch.object(storage, "restore_state", wraps=storage.restore_state) as restored:
+    two = jax.local_devices()[:2]
+    with (
+        mock.patch.object(storage, "restore_state", wraps=storage.restore_state) as restored,
+        mock.patch.object(jax, "local_devices", lambda *_, **__: two),
+    ):
         run_quickly(make_config(**common), folder)
     assert {call.args[0].parents[1] for call in restored.call_args_list} == rounds
     run_quickly(make_config(**common), tmp_path / "whole")
@@ -166,16 +174,26 @@ def test_flags_that_do_not_fit(flags, message):
 
 
 def test_a_coordinator_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECTING_S", 0.1)
+    config = default_config()
+    address = f"127.0.0.1:{free_port()}"
+    config.update({"distributed": True, "coordinator": address, "processes": 2, "process": 1})
+    with pytest.raises(UserError, match=rf"--config\.coordinator={address} within.*refused"):
+        cluster.connect(config)
+
+
+def test_processes_that_cannot_be_joined(monkeypatch, capsys):
     def initialize(**given):
         assert given["coordinator_address"] == "host:1"
-        assert (given["num_processes"], given["process_id"]) == (2, 1)
+        assert (given["num_processes"], given["process_id"]) == (2, 0)
         raise RuntimeError("DEADLINE_EXCEEDED: too late\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     config = default_config()
-    config.update({"distributed": True, "coordinator": "host:1", "processes": 2, "process": 1})
+    config.update({"distributed": True, "coordinator": "host:1", "processes": 2, "process": 0})
     with pytest.raises(UserError, match=r"too late\).*300 s.*--config\.coordinator=HOST:PORT"):
         cluster.connect(config)
+    assert "joining the other processes at host:1, for up to 300 s" in capsys.readouterr().err
 
 
 def test_a_process_alone():
