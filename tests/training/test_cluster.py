@@ -126,8 +126,9 @@ def test_a_helper_stops_and_one_process_goes_on(
 ):
     folder = tmp_path / "run"
     leader, helper = both = start_two(
-        folder, "--config.epochs=400", "--config.checkpoints=none", "--config.seeds=1"
+        folder, "--config.epochs=1000", "--config.checkpoints=none", "--config.seeds=1"
     )
+    # A snapshot after every epoch makes the rounds last for seconds.
     until = time.monotonic() + 120
     while len({path.parent for path in folder.glob("unfinished/state-*/epoch-*")}) < 2:
         assert time.monotonic() < until
@@ -142,7 +143,7 @@ def test_a_helper_stops_and_one_process_goes_on(
     assert len(rounds) == 2
 
     # With a single process of two devices the rounds have the same folds: both are gone on with.
-    common = {"epochs": 400, "folds_per_device": 1, "folds": "a01,b02,g01", "checkpoints": "none"}
+    common = {"epochs": 1000, "folds_per_device": 1, "folds": "a01,b02,g01", "checkpoints": "none"}
     two = jax.local_devices()[:2]
     with (
         mock.patch.object(storage, "restore_state", wraps=storage.restore_state) as restored,
