@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
     from htnet_jax.training import experiment
 
     run = experiment.run(config, workdir)
+    if run is None:
+        return
     print(tables.text([run]))
     print(f"Written to {workdir}: predictions.npz, metrics.json, report.html")
 
@@ -57,12 +59,14 @@ def _set_up_jax(config: ConfigDict) -> None:
     import jax
 
     from htnet_jax.cores import core_count
+    from htnet_jax.training import cluster
 
     jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or core_count())
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(cache).expanduser() / "htnet_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    cluster.connect(config)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ class Plan:
         """Inner folds of each fold; 0: the run has none."""
         return int(self.validated.max()) + 1
 
+    @property
+    def unit_count(self) -> int:
+        """How many models are trained."""
+        return len(self.folds) * len(self.seeds) * (1 + self.inner_folds)
+
     def units(self, *, inner: bool) -> Iterator[Unit]:
         """The models to train: those of the folds themselves, or those of their inner folds."""
         for fold in range(len(self.folds)):

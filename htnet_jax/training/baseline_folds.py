@@ -17,7 +17,10 @@ from scipy import special
 from htnet_jax.baselines import Baseline, Fitted
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import metrics, protocols
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
+
+_ALONE = Cluster()
 
 
 class BaselineTrainer:
@@ -49,6 +52,7 @@ class BaselineTrainer:
         persons: np.ndarray,
         sources: np.ndarray,
         inner_parts: int = 5,
+        cluster: Cluster = _ALONE,
     ) -> None:
         """Checks everything and fits nothing yet.
 
@@ -61,6 +65,7 @@ class BaselineTrainer:
             persons: `(N,)` str, from `protocols.people`.
             sources: `(N,)` str, the data set of each clip.
             inner_parts: Parts that a fold's training people are dealt into for a choice.
+            cluster: The processes that share the folds.
 
         Raises:
             UserError: No fold, a fold without training or test clips, inputs that are not finite,
@@ -76,7 +81,7 @@ class BaselineTrainer:
         self.choices: dict[str, dict[str, Any]] = {}
         self._baseline, self._inputs, self._labels = baseline, inputs, labels
         self._persons, self._sources = persons, sources
-        self._seed, self._inner_parts = seed, inner_parts
+        self._seed, self._inner_parts, self._cluster = seed, inner_parts, cluster
         self._check()
 
     def _check(self) -> None:
@@ -104,12 +109,13 @@ class BaselineTrainer:
             )
 
     def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
-        """One fold a round.
+        """The rounds of this process, of one fold each.
 
         Args:
             done: Names of folds to leave out.
         """
-        return [[fold] for fold in self.folds if fold.name not in done]
+        own = self.folds[self._cluster.index :: self._cluster.count]
+        return [[fold] for fold in own if fold.name not in done]
 
     def train(
         self,

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from htnet_jax import models
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.files import write_atomically
-from htnet_jax.training import manifest
+from htnet_jax.training import manifest, storage
 
 
 class LoadedModel(NamedTuple):
@@ -88,7 +88,7 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
 
     Args:
         folder: Where; an older checkpoint there is replaced.
-        params: Nested dict of arrays.
+        params: Nested dict of NumPy arrays.
         config: The run's settings, JSON-safe.
 
     Raises:
@@ -100,8 +100,7 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
             temporary.mkdir(parents=True)
             text = json.dumps(config, indent=2) + "\n"
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                checkpointer.save(temporary.absolute() / "variables", {"params": params})
+            storage.save_tree(temporary / "variables", {"params": params})
             manifest.write(temporary, "variables")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

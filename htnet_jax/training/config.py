@@ -44,6 +44,13 @@ def default_config() -> ConfigDict:
     # How products of float32 are computed: "float32", or faster on GPUs "tf32" (10 bits of mantissa
     # for 23) and "bfloat16" (7 bits), sums in float32. No effect on a CPU.
     config.matmul_precision = "float32"
+    # Several processes share the folds, one on each host, with one --workdir that all see.
+    config.distributed = False
+    # HOST:PORT of process 0, the number of processes, and which one this is. Empty, 0 and -1: as
+    # the cluster's environment says (SLURM and others).
+    config.coordinator = ""
+    config.processes = 0
+    config.process = -1
     # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
     config.cpu_devices = 0
     # Whose final parameters to keep: "all", "none", or comma-separated folds.

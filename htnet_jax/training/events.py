@@ -21,8 +21,13 @@ class Events:
     not written: whoever watches them while choosing settings selects on the test subject.
     """
 
-    def __init__(self, folder: Path | None, plan: Plan) -> None:
-        """`folder`: where; None: nothing is written.
+    def __init__(self, folder: Path | None, plan: Plan, process: int = 0) -> None:
+        """Opens a file of its own.
+
+        Args:
+            folder: Where; None: nothing is written.
+            plan: The run.
+            process: Which of several processes writes; it tells their files apart.
 
         Raises:
             UserError: The package tensorboardX is not installed.
@@ -37,7 +42,7 @@ class Events:
             raise UserError(
                 "config.tensorboard needs the package tensorboardX: pip install -e .[tensorboard]"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), filename_suffix=f".{process}" if process else "")
 
     def __enter__(self) -> Events:
         return self

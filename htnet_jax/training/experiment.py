@@ -19,16 +19,18 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
 from htnet_jax.evaluation.runs import Run
-from htnet_jax.training import planning, settings, workdir
+from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
+from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
+from htnet_jax.training.handover import Handover
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
 
 
-def run(config: ConfigDict, folder: Path) -> Run:
+def run(config: ConfigDict, folder: Path) -> Run | None:
     """Runs a whole experiment, or the rest of one that was interrupted.
 
     Args:
@@ -36,21 +38,39 @@ def run(config: ConfigDict, folder: Path) -> Run:
         folder: Folder for the results; created if missing.
 
     Returns:
-        The run, as its report shows it.
+        The run, as its report shows it; None in the processes that only helped.
 
     Raises:
         UserError: Anything wrong with the config, the data or the folder.
     """
-    settings.check(config)
-    as_json = json.loads(config.to_json())
-    model = build_model(config)
-    workdir.create(folder)
-    with workdir.locked(folder):
-        return _run(config, as_json, model, folder)
+    among = cluster.here()
+    others = Others(folder / Store.FOLDER, among)
+    with others.told():
+        settings.check(config)
+        as_json = json.loads(config.to_json())
+        model = build_model(config)
+        if among.leads:
+            workdir.create(folder)
+            with workdir.locked(folder):
+                return _run(config, as_json, model, folder, among, others)
+        workdir.refuse_finished(folder)
+        # Process 0 makes the folder, the records and, if need be, the data set.
+        others.meet()
+        return _run(config, as_json, model, folder, among, others)
 
 
-def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) -> Run:
-    record = workdir.unfinished(folder, as_json)
+def _run(
+    config: ConfigDict,
+    as_json: dict[str, Any],
+    model: Any,
+    folder: Path,
+    among: Cluster,
+    others: Others,
+) -> Run | None:
+    if among.leads:
+        record = workdir.unfinished(folder, as_json)
+    else:
+        record = workdir.joined(folder, as_json, among.index)
     workdir.check_versions(folder, record)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
     labels = _labels(arrays, config)
@@ -64,17 +84,25 @@ def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) 
     plan = planning.make_plan(config, arrays, labels)
     keep = planning.kept_checkpoints(config, plan)
     if record and record.get("data_fingerprint") != arrays.fingerprint:
+        if not among.leads:
+            raise UserError(
+                f"process {among.index} has other data than process 0 in the data set "
+                f"{arrays.name}: the fingerprint is {arrays.fingerprint} here, "
+                f"{record.get('data_fingerprint')} there; build it from the same files, or give "
+                "all processes one --config.dataset.data_dir that all hosts share"
+            )
         raise UserError(
             f"{folder}: was started on other data ({arrays.name} has changed since); "
             "choose another --workdir"
         )
     stages = [
-        _Stage(model, config, plan, inputs, inner, record)
+        _Stage(model, config, plan, inputs, inner, record, among)
         for inner in (False, True)
         if plan.inner_folds or not inner
     ]
-    checkpoints = len(keep) * len(plan.seeds)
-    workdir.check_space(folder, checkpoints, stages[0].trainer.parameter_bytes)
+    if among.leads:
+        checkpoints = len(keep) * len(plan.seeds)
+        workdir.check_space(folder, checkpoints, stages[0].trainer.parameter_bytes)
     if not record:
         groups = {stage.key: stage.trainer.folds_per_device for stage in stages}
         record = workdir.environment(arrays.name, arrays.fingerprint, groups)
@@ -82,14 +110,24 @@ def _run(config: ConfigDict, as_json: dict[str, Any], model: Any, folder: Path) 
         workdir.write_json(folder / "config.json", as_json)
     store = Store(folder / Store.FOLDER, plan)
     identity = workdir.identity(settings.digest(as_json), arrays.fingerprint)
+    results = _Results(store, folder, keep, as_json, among)
+    if among.leads:
+        others.meet()
     try:
         with (
-            Events(folder / "tensorboard" if config.tensorboard else None, plan) as events,
-            StopRequest() as stop,
+            Events(
+                folder / "tensorboard" if config.tensorboard else None, plan, among.index
+            ) as events,
+            StopRequest(others.stopped) as stop,
         ):
-            _train(stages, config, store, folder, keep, as_json, events, identity, stop, record)
+            _train(stages, config, results, events, identity, stop, record, folder)
+            if not among.leads:
+                cluster.wait((folder / predictions.FILE_NAME).exists, stop)
+                return None
+            cluster.wait(results.complete, stop)
     finally:
-        _record_choices(stages, record, folder)
+        if among.leads:
+            _record_choices(stages, results.handover, record, folder)
     finished = Run.of(
         folder.resolve().name,
         store.assemble(),
@@ -118,6 +156,7 @@ class _Stage:
         inputs: np.ndarray,
         inner: bool,
         record: dict[str, Any],
+        among: Cluster,
     ) -> None:
         self.title = "inner, " if inner else ""
         # Group sizes shape the arithmetic: a resumed run keeps them.
@@ -131,6 +170,7 @@ class _Stage:
             inputs,
             list(self.folds.values()),
             record.get(self.key, config.folds_per_device),
+            among,
             next((c["devices_at_once"] for c in reversed(self._changes(record))), 0),
         )
 
@@ -152,32 +192,92 @@ class _Stage:
     def rounds(self, done: set[Unit]) -> list[list[Fold]]:
         return self.trainer.rounds([self.folds[unit].name for unit in done if unit in self.folds])
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The hyper-parameters that a baseline chose in the folds trained so far."""
+        choices = getattr(self.trainer, "choices", {})
+        return {name: choice for name, choice in choices.items() if choice}
+
+
+class _Results:
+    """What trained models leave in the run's folder: process 0 writes it, helpers hand it over."""
+
+    def __init__(
+        self, store: Store, folder: Path, keep: set[str], as_json: dict[str, Any], among: Cluster
+    ) -> None:
+        """`keep`: the folds whose final parameters to keep."""
+        self.store, self.among = store, among
+        self.handover = Handover(store.folder)
+        self._as_json = as_json
+        self._checkpoints = {
+            unit: fold_folder(folder, self._checkpoint_name(unit))
+            for unit in store.plan.units(inner=False)
+            if store.plan.folds[unit.fold] in keep
+        }
+        self._missing = 0
+
+    def keeps(self, unit: Unit) -> bool:
+        """Whether the final parameters of a model become a checkpoint."""
+        return unit in self._checkpoints
+
+    def keep(self, unit: Unit, kept: Result, result: FoldResult, choices: dict[str, Any]) -> None:
+        """Keeps everything of a model; its predictions last, which make it count as finished."""
+        path = self._checkpoints.get(unit)
+        if path and self.among.leads:
+            self._save(unit, result.params)
+        elif path:
+            self.handover.leave_parameters(path.name, result.params)
+        if choices and not self.among.leads:
+            self.handover.leave_choices(self.among.index, choices)
+        self.store.write(unit, kept)
+
+    def complete(self) -> bool:
+        """Whether all models are trained; takes what was handed over, says how many are missing."""
+        done = self.store.finished()
+        for unit in self._checkpoints.keys() & done:
+            name = self._checkpoints[unit].name
+            self.handover.take_parameters(name, lambda params, unit=unit: self._save(unit, params))
+        missing = self.store.plan.unit_count - len(done)
+        if missing and missing != self._missing:
+            _say(f"waiting for the other processes: {missing} models are left")
+        self._missing = missing
+        return not missing
+
+    def _save(self, unit: Unit, params: Any) -> None:
+        seed = int(self.store.plan.seeds[unit.seed])
+        save_fold(self._checkpoints[unit], params, {**self._as_json, "seed": seed, "seeds": 1})
+
+    def _checkpoint_name(self, unit: Unit) -> str:
+        name, seed = str(self.store.plan.folds[unit.fold]), int(self.store.plan.seeds[unit.seed])
+        return f"{name}.seed{seed}" if unit.seed else name
+
 
 def _train(
     stages: list[_Stage],
     config: ConfigDict,
-    store: Store,
-    folder: Path,
-    keep: set[str],
-    as_json: dict[str, Any],
+    results: _Results,
     events: Events,
     identity: dict[str, Any],
     stop: StopRequest,
     record: dict[str, Any],
+    folder: Path,
 ) -> None:
     """Trains the units that are not finished yet; after every round all finished ones are saved."""
+    store, among = results.store, results.among
     done = store.finished()
 
     def pending() -> list[tuple[_Stage, list[Fold]]]:
         return [(stage, folds) for stage in stages for folds in stage.rounds(done)]
 
     rounds = pending()
-    _discard_others(store, rounds)
+    if among.count == 1:
+        _discard_others(store, rounds)
     number = 0
-    total = sum(len(stage.folds) for stage in stages)
+    # Of this process: what the others train is not shown.
+    total = sum(len(folds) for stage in stages for folds in stage.rounds(set()))
     left = sum(len(folds) for _, folds in rounds)
-    if done:
-        _say(f"resuming: {len(done)} of {total} models are trained")
+    if done and among.leads:
+        _say(f"resuming: {len(done)} of {store.plan.unit_count} models are trained")
     with tqdm(
         total=total * config.epochs,
         initial=(total - left) * config.epochs,
@@ -190,6 +290,8 @@ def _train(
             stage, folds = rounds.pop(0)
             number += 1
             title = f"{stage.title}round {number}/{number + len(rounds)}, {len(folds)} folds"
+            if among.count > 1:
+                title = f"process {among.index}, {title}"
 
             def show(progress: Progress, title: str = title) -> None:
                 if progress.compiling_s:
@@ -208,27 +310,25 @@ def _train(
             snapshots = Snapshots(_state_folder(store, folds), identity)
             keeping = Keeping(snapshots, config.checkpoint_every, stop, config.checkpoint_seconds)
             units = {fold.name: stage.units[fold.name] for fold in folds}
-            wanted = [name for name, unit in units.items() if _is_kept(unit, store.plan, keep)]
+            wanted = [name for name, unit in units.items() if results.keeps(unit)]
             try:
-                results = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
+                trained = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
             except Regrouped as change:
                 bar.write(str(change), file=sys.stderr)
                 # Before the new size is on disk: no run may find the state of another one.
                 snapshots.clear()
-                trained = sum(unit in done for unit in stage.units.values())
-                stage.record_change(record, str(change), trained)
+                before = sum(unit in done for unit in stage.units.values())
+                stage.record_change(record, str(change), before)
                 workdir.write_json(folder / "environment.json", record)
                 rounds, number = pending(), number - 1
                 bar.reset()
                 bar.update(len(done) * config.epochs)
                 continue
-            for result in results:
+            for result in trained:
                 unit = units[result.fold.name]
-                if _is_kept(unit, store.plan, keep):
-                    _keep_checkpoint(unit, result, store.plan, folder, as_json)
                 outcome = Result(result.logits, result.train_loss)
                 events.write(unit, outcome)
-                store.write(unit, outcome)
+                results.keep(unit, outcome, result, stage.choices)
                 done.add(unit)
             snapshots.clear()
             stop.raise_if_requested()
@@ -248,31 +348,16 @@ def _discard_others(store: Store, rounds: list[tuple[_Stage, list[Fold]]]) -> No
             shutil.rmtree(found)
 
 
-def _record_choices(stages: list[_Stage], record: dict[str, Any], folder: Path) -> None:
+def _record_choices(
+    stages: list[_Stage], handover: Handover, record: dict[str, Any], folder: Path
+) -> None:
     """Adds the hyper-parameters that baselines chose in their folds to the environment record."""
-    chosen = {
-        name: choice
-        for stage in stages
-        for name, choice in getattr(stage.trainer, "choices", {}).items()
-        if choice
-    }
+    chosen = handover.choices()
+    for stage in stages:
+        chosen |= stage.choices
     if chosen:
         record["hyperparameters"] = {**record.get("hyperparameters", {}), **chosen}
         workdir.write_json(folder / "environment.json", record)
-
-
-def _is_kept(unit: Unit, plan: Plan, keep: set[str]) -> bool:
-    """Whether the final parameters become a checkpoint."""
-    return unit.inner is None and str(plan.folds[unit.fold]) in keep
-
-
-def _keep_checkpoint(
-    unit: Unit, result: FoldResult, plan: Plan, folder: Path, as_json: dict[str, Any]
-) -> None:
-    name, seed = str(plan.folds[unit.fold]), int(plan.seeds[unit.seed])
-    if unit.seed:
-        name = f"{name}.seed{seed}"
-    save_fold(fold_folder(folder, name), result.params, {**as_json, "seed": seed, "seeds": 1})
 
 
 def _load(config: ConfigDict) -> loading.ClipArrays:

@@ -32,6 +32,7 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
 from htnet_jax.training.snapshots import Snapshots
@@ -56,6 +57,7 @@ CPU_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # TF32 on a GPU, so that there the algorithm is named.
 MATMUL_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _GPU_PRECISIONS = {**MATMUL_PRECISIONS, "bfloat16": "BF16_BF16_F32"}
+_ALONE = Cluster()
 
 # Purposes of a fold's random streams.
 _INIT, _SHUFFLE, _DROPOUT = range(3)
@@ -182,6 +184,7 @@ class FoldTrainer:
         shuffle: bool = False,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
+        cluster: Cluster = _ALONE,
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
     ) -> None:
@@ -200,6 +203,7 @@ class FoldTrainer:
                 picks it from the free memory (on a CPU: 1) and balances the groups over the
                 devices.
             devices: Devices to use; all local ones by default.
+            cluster: The processes that share the folds, each with as many devices.
             devices_at_once: Use so many of them at most; 0: all.
             matmul_precision: Of products of float32, a key of `MATMUL_PRECISIONS`; without effect
                 on a CPU, where they are float32 always.
@@ -210,6 +214,7 @@ class FoldTrainer:
         """
         self._module, self._optimizer = module, optimizer
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self._cluster = cluster
         self.folds = list(folds)
         self._check()
         devices = list(devices or jax.local_devices())
@@ -236,7 +241,8 @@ class FoldTrainer:
     def _arrange(self, size: int) -> None:
         """Groups of `size` on the devices of the pool; what was compiled for others is let go."""
         self.folds_per_device = size
-        self._devices = self._pool[: len(groups(self.folds, len(self._pool), size))]
+        everywhere = len(self._pool) * self._cluster.count
+        self._devices = self._pool[: len(groups(self.folds, everywhere, size))]
         mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
         self._data = self._place(
@@ -283,7 +289,7 @@ class FoldTrainer:
         fit = int(available_bytes(self._pool) / guess)
         if self._pool[0].platform == "cpu":
             fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        return balanced_size(len(self.folds), len(self._pool), fit)
+        return balanced_size(len(self.folds), len(self._pool) * self._cluster.count, fit)
 
     def _place(self, *arrays: Any) -> Any:
         """Trees of host arrays (devices, ...) -> on the devices, in memory of their own."""
@@ -331,6 +337,10 @@ class FoldTrainer:
                 "programs, or use a device with more memory."
             )
         raise Regrouped(change)
+
+    def _each(self, number: int) -> np.ndarray:
+        """A number for every device; one for all of them does not work with several processes."""
+        return np.full(len(self._devices), number, np.int32)
 
     def _init_params(self, key: jax.Array) -> Any:
         return self._module.init(key, self._sample, train=False)["params"]
@@ -452,13 +462,21 @@ class FoldTrainer:
         return {key: value[chosen] for key, value in table.items()}
 
     def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
-        """The folds of each round: whole groups, one on every device at a time.
+        """The folds of each round of this process: whole groups, one on every device at a time.
 
         Args:
             done: Names of folds to leave out.
         """
-        pending = [fold for fold in self.folds if fold.name not in {*done}]
         at_once = len(self._devices)
+        # Dealt out before those that are done are left out, which every process may see otherwise.
+        blocks = groups(self.folds, at_once * self._cluster.count, self.folds_per_device)
+        own = [
+            fold
+            for index, block in enumerate(blocks)
+            if index // at_once % self._cluster.count == self._cluster.index
+            for fold in block
+        ]
+        pending = [fold for fold in own if fold.name not in {*done}]
         dealt = groups(pending, at_once, self.folds_per_device)
         return [
             [fold for group in dealt[i : i + at_once] for fold in group]
@@ -483,7 +501,10 @@ class FoldTrainer:
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 compiled_init = pool.submit(init.compile)
                 with jax.default_matmul_precision(self._precision):
-                    run = self._run.lower(init.out_info, tables, self._data, *self._span(0, 1))
+                    state = init.out_info
+                    if jax.process_count() > 1:  # pmap then traces with real arrays only
+                        state = compiled_init.result()(tables["origin"])
+                    run = self._run.lower(state, tables, self._data, *self._span(0, 1))
                 on_cpu = self._devices[0].platform == "cpu"
                 compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
                 programs = compiled_init.result(), compiled_run

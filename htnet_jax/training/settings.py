@@ -15,8 +15,12 @@ from htnet_jax.training.folds import MATMUL_PRECISIONS
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
 _PLACE_KEYS = (
+    "coordinator",
     "dataset.manual_dir",
     "dataset.data_dir",
+    "distributed",
+    "process",
+    "processes",
     "cpu_devices",
     "tensorboard",
     "checkpoint_every",
@@ -82,11 +86,20 @@ def digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line for each setting that differs and changes what a run computes."""
+def differences(
+    old: dict[str, Any], new: dict[str, Any], whose: tuple[str, str] = ("there", "now")
+) -> list[str]:
+    """One line for each setting that differs and changes what a run computes.
+
+    Args:
+        old: Settings, JSON-safe.
+        new: Others.
+        whose: What to call each.
+    """
     before, after = _flatten(old), _flatten(new)
     return [
-        f"config.{key}: {before.get(key, 'not set')} there, {after.get(key, 'not set')} now"
+        f"config.{key}: {before.get(key, 'not set')} {whose[0]}, "
+        f"{after.get(key, 'not set')} {whose[1]}"
         for key in sorted({*before, *after} - {*_PLACE_KEYS})
         if before.get(key) != after.get(key)
     ]

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from htnet_jax.errors import UserError
-from htnet_jax.training import manifest
+from htnet_jax.training import manifest, storage
 
 # The newest, and the one before it in case the newest is damaged.
 KEPT = 2
@@ -80,9 +79,7 @@ class Snapshots:
             try:
                 facts = manifest.check(folder, "arrays")
                 self._check_identity(folder, facts.get("identity", {}))
-                with ocp.PyTreeCheckpointer() as checkpointer:
-                    arrays = checkpointer.restore((folder / "arrays").absolute())
-                return Snapshot(epoch, {name: np.asarray(a) for name, a in arrays.items()})
+                return Snapshot(epoch, storage.restore_state(folder / "arrays"))
             except UserError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many types
@@ -122,8 +119,7 @@ class Snapshots:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                checkpointer.save((temporary / "arrays").absolute(), arrays)
+            storage.save_state(temporary / "arrays", arrays)
             manifest.write(temporary, "arrays", identity=self._identity)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+from htnet_jax.errors import UserError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -27,7 +30,9 @@ class StopRequest:
     nothing changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_others: Callable[[], str] = str) -> None:
+        """`of_others`: says why another process has stopped, so that this one should; else ""."""
+        self._of_others = of_others
         self._number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -49,12 +54,15 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether training should stop."""
-        return self._number is not None
+        return self._number is not None or bool(self._of_others())
 
     def raise_if_requested(self) -> None:
-        """Raises `Stopped` if training should stop."""
+        """Raises `Stopped` if training should stop, a UserError if another process has stopped."""
         if self._number is not None:
             raise Stopped(self._number)
+        reason = self._of_others()
+        if reason:
+            raise UserError(reason)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame

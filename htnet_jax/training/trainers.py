@@ -15,6 +15,7 @@ from htnet_jax.evaluation.protocols import people
 from htnet_jax.training import settings
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
+from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 Trainer = FoldTrainer | BaselineTrainer
@@ -63,6 +64,7 @@ def make_trainer(
     inputs: np.ndarray,
     folds: Sequence[Fold],
     folds_per_device: int,
+    cluster: Cluster,
     devices_at_once: int = 0,
 ) -> Trainer:
     """The trainer of some folds.
@@ -74,6 +76,7 @@ def make_trainer(
         inputs: `(N, ...)` float32, the inputs of all clips.
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
+        cluster: The processes that share the folds.
         devices_at_once: Devices to use at most; 0: all.
 
     Raises:
@@ -89,6 +92,7 @@ def make_trainer(
             persons=people(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
+            cluster=cluster,
         )
     return FoldTrainer(
         model,
@@ -100,6 +104,7 @@ def make_trainer(
         seed=config.seed,
         shuffle=config.shuffle,
         folds_per_device=folds_per_device,
+        cluster=cluster,
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
     )

@@ -60,20 +60,10 @@ def unfinished(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: The folder holds another or a finished run.
     """
-    if (workdir / predictions.FILE_NAME).exists():
-        raise UserError(
-            f"workdir {workdir} already holds a finished run; choose another --workdir, or "
-            f"print its table again with: python -m htnet_jax.evaluate {workdir}"
-        )
+    refuse_finished(workdir)
     if not (workdir / "config.json").exists():
         return {}
-    try:
-        old = json.loads((workdir / "config.json").read_text())
-        record = json.loads((workdir / "environment.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"workdir {workdir} holds a run that cannot be read ({error}); choose another --workdir"
-        ) from error
+    old, record = _read(workdir)
     changed = settings.differences(old, config)
     if changed:
         raise UserError(
@@ -82,6 +72,51 @@ def unfinished(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
             + "\nChoose another --workdir, or repeat the settings of that run to resume it."
         )
     return record
+
+
+def refuse_finished(workdir: Path) -> None:
+    """Raises a UserError if the folder holds a finished run."""
+    if (workdir / predictions.FILE_NAME).exists():
+        raise UserError(
+            f"workdir {workdir} already holds a finished run; choose another --workdir, or "
+            f"print its table again with: python -m htnet_jax.evaluate {workdir}"
+        )
+
+
+def joined(workdir: Path, config: dict[str, Any], index: int) -> dict[str, Any]:
+    """Checks that the run that process 0 has prepared is that of this process too.
+
+    Args:
+        workdir: The folder.
+        config: The settings of this process, JSON-safe.
+        index: Which process this is.
+
+    Returns:
+        The environment record of the run.
+
+    Raises:
+        UserError: The settings differ, or the records cannot be read.
+    """
+    shared, record = _read(workdir)
+    changed = settings.differences(shared, config, ("in process 0", f"in process {index}"))
+    if changed:
+        raise UserError(
+            f"process {index} has other settings than process 0:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nGive all processes the same settings, apart from --config.process."
+        )
+    return record
+
+
+def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and the environment record of a run."""
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+        return config, json.loads((workdir / "environment.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"workdir {workdir} holds a run that cannot be read ({error}); choose another --workdir"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -172,7 +207,7 @@ def identity(settings: str, fingerprint: str) -> dict[str, Any]:
         fingerprint: SHA-256 of the data.
     """
     # For a single device XLA compiles a program of its own, which rounds otherwise.
-    count = "one" if jax.device_count() == 1 else "several"
+    count = "one" if jax.local_device_count() == 1 else "several"
     return {
         "settings": settings,
         "data": fingerprint,
