@@ -333,6 +333,24 @@ class HTNet(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 
+    def idle_columns(self) -> dict[str, int]:
+        """The parameters that cannot change the result, if a block holds a single token: q and k.
+
+        Returns:
+            Path of each `qkv` among the parameters, joined by `/` -> its leading columns that are
+            never read. Empty if a block holds several tokens.
+        """
+        side = self.image_size // self.patch_size
+        if side != 2 ** (self.num_hierarchies - 1):
+            return {}
+        found = {}
+        for level, repeats in enumerate(self.block_repeats):
+            width, heads = self.dim * 2**level, self.heads * 2**level
+            for index in range(repeats):
+                path = f"level_{level}/block_{index}/attention/qkv"
+                found[path] = 2 * heads * (width // heads)
+        return found
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Classifies mosaics.

@@ -16,6 +16,7 @@ import optax
 import torch
 
 from htnet_jax.errors import UserError
+from htnet_jax.models.idle import join, split
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.tables import Bridge
 from htnet_jax.torch_bridge.traces import Batch
@@ -154,20 +155,32 @@ def flax_forward(
 
 
 def adam_step(module: Any, optimizer: optax.GradientTransformation) -> Step:
-    """One step on the mean cross-entropy; the state is `(params, optimizer state)`."""
+    """One step on the mean cross-entropy; the state is from `adam_state`."""
 
     def step(state: Any, x: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        params, optimizer_state = state
+        (trained, idle), optimizer_state = state
 
-        def loss_fn(params: Any) -> jax.Array:
-            logits = module.apply({"params": params}, x, train=True).astype(np.float32)
+        def loss_fn(trained: Any) -> jax.Array:
+            variables = {"params": join(trained, idle)}
+            logits = module.apply(variables, x, train=True).astype(np.float32)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        loss, gradient = jax.value_and_grad(loss_fn)(params)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
+        loss, gradient = jax.value_and_grad(loss_fn)(trained)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, trained)
+        return ((optax.apply_updates(trained, updates), idle), optimizer_state), loss
 
     return step
+
+
+def adam_state(module: Any, optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """`((trained, idle), optimizer state)` to begin with, as `FoldTrainer` has it; copies."""
+
+    def begin(params: Any) -> Any:
+        trained, idle = split(params, module.idle_columns())
+        return (trained, idle), optimizer.init(trained)
+
+    # Compiled, because the two moments of Adam would else be one and the same zeros.
+    return jax.jit(begin)(params)
 
 
 def flax_step(

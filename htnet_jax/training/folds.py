@@ -23,7 +23,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -32,6 +32,7 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.models.idle import join, split
 from htnet_jax.training.cluster import Cluster
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
@@ -49,9 +50,12 @@ MAX_FOLDS_PER_CPU_DEVICE = 1
 # gradient and the optimizer's state, for activations and the temporary copies of an update.
 WORKING_FACTOR = 1.5
 
-# XLA's CPU backend would hand products and sums to YNNPACK, which at these sizes (rows of 32 to
-# 512) is 1.4 to 1.8 times slower: 0.27 s against 0.16 s a step at dim 32, batch 256, one core.
-CPU_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# XLA's CPU backend hands products and sums to YNNPACK unless told otherwise (then products go to
+# Eigen). For narrow networks that is slower (dim 32: 0.14 s a fold-epoch against 0.11 s), for wide
+# ones faster (dim 256: 2.9 s a step against 3.3 s; its products with transposed weights are twice
+# as fast). The limit lies between: dim 64 has 34 MB of parameters, dim 128 140 MB.
+_NARROW_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_NARROW_BYTES = 64 << 20
 
 # How float32 products may be computed: JAX's names for it. Of "bfloat16", JAX's own name would give
 # TF32 on a GPU, so that there the algorithm is named.
@@ -142,6 +146,17 @@ class Regrouped(Exception):
     """
 
 
+def compiler_options(platform: str, parameter_bytes: int) -> dict[str, Any]:
+    """Options of XLA with which a network trains and predicts fastest.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        parameter_bytes: Size of the network's parameters as float32.
+    """
+    is_narrow = platform == "cpu" and parameter_bytes < _NARROW_BYTES
+    return dict(_NARROW_COMPILER_OPTIONS) if is_narrow else {}
+
+
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
@@ -187,6 +202,7 @@ class FoldTrainer:
         cluster: Cluster = _ALONE,
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
+        idle: Mapping[str, int] | None = None,
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
@@ -207,6 +223,8 @@ class FoldTrainer:
             devices_at_once: Use so many of them at most; 0: all.
             matmul_precision: Of products of float32, a key of `MATMUL_PRECISIONS`; without effect
                 on a CPU, where they are float32 always.
+            idle: Parameters, or their leading columns, that cannot change the result and that the
+                optimizer would leave alone: they are not trained. See `idle.split`.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch larger than a
@@ -215,6 +233,7 @@ class FoldTrainer:
         self._module, self._optimizer = module, optimizer
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._cluster = cluster
+        self._idle = dict(idle or {})
         self.folds = list(folds)
         self._check()
         devices = list(devices or jax.local_devices())
@@ -234,7 +253,7 @@ class FoldTrainer:
         self._sample = jnp.asarray(inputs[:1])
         params = jax.eval_shape(self._init_params, jax.random.key(0))
         self.parameter_bytes = _bytes(params)
-        self._state_bytes = _bytes((params, jax.eval_shape(optimizer.init, params)))
+        self._state_bytes = _bytes(jax.eval_shape(self._state_of, params))
         self._host_data = inputs.astype(np.float32), labels.astype(np.int32)
         self._arrange(folds_per_device or self._estimate())
 
@@ -352,27 +371,31 @@ class FoldTrainer:
         return jax.random.fold_in(key, purpose)
 
     def _init_fold(self, origin: jax.Array) -> Any:
-        params = self._init_params(self._key(origin, _INIT))
-        return params, self._optimizer.init(params)
+        return self._state_of(self._init_params(self._key(origin, _INIT)))
+
+    def _state_of(self, params: Any) -> Any:
+        """`((trained, idle), optimizer state)`."""
+        trained, idle = split(params, self._idle)
+        return (trained, idle), self._optimizer.init(trained)
 
     def _update(self, state: Any, data: Any, rows: jax.Array, weights: jax.Array, key: Any) -> Any:
         """One optimizer step; also returns the summed loss over the batch's clips."""
         inputs, labels = data
-        params, optimizer_state = state
+        (trained, idle), optimizer_state = state
         count = weights.sum()
 
-        def loss_fn(params: Any) -> jax.Array:
+        def loss_fn(trained: Any) -> jax.Array:
             logits = self._module.apply(
-                {"params": params}, inputs[rows], train=True, rngs={"dropout": key}
+                {"params": join(trained, idle)}, inputs[rows], train=True, rngs={"dropout": key}
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels[rows]
             )
             return (losses * weights).sum() / jnp.maximum(count, 1)
 
-        loss, gradient = jax.value_and_grad(loss_fn)(params)
-        updates, new_state = self._optimizer.update(gradient, optimizer_state, params)
-        new = optax.apply_updates(params, updates), new_state
+        loss, gradient = jax.value_and_grad(loss_fn)(trained)
+        updates, new_state = self._optimizer.update(gradient, optimizer_state, trained)
+        new = (optax.apply_updates(trained, updates), idle), new_state
         if self._has_empty_steps:
             new = jax.tree.map(lambda a, b: jnp.where(count > 0, a, b), new, state)
         return new, loss * count
@@ -425,10 +448,9 @@ class FoldTrainer:
         # The number of epochs is an argument, so that calls of any length share one compilation.
         return jax.lax.fori_loop(0, count, body, (state, logits, losses))
 
-    def _logits(self, params: Any, data: Any, rows: jax.Array) -> jax.Array:
-        return self._module.apply({"params": params}, data[0][rows], train=False).astype(
-            jnp.float32
-        )
+    def _logits(self, parameters: Any, data: Any, rows: jax.Array) -> jax.Array:
+        variables = {"params": join(*parameters)}
+        return self._module.apply(variables, data[0][rows], train=False).astype(jnp.float32)
 
     def _origin(self, fold: Fold) -> tuple[int, int]:
         # JAX's keys take 32 bits of a seed.
@@ -506,7 +528,8 @@ class FoldTrainer:
                         state = compiled_init.result()(tables["origin"])
                     run = self._run.lower(state, tables, self._data, *self._span(0, 1))
                 on_cpu = self._devices[0].platform == "cpu"
-                compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
+                options = compiler_options(self._devices[0].platform, self.parameter_bytes)
+                compiled_run = run.compile(options)
                 programs = compiled_init.result(), compiled_run
             self._check_memory(programs, copies if on_cpu else 0)
             self._programs = programs
@@ -621,7 +644,8 @@ class FoldTrainer:
         logits = np.concatenate(all_logits, axis=1)
         losses = np.concatenate(all_losses, axis=1)
         fetched = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
-        params = dict(zip(fetched, _copies(state[0], [slots[i] for i in fetched]), strict=True))
+        copies = _copies(state[0], [slots[i] for i in fetched])
+        params = {i: join(*copy) for i, copy in zip(fetched, copies, strict=True)}
         return [
             FoldResult(fold, logits[i, :, : int(fold.test.sum())], losses[i], params.get(i))
             for i, fold in enumerate(folds)

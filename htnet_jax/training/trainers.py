@@ -107,4 +107,6 @@ def make_trainer(
         cluster=cluster,
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
+        # Adam leaves them as they are; an optimizer with weight decay would not.
+        idle=model.idle_columns() if hasattr(model, "idle_columns") else None,
     )

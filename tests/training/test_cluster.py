@@ -35,7 +35,8 @@ from htnet_jax.training.config import default_config
 def get_config():
     config = default_config()
     config.update({"batch_size": 10, "learning_rate": 0.01, "shuffle": True, "seeds": 2})
-    config.update({"epochs": 4, "checkpoint_every": 1, "folds_per_device": 1, "cpu_devices": 2})
+    config.update({"epochs": 4, "folds_per_device": 1, "cpu_devices": 2})
+    config.update({"checkpoint_every": 1, "checkpoint_seconds": 0})
     config.model = ConfigDict({"name": "Linear", "num_classes": 3, "image_size": 28})
     config.dataset.update({"name": "synthetic", "config": "tiny", "layout": "upright"})
     config.dataset.scaling = "minmax_255"
