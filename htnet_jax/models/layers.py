@@ -88,7 +88,8 @@ def _one_row(row: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
     parts = [row[piece, None] * kernel[piece].astype(dtype) for piece in pieces]
     while len(parts) > 1:
         parts = [one + other for one, other in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0].sum(axis=0)
+    # Not a sum: by default XLA gives that, and all products before it, to a slower library.
+    return jnp.ones(size, dtype) @ parts[0]
 
 
 class Dense(nn.Module):

@@ -53,8 +53,10 @@ WORKING_FACTOR = 1.5
 # XLA's CPU backend hands products and sums to YNNPACK unless told otherwise (then products go to
 # Eigen). For narrow networks that is slower (dim 32: 0.14 s a fold-epoch against 0.11 s), for wide
 # ones faster (dim 256: 2.9 s a step against 3.3 s; its products with transposed weights are twice
-# as fast). The limit lies between: dim 64 has 34 MB of parameters, dim 128 140 MB.
-_NARROW_COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# as fast), sums apart. The limit lies between: dim 64 has 34 MB of parameters, dim 128 140 MB.
+_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_NARROW_COMPILER_OPTIONS = {_LIBRARY: ""}
+_WIDE_COMPILER_OPTIONS = {_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _NARROW_BYTES = 64 << 20
 
 # How float32 products may be computed: JAX's names for it. Of "bfloat16", JAX's own name would give
@@ -153,8 +155,10 @@ def compiler_options(platform: str, parameter_bytes: int) -> dict[str, Any]:
         platform: "cpu", "gpu" or "tpu".
         parameter_bytes: Size of the network's parameters as float32.
     """
-    is_narrow = platform == "cpu" and parameter_bytes < _NARROW_BYTES
-    return dict(_NARROW_COMPILER_OPTIONS) if is_narrow else {}
+    if platform != "cpu":
+        return {}
+    is_narrow = parameter_bytes < _NARROW_BYTES
+    return dict(_NARROW_COMPILER_OPTIONS if is_narrow else _WIDE_COMPILER_OPTIONS)
 
 
 def _bytes(tree: Any) -> int:
