@@ -208,11 +208,14 @@ def _rowwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     shifted = [padded[:, :, column : column + width] for column in range(3)]
     taps = jnp.concatenate(shifted, axis=-1)
     rows = jnp.moveaxis(taps, 1, 0).reshape(height, -1, 3 * channels)
-    kernels = kernel.reshape(3, 3 * channels, features)
+    # In two dimensions, so that a slice of it is a slice of the parameter itself.
+    kernels = kernel.reshape(9 * channels, features)
+    depth = 3 * channels
     out = [
         sum(
-            product(rows[source], kernels[source - row + 1])
-            for source in range(max(row - 1, 0), min(row + 2, height))
+            product(rows[row + tap - 1], kernels[tap * depth : (tap + 1) * depth])
+            for tap in range(3)
+            if 0 <= row + tap - 1 < height
         )
         for row in range(height)
     ]
