@@ -17,10 +17,8 @@ from scipy import special
 from htnet_jax.baselines import Baseline, Fitted
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import metrics, protocols
-from htnet_jax.training.cluster import Cluster
+from htnet_jax.training.cluster import ALONE, Cluster
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
-
-_ALONE = Cluster()
 
 
 class BaselineTrainer:
@@ -52,7 +50,7 @@ class BaselineTrainer:
         persons: np.ndarray,
         sources: np.ndarray,
         inner_parts: int = 5,
-        cluster: Cluster = _ALONE,
+        cluster: Cluster = ALONE,
     ) -> None:
         """Checks everything and fits nothing yet.
 

@@ -59,6 +59,9 @@ class Cluster:
         return self.index == 0
 
 
+ALONE = Cluster()
+
+
 def connect(config: ConfigDict) -> None:
     """Joins the other processes, if `config.distributed`; before JAX first uses a device.
 

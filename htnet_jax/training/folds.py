@@ -33,7 +33,7 @@ import optax
 
 from htnet_jax.errors import UserError
 from htnet_jax.models.idle import join, split
-from htnet_jax.training.cluster import Cluster
+from htnet_jax.training.cluster import ALONE, Cluster
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
 from htnet_jax.training.snapshots import Snapshots
@@ -63,8 +63,6 @@ _NARROW_BYTES = 64 << 20
 # TF32 on a GPU, so that there the algorithm is named.
 MATMUL_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _GPU_PRECISIONS = {**MATMUL_PRECISIONS, "bfloat16": "BF16_BF16_F32"}
-_ALONE = Cluster()
-
 # Purposes of a fold's random streams.
 _INIT, _SHUFFLE, _DROPOUT = range(3)
 
@@ -203,7 +201,7 @@ class FoldTrainer:
         shuffle: bool = False,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
-        cluster: Cluster = _ALONE,
+        cluster: Cluster = ALONE,
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
         idle: Mapping[str, int] | None = None,

@@ -15,7 +15,7 @@ from htnet_jax.evaluation.protocols import people
 from htnet_jax.training import settings
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
-from htnet_jax.training.cluster import Cluster
+from htnet_jax.training.cluster import ALONE, Cluster
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 Trainer = FoldTrainer | BaselineTrainer
@@ -64,7 +64,7 @@ def make_trainer(
     inputs: np.ndarray,
     folds: Sequence[Fold],
     folds_per_device: int,
-    cluster: Cluster,
+    cluster: Cluster = ALONE,
     devices_at_once: int = 0,
 ) -> Trainer:
     """The trainer of some folds.
