@@ -220,7 +220,7 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
     from htnet_jax.torch_bridge.speed import TorchSide
     from htnet_jax.torch_bridge.speed_cases import Setup
     from htnet_jax.training.checkpoints import build_module
-    from htnet_jax.training.folds import compiler_options
+    from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
 
     jax.config.update("jax_num_cpu_devices", threads)
     torch.set_num_threads(threads)
@@ -244,7 +244,6 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
         raise UserError("--tf32 is for GPUs; leave it out on a CPU")
     module = build_module(config.model)
     bridge = BRIDGES[config.model.name]
-    platform = jax.local_devices()[0].platform
     channels = len(config.dataset.channels.split(","))
     side = TorchSide(
         device="cuda" if on_gpu else "cpu",
@@ -254,16 +253,15 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
     if _COMPILE.value:
         sides["torch_compile"] = TorchSide(side.device, side.autocast, compiled=True)
     coarse = "bfloat16" in (config.model.dtype, _WEIGHTS.value, _TORCH_DTYPE.value)
-    costs = COSTS[config.model.name](module, channels)
     return Setup(
         module=module,
         bridge=bridge,
-        costs=costs,
+        costs=COSTS[config.model.name](module, channels),
         channels=channels,
         learning_rate=config.learning_rate,
         variables=parity.random_variables(module, bridge, channels, _SEED.value),
         torch_sides=sides,
-        options=compiler_options(platform, 4 * costs.parameters),
+        options=None if on_gpu else CPU_COMPILER_OPTIONS,
         precision="bfloat16" if coarse else "tensorfloat32" if _TF32.value else "float32",
         rng=np.random.default_rng(_SEED.value),
     )

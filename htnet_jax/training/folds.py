@@ -50,14 +50,12 @@ MAX_FOLDS_PER_CPU_DEVICE = 1
 # gradient and the optimizer's state, for activations and the temporary copies of an update.
 WORKING_FACTOR = 1.5
 
-# XLA's CPU backend hands products and sums to YNNPACK unless told otherwise (then products go to
-# Eigen). For narrow networks that is slower (dim 32: 0.14 s a fold-epoch against 0.11 s), for wide
-# ones faster (dim 256: 2.9 s a step against 3.3 s; its products with transposed weights are twice
-# as fast), sums apart. The limit lies between: dim 64 has 34 MB of parameters, dim 128 140 MB.
-_LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-_NARROW_COMPILER_OPTIONS = {_LIBRARY: ""}
-_WIDE_COMPILER_OPTIONS = {_LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_NARROW_BYTES = 64 << 20
+# XLA's CPU backend would hand products, sums and what stands between them to YNNPACK. It is the
+# faster one for products (dim 256: 2.9 s a step against 3.3 s with Eigen, which is slow where a
+# weight is transposed), but not for the rest (dim 32: 0.15 s a fold-epoch against 0.11 s).
+CPU_COMPILER_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+}
 
 # How float32 products may be computed: JAX's names for it. Of "bfloat16", JAX's own name would give
 # TF32 on a GPU, so that there the algorithm is named.
@@ -146,17 +144,25 @@ class Regrouped(Exception):
     """
 
 
-def compiler_options(platform: str, parameter_bytes: int) -> dict[str, Any]:
-    """Options of XLA with which a network trains and predicts fastest.
+def _of_group(
+    function: Callable[..., Any], size: int, axes: tuple[int | None, ...]
+) -> Callable[..., Any]:
+    """A function of one fold as one of a group; `axes` as `jax.vmap` takes them.
 
-    Args:
-        platform: "cpu", "gpu" or "tpu".
-        parameter_bytes: Size of the network's parameters as float32.
+    A group of one has no batched products: of those XLA does not turn gradients of weights the
+    right way round, and the optimizer then reads them across the grain, several times slower.
     """
-    if platform != "cpu":
-        return {}
-    is_narrow = parameter_bytes < _NARROW_BYTES
-    return dict(_NARROW_COMPILER_OPTIONS if is_narrow else _WIDE_COMPILER_OPTIONS)
+    if size > 1:
+        return jax.vmap(function, in_axes=axes)
+
+    def of_one(*arguments: Any) -> Any:
+        alone = [
+            argument if axis is None else jax.tree.map(lambda a: a[0], argument)
+            for argument, axis in zip(arguments, axes, strict=True)
+        ]
+        return jax.tree.map(lambda a: a[None], function(*alone))
+
+    return of_one
 
 
 def _bytes(tree: Any) -> int:
@@ -273,12 +279,9 @@ class FoldTrainer:
         self._step = jax.jit(self._update)
         self._programs: tuple[Any, Any] | None = None
         self._epochs_per_call = 1
-        self._init = jax.pmap(jax.vmap(self._init_fold), devices=self._devices)
-        self._run = jax.pmap(
-            jax.vmap(self._run_fold, in_axes=(0, 0, None, None, None)),
-            devices=self._devices,
-            donate_argnums=(0,),
-        )
+        self._init = jax.pmap(_of_group(self._init_fold, size, (0,)), devices=self._devices)
+        run = _of_group(self._run_fold, size, (0, 0, None, None, None))
+        self._run = jax.pmap(run, devices=self._devices, donate_argnums=(0,))
 
     def _check(self) -> None:
         if not self.folds:
@@ -530,8 +533,7 @@ class FoldTrainer:
                         state = compiled_init.result()(tables["origin"])
                     run = self._run.lower(state, tables, self._data, *self._span(0, 1))
                 on_cpu = self._devices[0].platform == "cpu"
-                options = compiler_options(self._devices[0].platform, self.parameter_bytes)
-                compiled_run = run.compile(options)
+                compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
                 programs = compiled_init.result(), compiled_run
             self._check_memory(programs, copies if on_cpu else 0)
             self._programs = programs

@@ -71,8 +71,7 @@ def data():
 
 def test_trains_as_a_plain_pytorch_loop(data, monkeypatch):
     # Compiling takes nearly all the time: half as long with LLVM's optimisations off.
-    quick = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(folds, "compiler_options", lambda platform, parameter_bytes: quick)
+    monkeypatch.setitem(folds.CPU_COMPILER_OPTIONS, "xla_backend_optimization_level", 0)
     trained = train(make_trainer(data, optax.adam(LEARNING_RATE)), EPOCHS)
     started = train(make_trainer(data, optax.set_to_zero()), 1)
     counts = [int(result.fold.train.sum()) for result in trained]
