@@ -28,6 +28,7 @@ def run(*arguments, **environment):
     )
 
 
+@pytest.mark.slow  # three processes that compile
 def test_figures(tmp_path):
     file = tmp_path / "folds.json"
     done = run(

@@ -122,6 +122,7 @@ def test_two_processes_predict_what_one_does(start_two, make_config, run_quickly
         assert (found.config.seed, found.config.seeds) == (int("seed1" in name), 1)
 
 
+@pytest.mark.slow  # two processes that compile, and a third
 def test_a_helper_stops_and_one_process_goes_on(
     start_two, make_config, run_quickly, arrays, tmp_path
 ):
