@@ -58,7 +58,7 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         Of the type of x.
     """
     flat = x.reshape(-1, x.shape[-1])
-    if len(flat) <= FEW_ROWS and flat.shape[-1] % (_TERMS // 2) == 0:
+    if 0 < len(flat) <= FEW_ROWS and flat.shape[-1] % (_TERMS // 2) == 0:
         flat = jax.lax.platform_dependent(flat, kernel, cpu=_few_rows, default=_matmul)
     else:
         flat = _matmul(flat, kernel)

@@ -38,6 +38,9 @@ _PREPARING_S = 24 * 3600
 # A network file system may show a new file this much later on other hosts (NFS: acdirmax, 60 s).
 _APPEARING_S = 90
 
+# How long processes that have ended wait for the others to end: a snapshot may take minutes.
+_ENDING_S = 3600
+
 _SESSION = "session.txt"
 
 
@@ -81,12 +84,14 @@ def connect(config: ConfigDict) -> None:
             )
         return
     _check_flags(address, count, index)
-    if address and index > 0:
-        _find(address)
     _say(
         f"joining the other processes{f' at {address}' if address else ''}, for up to "
         f"{CONNECTING_S} s (--config.coordinator, --config.processes)"
     )
+    if address:
+        _resolve(address)
+    if address and index > 0:
+        _find(address)
     # The processes exchange no numbers; Gloo would wait for all of them, and print.
     jax.config.update("jax_cpu_collectives_implementation", None)
     # It would catch SIGTERM, and a process that waits could not be ended.
@@ -98,6 +103,8 @@ def connect(config: ConfigDict) -> None:
             num_processes=count or None,
             process_id=None if index < 0 else index,
             initialization_timeout=CONNECTING_S,
+            # Or a process that still writes its last snapshot would be ended with the first.
+            shutdown_timeout_seconds=_ENDING_S,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -107,6 +114,18 @@ def connect(config: ConfigDict) -> None:
             "--config.process=0 to N-1 and the same --config.coordinator=HOST:PORT, a free port of "
             "process 0's host that the others can reach. Only where JAX knows the cluster (SLURM, "
             "Open MPI, cloud TPUs) may these be left out."
+        ) from error
+
+
+def _resolve(address: str) -> None:
+    """Looks the coordinator's host up; JAX would wait for a host that there is not, then abort."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise UserError(
+            f"config.coordinator={address}: there is no such host ({error.strerror or error}); "
+            "give the name or address of the host of process 0"
         ) from error
 
 
@@ -130,7 +149,7 @@ def _find(address: str) -> None:
 
 def _check_flags(address: str, count: int, index: int) -> None:
     port = address.rpartition(":")[2]
-    if address and not (":" in address and port.isdigit() and 0 < int(port) < 65536):
+    if address and not (address.rpartition(":")[0] and port.isdigit() and 0 < int(port) < 65536):
         raise UserError(
             f"config.coordinator={address!r} must be HOST:PORT, a free port of process 0's host"
         )
@@ -210,6 +229,24 @@ class Others:
                 "message), or this is not the same folder: give all processes one --workdir, in a "
                 "folder that all hosts share."
             )
+        if not self._cluster.leads:
+            write_atomically(self._joined(self._cluster.index), lambda file: file.write(b""))
+            return
+        helpers = range(1, self._cluster.count)
+        # A helper that sees another folder says so itself when this time is over.
+        end = time.monotonic() + 1.5 * _APPEARING_S
+        while missing := [
+            index
+            for index in helpers
+            if not (self._joined(index).is_file() or self._word(index).is_file())
+        ]:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{self._folder.parent}: not all processes see this folder (missing: process "
+                    f"{', '.join(map(str, missing))}); give all one --workdir, in a folder that "
+                    "all hosts share"
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS / 5)
 
     def stopped(self) -> str:
         """Why another process has stopped; empty: none has."""
@@ -267,6 +304,9 @@ class Others:
     def _read(self) -> str:
         path = self._folder / _SESSION
         return path.read_text() if path.is_file() else ""
+
+    def _joined(self, index: int) -> Path:
+        return self._folder / f"joined-{self._session}-{index}.txt"
 
     def _word(self, index: int) -> Path:
         return self._folder / f"stopped-{self._session}-{index}.txt"

@@ -343,9 +343,11 @@ def _state_folder(store: Store, folds: list[Fold]) -> Path:
 def _discard_others(store: Store, rounds: list[tuple[_Stage, list[Fold]]]) -> None:
     """Deletes the states of rounds that are formed no more, as when part of one was finished."""
     needed = {_state_folder(store, folds) for _, folds in rounds}
-    for found in store.folder.glob("state-*"):
-        if found not in needed:
-            shutil.rmtree(found)
+    others = [found for found in store.folder.glob("state-*") if found not in needed]
+    for found in others:
+        shutil.rmtree(found)
+    if others:
+        _say(f"{len(others)} unfinished rounds had other groups of folds: those begin anew")
 
 
 def _record_choices(

@@ -532,6 +532,7 @@ class FoldTrainer:
                     if jax.process_count() > 1:  # pmap then traces with real arrays only
                         state = compiled_init.result()(tables["origin"])
                     run = self._run.lower(state, tables, self._data, *self._span(0, 1))
+                    del state  # it would count as memory in use
                 on_cpu = self._devices[0].platform == "cpu"
                 compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
                 programs = compiled_init.result(), compiled_run

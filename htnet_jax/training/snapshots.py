@@ -130,7 +130,11 @@ class Snapshots:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for _, old in self._found()[:-KEPT]:
+        found = self._found()
+        # Later epochs than this one are of an attempt that could not be gone on with.
+        rejected = [old for number, old in found if number > epoch]
+        earlier = [old for number, old in found if number <= epoch]
+        for old in [*rejected, *earlier[:-KEPT]]:
             shutil.rmtree(old, ignore_errors=True)
 
 

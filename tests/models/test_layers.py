@@ -190,6 +190,10 @@ def test_product_and_its_gradient_for_few_and_many_rows(rows, depth):
     assert_close(by_kernel, x[:, 0].T.astype(float) @ weights[:, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_product_of_no_rows():
+    assert jax.jit(product)(np.zeros((0, 8), np.float32), np.ones((8, 3))).shape == (0, 3)
+
+
 @pytest.mark.parametrize("rows", [1, FEW_ROWS + 1])
 def test_product_takes_kernels_of_another_type(rows):
     x = np.ones((rows, 8), np.float32)

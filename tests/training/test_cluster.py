@@ -1,5 +1,6 @@
 """Several processes on one machine, found over the loopback interface, that share a run."""
 
+import concurrent.futures
 import os
 import pathlib
 import signal
@@ -163,6 +164,7 @@ def test_a_helper_stops_and_one_process_goes_on(
         ({"coordinator": "host:1"}, r"set --config\.distributed=True too"),
         ({"process": 0}, r"set --config\.distributed=True too"),
         ({"distributed": True, "coordinator": "host"}, r"coordinator='host' must be HOST:PORT"),
+        ({"distributed": True, "coordinator": ":3003"}, r"must be HOST:PORT"),
         ({"distributed": True, "coordinator": "host:0"}, r"must be HOST:PORT"),
         ({"distributed": True, "processes": -1}, r"processes=-1 must be the number"),
         ({"distributed": True, "processes": 2, "process": 2}, r"process=2 must be 0 to 1"),
@@ -185,18 +187,31 @@ def test_a_coordinator_that_does_not_answer(monkeypatch):
         cluster.connect(config)
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_host_that_there_is_not(process):
+    config = default_config()
+    address = "nohost.invalid:3000"
+    config.update({"distributed": True, "coordinator": address, "processes": 2})
+    config.process = process
+    with pytest.raises(UserError, match=r"config\.coordinator=nohost\.invalid:3000: there is no"):
+        cluster.connect(config)
+
+
 def test_processes_that_cannot_be_joined(monkeypatch, capsys):
     def initialize(**given):
-        assert given["coordinator_address"] == "host:1"
+        assert given["coordinator_address"] == "127.0.0.1:1"
+        # Others may be writing their last snapshots for long.
+        assert given["shutdown_timeout_seconds"] >= 3600
         assert (given["num_processes"], given["process_id"]) == (2, 0)
         raise RuntimeError("DEADLINE_EXCEEDED: too late\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     config = default_config()
-    config.update({"distributed": True, "coordinator": "host:1", "processes": 2, "process": 0})
+    address = "127.0.0.1:1"
+    config.update({"distributed": True, "coordinator": address, "processes": 2, "process": 0})
     with pytest.raises(UserError, match=r"too late\).*300 s.*--config\.coordinator=HOST:PORT"):
         cluster.connect(config)
-    assert "joining the other processes at host:1, for up to 300 s" in capsys.readouterr().err
+    assert "joining the other processes at 127.0.0.1:1, for up to 300 s" in capsys.readouterr().err
 
 
 def test_a_process_alone():
@@ -236,10 +251,14 @@ def test_word_of_another_attempt_says_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "_come_to", lambda barrier: None)
     with pytest.raises(UserError, match=r"(?s)does not see what process 0.*--workdir"):
         helper.meet()
-    leader.meet()
-    helper = Others(tmp_path, Cluster(1, 2))
-    helper._before = "old"
-    helper.meet()
+    with pytest.raises(UserError, match=r"not all processes see.*missing: process 1\); give"):
+        leader.meet()
+    monkeypatch.setattr(cluster, "_APPEARING_S", 60)
+    leader, helper = (Others(tmp_path, Cluster(index, 2)) for index in range(2))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        meeting = pool.submit(leader.meet)
+        helper.meet()
+        meeting.result()
     assert leader.stopped() == helper.stopped() == ""
     with pytest.raises(ValueError, match="too hot"), helper.told():
         raise ValueError("too hot")

@@ -241,6 +241,21 @@ def test_a_snapshot_is_a_copy(tmp_path):
     np.testing.assert_array_equal(kept.latest().arrays["x"], np.zeros(3))
 
 
+def test_snapshots_of_a_new_beginning_outlive_those_that_were_rejected(tmp_path):
+    """A round that began anew is at an earlier epoch than what it could not go on with."""
+    earlier = Snapshots(tmp_path, {})
+    for epoch in (100, 200):
+        earlier.save(epoch, {"state": np.zeros(3)})
+    earlier.wait()
+    anew = Snapshots(tmp_path, {})
+    for epoch in (10, 20, 30):
+        anew.save(epoch, {"state": np.full(3, epoch)})
+        anew.wait()
+        found = Snapshots(tmp_path, {}).latest()
+        assert (found.epoch, found.arrays["state"].tolist()) == (epoch, [epoch] * 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-20", "epoch-30"]
+
+
 def test_fast_epochs_leave_no_snapshots(stopped_at, make_config, run_quickly, tmp_path):
     """The default: none within minutes of the last one, but one on a signal."""
     patient = make_config(epochs=EPOCHS, checkpoint_every=2, checkpoints="none")
