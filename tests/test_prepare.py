@@ -100,6 +100,7 @@ def test_a_preview_beside_the_audit(built):
     assert (folder.parent.parent / f"audit_{NAME}.csv").is_file()
 
 
+@pytest.mark.slow  # tests/datasets/test_raw_builders.py interrupts a build as well
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, built, tmp_path):
     command = _command(copy, tmp_path, *CHOICES)
     unfinished = tmp_path / "samm" / f"unfinished_{NAME}"

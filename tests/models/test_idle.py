@@ -8,6 +8,7 @@ import pytest
 
 from htnet_jax import optimizers
 from htnet_jax.models import HTNet
+from htnet_jax.models.htnet import LocalAttention
 from htnet_jax.models.idle import join, split
 
 PARAMS = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "b": np.arange(4.0)}
@@ -44,19 +45,26 @@ def test_several_tokens_leave_nothing_idle():
     )
 
 
+def test_q_and_k_of_single_tokens_are_idle():
+    module = HTNet(dim=8, heads=3, block_repeats=(1, 0, 2))
+    # 3 and 12 heads of 2 channels each: twice 6 columns, and twice 24.
+    assert module.idle_columns() == {
+        "level_0/block_0/attention/qkv": 12,
+        "level_2/block_0/attention/qkv": 48,
+        "level_2/block_1/attention/qkv": 48,
+    }
+
+
 def test_steps_without_the_idle_columns_are_those_with_them():
     """Bit for bit; and whatever the idle columns hold changes nothing but themselves."""
-    module = HTNet(dim=8, heads=3, block_repeats=(0, 0, 2))
-    columns = module.idle_columns()
-    # 12 heads of 2 channels each have 24 columns of q and as many of k.
-    assert columns == {f"level_2/block_{index}/attention/qkv": 48 for index in range(2)}
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 255, (6, 28, 28, 3)).astype(np.float32)
+    # One token a block: 2 heads of 4 channels have 8 columns of q and as many of k.
+    module, columns = LocalAttention(heads=2), {"qkv": 16}
+    x = np.random.default_rng(0).standard_normal((6, 1, 8)).astype(np.float32)
     labels = np.array([0, 1, 2, 0, 1, 2])
     optimizer = optimizers.adam(1e-2)
 
     def loss_fn(trained, idle):
-        logits = module.apply({"params": join(trained, idle)}, x, train=True)
+        logits = module.apply({"params": join(trained, idle)}, x, train=True)[:, 0, :3]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
@@ -66,6 +74,7 @@ def test_steps_without_the_idle_columns_are_those_with_them():
         return optax.apply_updates(trained, updates), state
 
     params = jax.jit(lambda key: module.init(key, x, train=False)["params"])(jax.random.key(0))
+    assert params["qkv"].shape == (8, 24)
     results = []
     for idle_columns, factor in (({}, 1), (columns, 1), (columns, -2)):
         trained, idle = split(params, idle_columns)

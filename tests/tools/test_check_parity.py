@@ -74,6 +74,7 @@ def test_random_weights_agree(tmp_path):
     assert "FAIL" not in output
 
 
+@pytest.mark.slow  # tests/torch_bridge/test_faults.py has every kind of fault
 def test_a_changed_weight_is_named(tmp_path, checkpoint, state_dict):
     changed = dict(state_dict)
     name = "layers.0.0.layers.0.1.fn.net.0.bias"

@@ -83,7 +83,9 @@ def epochs_kept(folder):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_stops(number, stopped_at, config, run_quickly, whole, tmp_path, capfd):
     stopped_at(tmp_path, 5, lambda: os.kill(os.getpid(), number), Stopped)
     assert "the state of training will be saved; once more stops at once" in capfd.readouterr().err
@@ -131,7 +133,7 @@ def cut():
     raise PowerCut
 
 
-@pytest.mark.parametrize("epoch", [1, 5])
+@pytest.mark.parametrize("epoch", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_what_was_lost_is_trained_again(epoch, stopped_at, config, run_quickly, whole, tmp_path):
     stopped_at(tmp_path, epoch, cut, PowerCut)
     assert not (tmp_path / "predictions.npz").exists()

@@ -185,6 +185,7 @@ def test_a_real_exhaustion_looks_like_that():
     assert memory.is_exhausted(caught.value)
 
 
+@pytest.mark.slow  # compiles HTNet
 def test_the_compiler_says_what_a_program_needs():
     one, four = (quiet(*sizes)[0].program_bytes for sizes in ((2, 1), (1, 4)))
     # Parameters of a fold: 4 x 3 kernel and 3 biases; Adam's moments, as many again, and its count.
@@ -193,6 +194,7 @@ def test_the_compiler_says_what_a_program_needs():
     assert 3 * state < four - one < 100 * state
 
 
+@pytest.mark.slow  # compiles twice; fewer devices are tested below
 def test_a_wish_that_does_not_fit_becomes_smaller(monkeypatch):
     obeyed, _ = quiet(1, 4)
     free = int(obeyed.program_bytes / memory.USABLE) + 1

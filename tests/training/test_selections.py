@@ -106,7 +106,7 @@ def test_inner_folds_and_seeds_leave_the_folds_own_bits_alone(
     assert not np.allclose(plain.logits[0], plain.logits[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("refit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_test_label_influences_final_or_inner(
     arrays, settings, run_quickly, tmp_path, monkeypatch, refit
 ):
