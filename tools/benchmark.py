@@ -337,6 +337,7 @@ def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
         matmul_precision="tf32" if _TF32.value else "float32",
+        idle=setup.module.idle_columns(),
     )
     # All once: should the memory not suffice, the groups become smaller here.
     first, *_ = train_rounds(trainer, 1)

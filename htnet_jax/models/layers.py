@@ -20,7 +20,7 @@ LAYER_NORM_EPS = 1e-5
 MAX_ROWWISE_HEIGHT = 4
 
 # On a CPU up to this many rows are multiplied as `_few_rows` does it. Measured at 1024 x 4096 on 2
-# cores: one row takes as long as reading the weights; at 16 rows XLA's product is faster.
+# cores: one row takes about as long as reading the weights; each further row reads them again.
 FEW_ROWS = 4
 
 # Terms of a fused sum in `_few_rows`; of 16 bfloat16 terms XLA makes several passes, 10 times
@@ -199,8 +199,8 @@ def _rowwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution, zero padding 1: a product for each pair of an output and an input row.
 
     On a low map many of the nine taps meet only padding above and below: here they are left out
-    (on a 2x2 map 12 of 36 products, on a 4x4 map 24 of 144). No kernel is built or copied, as in
-    one product by a banded matrix, which was 2 to 3 times slower.
+    (on a 2x2 map 12 of 36 products, on a 4x4 map 24 of 144). No matrix is built from the kernel, as
+    for one banded product, which was up to 3 times slower.
     """
     height, width, channels = x.shape[1:]
     features = kernel.shape[-1]
