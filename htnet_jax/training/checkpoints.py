@@ -1,4 +1,4 @@
-"""A fold's final parameters on disk: Orbax arrays beside the config that says what they are.
+"""A fold's final variables on disk: Orbax arrays beside the config that says what they are.
 
 `RUN/checkpoints/SUBJECT/` holds `config.json`, the Orbax folder `variables/`, and `manifest.json`,
 the SHA-256 of every file: a flipped bit in the arrays would otherwise be read without an error.
@@ -32,7 +32,8 @@ class LoadedModel(NamedTuple):
 
     Attributes:
         module: The Flax module.
-        variables: `{"params": ...}`, float32 arrays.
+        variables: `{"params": ...}`, float32 arrays; also the network's other collections, such as
+            `batch_stats`.
         config: The settings of the run.
     """
 
@@ -83,12 +84,12 @@ def fold_folder(workdir: Path, fold: str) -> Path:
     return workdir / "checkpoints" / name
 
 
-def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
+def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
     """Writes one fold's checkpoint; it appears complete or not at all.
 
     Args:
         folder: Where; an older checkpoint there is replaced.
-        params: Nested dict of NumPy arrays.
+        variables: `{"params": ...}` and other collections, nested dicts of NumPy arrays.
         config: The run's settings, JSON-safe.
 
     Raises:
@@ -100,7 +101,7 @@ def save_fold(folder: Path, params: Any, config: Mapping[str, Any]) -> None:
             temporary.mkdir(parents=True)
             text = json.dumps(config, indent=2) + "\n"
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
-            storage.save_tree(temporary / "variables", {"params": params})
+            storage.save_tree(temporary / "variables", variables)
             manifest.write(temporary, "variables")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -124,14 +125,11 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
         settings = json.loads((folder / "config.json").read_text())
         config = ConfigDict(settings)
         module = build_module(config.model)
-        size, channels = config.model.image_size, len(config.dataset.channels.split(","))
+        shapes = module.input_shapes(len(config.dataset.channels.split(",")))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not a run's config ({error})") from error
-    expected = jax.eval_shape(
-        lambda: module.init(
-            jax.random.key(0), np.zeros((1, size, size, channels), np.float32), train=False
-        )
-    )
+    samples = [np.zeros((1, *shape), np.float32) for shape in shapes]
+    expected = jax.eval_shape(lambda: module.init(jax.random.key(0), *samples, train=False))
     try:
         manifest.check(folder, "variables")
     except manifest.DamagedError as error:

@@ -17,8 +17,19 @@ def default_config() -> ConfigDict:
     config.epochs = 800
     # Clips a step (release: 256).
     config.batch_size = 256
-    # Adam's learning rate (release: 5e-5; b1 0.9, b2 0.999, eps 1e-8 as in PyTorch).
+    # "adam" or "adamw" (b1 0.9, b2 0.999, eps 1e-8 as in PyTorch).
+    config.optimizer = "adam"
+    # The optimizer's learning rate (release: 5e-5).
     config.learning_rate = 5e-5
+    # Of "adamw", on every parameter.
+    config.weight_decay = 0.0
+    # After every epoch the learning rate is multiplied by this, as often as the next key says.
+    config.learning_rate_decay = 1.0
+    config.learning_rate_decay_epochs = 0
+    # The network's inputs in the order of its arguments, comma-separated: "mosaic" (as
+    # config.dataset.layout says), "flow" (the whole of it), and of data sets with face frames
+    # "onset" and "apex", RGB normalised by ImageNet's mean and standard deviation.
+    config.inputs = "mosaic"
     # A new order of the training clips every epoch; False: file order, as the release.
     config.shuffle = False
     # Repetitions of the whole run with the seeds seed, seed + 1, ...; they train side by side.
@@ -65,6 +76,21 @@ def default_config() -> ConfigDict:
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False
 
+    # Variation of the training clips' face frames, drawn anew in every epoch, both frames of a
+    # clip moved alike; predictions are made on the exact frames.
+    config.augmentation = ConfigDict()
+    # Probability of a mirrored face.
+    config.augmentation.flip = 0.0
+    # Most degrees that a face is turned, either way; the nearest pixel, zeros from outside.
+    config.augmentation.rotation = 0.0
+    # Most pixels that it is moved on each axis (a random crop after padding with so many zeros).
+    config.augmentation.shift = 0
+    # Frames drawn instead of the exact ones: after the onset and before the apex by up to these
+    # shares of the way from onset to apex, after the apex of the way from apex to offset.
+    config.augmentation.onset_late = 0.0
+    config.augmentation.apex_early = 0.0
+    config.augmentation.apex_late = 0.0
+
     config.model = ConfigDict()
     config.model.name = "HTNet"
     # The rest of config.model are the attributes of the module; see htnet_jax.models.HTNet.
@@ -98,6 +124,8 @@ def default_config() -> ConfigDict:
     config.dataset.channels = "strain,v,u"
     # "minmax_255": each clip and channel to 0..255, as the released pictures already are; "none".
     config.dataset.scaling = "none"
+    # Side in pixels that face frames are made smaller to; 0: as they are stored (224).
+    config.dataset.frame_size = 0
     # Control experiment: labels permuted over all clips; an honest protocol then scores chance.
     config.dataset.shuffle_labels = False
     return config

@@ -23,6 +23,7 @@ from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
 from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.events import Events
+from htnet_jax.training.feeds import Feed, make_feed
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
 from htnet_jax.training.handover import Handover
 from htnet_jax.training.snapshots import Snapshots
@@ -74,13 +75,8 @@ def _run(
     workdir.check_versions(folder, record)
     arrays = planning.of_sources(_load(config), config.dataset.sources)
     labels = _labels(arrays, config)
-    inputs = loading.network_inputs(
-        arrays,
-        layout=config.dataset.layout,
-        channels=settings.names(config.dataset.channels),
-        scaling=config.dataset.scaling,
-    )
-    planning.check_fit(config, arrays, inputs)
+    feed = make_feed(arrays, config)
+    planning.check_fit(config, model, arrays, feed)
     plan = planning.make_plan(config, arrays, labels)
     keep = planning.kept_checkpoints(config, plan)
     if record and record.get("data_fingerprint") != arrays.fingerprint:
@@ -96,7 +92,7 @@ def _run(
             "choose another --workdir"
         )
     stages = [
-        _Stage(model, config, plan, inputs, inner, record, among)
+        _Stage(model, config, plan, feed, inner, record, among)
         for inner in (False, True)
         if plan.inner_folds or not inner
     ]
@@ -133,7 +129,7 @@ def _run(
         store.assemble(),
         config=as_json,
         environment=record,
-        pictures=pictures(arrays, inputs, config.dataset.layout),
+        pictures=pictures(arrays, feed.arrays.get("mosaic"), config.dataset.layout),
     )
     report.write_run(finished, folder)
     finished.predictions.save(folder / predictions.FILE_NAME)
@@ -153,7 +149,7 @@ class _Stage:
         model: Any,
         config: ConfigDict,
         plan: Plan,
-        inputs: np.ndarray,
+        feed: Feed,
         inner: bool,
         record: dict[str, Any],
         among: Cluster,
@@ -167,7 +163,7 @@ class _Stage:
             model,
             config,
             plan,
-            inputs,
+            feed,
             list(self.folds.values()),
             record.get(self.key, config.folds_per_device),
             among,
@@ -224,9 +220,9 @@ class _Results:
         """Keeps everything of a model; its predictions last, which make it count as finished."""
         path = self._checkpoints.get(unit)
         if path and self.among.leads:
-            self._save(unit, result.params)
+            self._save(unit, result.variables)
         elif path:
-            self.handover.leave_parameters(path.name, result.params)
+            self.handover.leave_variables(path.name, result.variables)
         if choices and not self.among.leads:
             self.handover.leave_choices(self.among.index, choices)
         self.store.write(unit, kept)
@@ -236,16 +232,16 @@ class _Results:
         done = self.store.finished()
         for unit in self._checkpoints.keys() & done:
             name = self._checkpoints[unit].name
-            self.handover.take_parameters(name, lambda params, unit=unit: self._save(unit, params))
+            self.handover.take_variables(name, lambda found, unit=unit: self._save(unit, found))
         missing = self.store.plan.unit_count - len(done)
         if missing and missing != self._missing:
             _say(f"waiting for the other processes: {missing} models are left")
         self._missing = missing
         return not missing
 
-    def _save(self, unit: Unit, params: Any) -> None:
+    def _save(self, unit: Unit, variables: Any) -> None:
         seed = int(self.store.plan.seeds[unit.seed])
-        save_fold(self._checkpoints[unit], params, {**self._as_json, "seed": seed, "seeds": 1})
+        save_fold(self._checkpoints[unit], variables, {**self._as_json, "seed": seed, "seeds": 1})
 
     def _checkpoint_name(self, unit: Unit) -> str:
         name, seed = str(self.store.plan.folds[unit.fold]), int(self.store.plan.seeds[unit.seed])

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.training import planning, settings
+from htnet_jax.training.feeds import Feed, make_feed
 from htnet_jax.training.folds import Fold, FoldTrainer, Progress, train_rounds
 from htnet_jax.training.trainers import build_model, make_trainer
 
@@ -24,13 +25,13 @@ class Work(NamedTuple):
     Attributes:
         module: The network.
         plan: The run.
-        inputs: `(N, S, S, Ch)` float32, the network's inputs of all clips.
+        feed: The network's inputs of all clips.
         folds: The first folds of the run.
     """
 
     module: Any
     plan: Any
-    inputs: np.ndarray
+    feed: Feed
     folds: list[Fold]
 
 
@@ -49,18 +50,13 @@ def prepare(config: ConfigDict, count: int) -> Work:
         data_dir=dataset.data_dir,
     )
     arrays = planning.of_sources(arrays, dataset.sources)
-    inputs = loading.network_inputs(
-        arrays,
-        layout=dataset.layout,
-        channels=settings.names(dataset.channels),
-        scaling=dataset.scaling,
-    )
-    planning.check_fit(config, arrays, inputs)
+    model, feed = build_model(config), make_feed(arrays, config)
+    planning.check_fit(config, model, arrays, feed)
     plan = planning.make_plan(config, arrays, arrays.labels)
     folds = list(planning.folds(plan, plan.units(inner=False)).values())
     if count > len(folds):
         raise UserError(f"--folds names {count} folds, but the config has {len(folds)}")
-    return Work(build_model(config), plan, inputs, folds[:count])
+    return Work(model, plan, feed, folds[:count])
 
 
 def measure(
@@ -87,7 +83,7 @@ def measure(
         UserError: The config's model is no network, or anything that training raises.
     """
     before = _process_peak_bytes()
-    trainer = make_trainer(work.module, config, work.plan, work.inputs, work.folds, group)
+    trainer = make_trainer(work.module, config, work.plan, work.feed, work.folds, group)
     if not isinstance(trainer, FoldTrainer):
         raise UserError(f"config.model.name={config.model.name!r} is no network")
     compiling: list[float] = []

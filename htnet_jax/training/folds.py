@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import inspect
 import math
 import sys
 import time
@@ -34,6 +35,7 @@ import optax
 from htnet_jax.errors import UserError
 from htnet_jax.models.idle import join, split
 from htnet_jax.training.cluster import ALONE, Cluster
+from htnet_jax.training.feeds import Feed
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
 from htnet_jax.training.snapshots import Snapshots
@@ -42,6 +44,10 @@ from htnet_jax.training.stopping import StopRequest
 # A compiled call covers as many epochs as fit about this time, so that progress is seen.
 SECONDS_PER_CALL = 5.0
 MAX_EPOCHS_PER_CALL = 64
+
+# Test clips are predicted in parts whose inputs take up to this many bytes: what a network computes
+# from them is a hundred times larger. (Of frames of 224 px these are 27 clips.)
+MAX_TEST_BYTES = 32 << 20
 
 # Measured at dim 32 on 2 CPU cores: batched products of 4 folds cost 1.3 times as much per fold.
 MAX_FOLDS_PER_CPU_DEVICE = 1
@@ -62,7 +68,7 @@ CPU_COMPILER_OPTIONS = {
 MATMUL_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _GPU_PRECISIONS = {**MATMUL_PRECISIONS, "bfloat16": "BF16_BF16_F32"}
 # Purposes of a fold's random streams.
-_INIT, _SHUFFLE, _DROPOUT = range(3)
+_INIT, _SHUFFLE, _DROPOUT, _AUGMENT = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +99,19 @@ class FoldResult:
         logits: `(epochs, test clips, classes)` float32, test clips in the order of the data set.
         train_loss: `(epochs,)` float32, mean cross-entropy over the epoch's clips.
         params: The final parameters, NumPy float32; None if they were not wanted.
+        collections: The network's other variables at the end, such as `batch_stats`, by collection.
     """
 
     fold: Fold
     logits: np.ndarray
     train_loss: np.ndarray
     params: Any
+    collections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All variables, as the module's `apply` takes them."""
+        return {"params": self.params, **self.collections}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +211,7 @@ class FoldTrainer:
         self,
         module: Any,
         optimizer: optax.GradientTransformation,
-        inputs: np.ndarray,
+        inputs: np.ndarray | Feed,
         labels: np.ndarray,
         folds: Sequence[Fold],
         *,
@@ -211,13 +224,18 @@ class FoldTrainer:
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
         idle: Mapping[str, int] | None = None,
+        schedule: Callable[[jax.Array], jax.Array] | None = None,
+        classes: int = 0,
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
         Args:
-            module: Flax module; `apply({"params": p}, x, train=..., rngs=...)` gives logits.
+            module: Flax module; `apply(variables, *inputs, train=..., rngs=...)` gives logits.
+                Variables other than `params` (batch statistics) are carried along; they change in
+                training only. One that mixes the clips of a batch must take `weights` `(B,)`: 1,
+                or 0 for padding that must leave no trace.
             optimizer: Optax transformation, one independent state a fold.
-            inputs: `(N, ...)` float32 network inputs of all clips.
+            inputs: `(N, ...)` network inputs of all clips, or the feed of several.
             labels: `(N,)` int32 classes.
             folds: The folds to train, in order.
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
@@ -233,6 +251,8 @@ class FoldTrainer:
                 on a CPU, where they are float32 always.
             idle: Parameters, or their leading columns, that cannot change the result and that the
                 optimizer would leave alone: they are not trained. See `idle.split`.
+            schedule: Epoch, from 0, int32 -> factor on the optimizer's updates; None: always 1.
+            classes: Outputs to keep of the predictions; 0: all that the network has.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch larger than a
@@ -258,11 +278,13 @@ class FoldTrainer:
         last_start = (math.ceil(self._longest / batch_size) - 1) * batch_size
         self._has_empty_steps = min(counts) <= last_start
 
-        self._sample = jnp.asarray(inputs[:1])
-        params = jax.eval_shape(self._init_params, jax.random.key(0))
-        self.parameter_bytes = _bytes(params)
-        self._state_bytes = _bytes(jax.eval_shape(self._state_of, params))
-        self._host_data = inputs.astype(np.float32), labels.astype(np.int32)
+        self._feed = inputs if isinstance(inputs, Feed) else Feed.of_array(inputs)
+        self._schedule, self._classes = schedule, classes
+        self._takes_weights = "weights" in inspect.signature(module.__call__).parameters
+        variables = jax.eval_shape(self._init_variables, jax.random.key(0))
+        self.parameter_bytes = _bytes(variables)
+        self._state_bytes = _bytes(jax.eval_shape(self._state_of, variables))
+        self._host_data = self._feed.arrays, labels.astype(np.int32)
         self._arrange(folds_per_device or self._estimate())
 
     def _arrange(self, size: int) -> None:
@@ -272,8 +294,9 @@ class FoldTrainer:
         self._devices = self._pool[: len(groups(self.folds, everywhere, size))]
         mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-        self._data = self._place(
-            *(np.broadcast_to(a, (len(self._devices), *a.shape)) for a in self._host_data)
+        count = len(self._devices)
+        (self._data,) = self._place(
+            jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), self._host_data)
         )
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._update)
@@ -366,8 +389,9 @@ class FoldTrainer:
         """A number for every device; one for all of them does not work with several processes."""
         return np.full(len(self._devices), number, np.int32)
 
-    def _init_params(self, key: jax.Array) -> Any:
-        return self._module.init(key, self._sample, train=False)["params"]
+    def _init_variables(self, key: jax.Array) -> Any:
+        samples = (jnp.zeros((1, *shape), jnp.float32) for shape in self._feed.shapes)
+        return self._module.init(key, *samples, train=False)
 
     @staticmethod
     def _key(origin: jax.Array, purpose: int) -> jax.Array:
@@ -376,31 +400,59 @@ class FoldTrainer:
         return jax.random.fold_in(key, purpose)
 
     def _init_fold(self, origin: jax.Array) -> Any:
-        return self._state_of(self._init_params(self._key(origin, _INIT)))
+        return self._state_of(self._init_variables(self._key(origin, _INIT)))
 
-    def _state_of(self, params: Any) -> Any:
-        """`((trained, idle), optimizer state)`."""
-        trained, idle = split(params, self._idle)
-        return (trained, idle), self._optimizer.init(trained)
+    def _state_of(self, variables: Any) -> Any:
+        """`((trained, idle, collections), optimizer state)`."""
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        trained, idle = split(variables["params"], self._idle)
+        return (trained, idle, collections), self._optimizer.init(trained)
 
-    def _update(self, state: Any, data: Any, rows: jax.Array, weights: jax.Array, key: Any) -> Any:
-        """One optimizer step; also returns the summed loss over the batch's clips."""
-        inputs, labels = data
-        (trained, idle), optimizer_state = state
+    @staticmethod
+    def _variables(trained: Any, idle: Any, collections: Any) -> dict[str, Any]:
+        return {"params": join(trained, idle), **collections}
+
+    def _update(
+        self,
+        state: Any,
+        data: Any,
+        rows: jax.Array,
+        weights: jax.Array,
+        keys: tuple[jax.Array, jax.Array],
+        epoch: jax.Array,
+    ) -> Any:
+        """One optimizer step; also returns the summed loss over the batch's clips.
+
+        `keys`: the step's for the network, the epoch's for the variation of its inputs.
+        """
+        arrays, labels = data
+        (trained, idle, collections), optimizer_state = state
         count = weights.sum()
+        inputs = self._feed.varied(arrays, rows, keys[1])
+        options = {"weights": weights} if self._takes_weights else {}
 
-        def loss_fn(trained: Any) -> jax.Array:
-            logits = self._module.apply(
-                {"params": join(trained, idle)}, inputs[rows], train=True, rngs={"dropout": key}
+        def loss_fn(trained: Any) -> Any:
+            variables = self._variables(trained, idle, collections)
+            out = self._module.apply(
+                variables,
+                *inputs,
+                train=True,
+                rngs={"dropout": keys[0]},
+                mutable=list(collections) or False,
+                **options,
             )
+            logits, changed = out if collections else (out, {})
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels[rows]
             )
-            return (losses * weights).sum() / jnp.maximum(count, 1)
+            return (losses * weights).sum() / jnp.maximum(count, 1), changed
 
-        loss, gradient = jax.value_and_grad(loss_fn)(trained)
+        (loss, changed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         updates, new_state = self._optimizer.update(gradient, optimizer_state, trained)
-        new = (optax.apply_updates(trained, updates), idle), new_state
+        if self._schedule:
+            factor = self._schedule(epoch)
+            updates = jax.tree.map(lambda update: factor * update, updates)
+        new = (optax.apply_updates(trained, updates), idle, changed), new_state
         if self._has_empty_steps:
             new = jax.tree.map(lambda a, b: jnp.where(count > 0, a, b), new, state)
         return new, loss * count
@@ -415,13 +467,17 @@ class FoldTrainer:
             rank = jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf)
             rows = rows[jnp.argsort(rank)]
         weights = valid.astype(jnp.float32)
-        key = jax.random.fold_in(self._key(fold["origin"], _DROPOUT), epoch)
+        key, varied = (
+            jax.random.fold_in(self._key(fold["origin"], purpose), epoch)
+            for purpose in (_DROPOUT, _AUGMENT)
+        )
         batch = self._batch_size
         full = self._longest // batch
 
         def body(state: Any, step: Any) -> Any:
             index, rows, weights = step
-            return self._step(state, data, rows, weights, jax.random.fold_in(key, index))
+            keys = jax.random.fold_in(key, index), varied
+            return self._step(state, data, rows, weights, keys, epoch)
 
         cut = full * batch
         steps = (
@@ -453,9 +509,22 @@ class FoldTrainer:
         # The number of epochs is an argument, so that calls of any length share one compilation.
         return jax.lax.fori_loop(0, count, body, (state, logits, losses))
 
-    def _logits(self, parameters: Any, data: Any, rows: jax.Array) -> jax.Array:
-        variables = {"params": join(*parameters)}
-        return self._module.apply(variables, data[0][rows], train=False).astype(jnp.float32)
+    def _logits(self, parts: Any, data: Any, rows: jax.Array) -> jax.Array:
+        variables = self._variables(*parts)
+
+        def predict(rows: jax.Array) -> jax.Array:
+            inputs = self._feed.exact(data[0], rows)
+            logits = self._module.apply(variables, *inputs, train=False).astype(jnp.float32)
+            return logits[:, : self._classes] if self._classes else logits
+
+        most = max(1, MAX_TEST_BYTES // self._feed.clip_bytes)
+        if len(rows) <= most:
+            return predict(rows)
+        parts_of = math.ceil(len(rows) / most)
+        each = math.ceil(len(rows) / parts_of)
+        padded = jnp.pad(rows, (0, parts_of * each - len(rows))).reshape(parts_of, each)
+        logits = jax.lax.map(predict, padded)
+        return logits.reshape(parts_of * each, -1)[: len(rows)]
 
     def _origin(self, fold: Fold) -> tuple[int, int]:
         # JAX's keys take 32 bits of a seed.
@@ -650,11 +719,14 @@ class FoldTrainer:
         losses = np.concatenate(all_losses, axis=1)
         fetched = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
         copies = _copies(state[0], [slots[i] for i in fetched])
-        params = {i: join(*copy) for i, copy in zip(fetched, copies, strict=True)}
-        return [
-            FoldResult(fold, logits[i, :, : int(fold.test.sum())], losses[i], params.get(i))
+        results = [
+            FoldResult(fold, logits[i, :, : int(fold.test.sum())], losses[i], None)
             for i, fold in enumerate(folds)
         ]
+        for i, (trained, idle, collections) in zip(fetched, copies, strict=True):
+            params = join(trained, idle)
+            results[i] = dataclasses.replace(results[i], params=params, collections=collections)
+        return results
 
     @staticmethod
     def _snapshot(

@@ -1,6 +1,6 @@
 """What a helping process leaves beside its results, for process 0 to finish.
 
-Process 0 writes the checkpoints and the records of a run; final parameters and choices of
+Process 0 writes the checkpoints and the records of a run; final variables and choices of
 hyper-parameters of folds that another process trained wait for it in the folder of the unfinished
 results. They are still there if the run is gone on with by other processes, or by one.
 """
@@ -28,21 +28,21 @@ class Handover:
         """`folder`: that of the unfinished results."""
         self._folder = folder
 
-    def leave_parameters(self, name: str, params: Any) -> None:
-        """Keeps the final parameters of a fold.
+    def leave_variables(self, name: str, variables: Any) -> None:
+        """Keeps the final variables of a fold.
 
         Args:
             name: Name of its checkpoint's folder.
-            params: Nested dict of NumPy arrays.
+            variables: Nested dict of NumPy arrays.
 
         Raises:
             UserError: They cannot be written.
         """
-        flat = traverse_util.flatten_dict(params, sep="/")
-        arrays.save(self._parameters(name), flat, FORMAT_VERSION, compress=False)
+        flat = traverse_util.flatten_dict(variables, sep="/")
+        arrays.save(self._variables(name), flat, FORMAT_VERSION, compress=False)
 
-    def take_parameters(self, name: str, save: Callable[[Any], None]) -> None:
-        """Lets `save` keep the parameters of a fold, if they were left, and then removes them.
+    def take_variables(self, name: str, save: Callable[[Any], None]) -> None:
+        """Lets `save` keep the variables of a fold, if they were left, and then removes them.
 
         Args:
             name: Name of its checkpoint's folder.
@@ -51,11 +51,11 @@ class Handover:
         Raises:
             UserError: The file is damaged.
         """
-        path = self._parameters(name)
+        path = self._variables(name)
         if not path.is_file():
             return
         try:
-            flat = arrays.load(path, FORMAT_VERSION, "parameters of a fold")
+            flat = arrays.load(path, FORMAT_VERSION, "variables of a fold")
         except UserError as error:
             raise UserError(
                 f"{error}\nDelete this file, and the fold's own beside it (fold-*.npz), to train "
@@ -85,8 +85,8 @@ class Handover:
             found |= _read(path)
         return found
 
-    def _parameters(self, name: str) -> Path:
-        return self._folder / f"params-{name}.npz"
+    def _variables(self, name: str) -> Path:
+        return self._folder / f"variables-{name}.npz"
 
 
 def _read(path: Path) -> dict[str, Any]:

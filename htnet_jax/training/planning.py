@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation import protocols
 from htnet_jax.evaluation.plan import Plan, Unit
 from htnet_jax.training import settings
+from htnet_jax.training.feeds import FRAMES, Feed
 from htnet_jax.training.folds import Fold
 
 
@@ -31,9 +32,7 @@ def of_sources(arrays: ClipArrays, wanted: str) -> ClipArrays:
     sources = settings.chosen("dataset.sources", wanted, known, "source")
     if not sources:
         return arrays
-    kept = np.isin(arrays.sources, sorted(sources))
-    fields = ("flow", "landmarks", "labels", "subjects", "sources", "clips", "emotions")
-    return dataclasses.replace(arrays, **{name: getattr(arrays, name)[kept] for name in fields})
+    return arrays.of(np.isin(arrays.sources, sorted(sources)))
 
 
 def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Plan:
@@ -122,21 +121,48 @@ def kept_checkpoints(config: ConfigDict, plan: Plan) -> set[str]:
     return settings.chosen("checkpoints", config.checkpoints, names, "fold")
 
 
-def check_fit(config: ConfigDict, arrays: ClipArrays, inputs: np.ndarray) -> None:
-    """Raises a UserError if the model's size or number of classes is not that of the data."""
-    size = inputs.shape[1]
-    if config.model.get("image_size", size) != size:
-        raise UserError(
-            f"config.model.image_size={config.model.image_size}, but the flow of {arrays.name} is "
-            f"{size} px; set --config.model.image_size={size}, or choose another "
-            "config.dataset.config"
-        )
+def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) -> None:
+    """Raises a UserError if the model's inputs or number of classes are not those of the data."""
     classes = len(arrays.class_names)
-    if config.model.get("num_classes", classes) != classes:
+    outputs = config.model.get("num_classes", classes)
+    # A network may have outputs to spare, as the release of MMNet for three classes.
+    if outputs < classes:
         raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {arrays.name} has "
+            f"config.model.num_classes={outputs}, but {arrays.name} has "
             f"{classes} classes; set --config.model.num_classes={classes}"
         )
+    if outputs > classes:
+        _say(
+            f"config.model.num_classes={outputs}, but {arrays.name} has {classes} classes: the "
+            "outputs to spare are trained as classes that never occur, and left out of predictions"
+        )
+    if not hasattr(model, "input_shapes"):
+        return  # a baseline takes a flow of any size
+    wanted = model.input_shapes(len(settings.names(config.dataset.channels)))
+    if len(wanted) != len(feed.names):
+        raise UserError(
+            f"config.inputs={config.inputs!r} names {len(feed.names)} inputs, but "
+            f"{config.model.name} takes {len(wanted)}"
+        )
+    for name, shape, found in zip(feed.names, wanted, feed.shapes, strict=True):
+        if shape == found:
+            continue
+        size = found[0]
+        if shape[2:] != found[2:]:
+            raise UserError(
+                f"config.inputs={config.inputs!r}: {config.model.name} takes {_size(shape)} where "
+                f"{name} is given, which is {_size(found)}"
+            )
+        another = "config.dataset.frame_size" if name in FRAMES else "config.dataset.config"
+        what = "frames" if name in FRAMES else "flow"
+        raise UserError(
+            f"config.model.image_size={shape[0]}, but the {what} of {arrays.name} is {size} px; "
+            f"set --config.model.image_size={size}, or choose another {another}"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _say(message: str) -> None:

@@ -27,6 +27,9 @@ _PLACE_KEYS = (
     "checkpoint_seconds",
 )
 
+# `config.optimizer`.
+OPTIMIZERS = ("adam", "adamw")
+
 # Types in which a network may compute.
 _DTYPES = ("float32", "bfloat16")
 
@@ -48,17 +51,36 @@ def check(config: ConfigDict) -> None:
     for key in ("epochs", "batch_size", "seeds"):
         if config[key] < 1:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
+    flat = _flatten(config.to_dict())
     for key in (
         *("seed", "folds_per_device", "cpu_devices", "inner_folds"),
-        *("checkpoint_every", "checkpoint_seconds"),
+        *("checkpoint_every", "checkpoint_seconds", "dataset.frame_size", "weight_decay"),
+        *("learning_rate_decay_epochs", *(key for key in flat if key.startswith("augmentation."))),
     ):
-        if config[key] < 0:
-            raise UserError(f"config.{key}={config[key]} must not be negative")
+        # Not a comparison with 0 alone: NaN is neither.
+        if not 0 <= flat[key] < float("inf"):
+            raise UserError(f"config.{key}={flat[key]} must not be negative, and finite")
     # JAX's keys take 32 bits of a seed.
     if config.seed + config.seeds > 2**32:
         raise UserError(f"config.seed={config.seed}: seeds must be below 2**32")
     if not 0 < config.learning_rate < float("inf"):
         raise UserError(f"config.learning_rate={config.learning_rate} must be above 0 and finite")
+    if not 0 < config.learning_rate_decay <= 1:
+        raise UserError(
+            f"config.learning_rate_decay={config.learning_rate_decay} must lie in (0, 1]; 1: none"
+        )
+    if config.optimizer not in OPTIMIZERS:
+        raise UserError(
+            f"config.optimizer={config.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}"
+        )
+    if config.weight_decay and config.optimizer != "adamw":
+        raise UserError(
+            f"config.weight_decay={config.weight_decay} is for adamw; set --config.optimizer=adamw"
+        )
+    if config.augmentation.flip > 1:
+        raise UserError(
+            f"config.augmentation.flip={config.augmentation.flip} is a probability: at most 1"
+        )
     if config.matmul_precision not in MATMUL_PRECISIONS:
         raise UserError(
             f"config.matmul_precision={config.matmul_precision!r} is unknown; use "

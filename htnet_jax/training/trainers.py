@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from htnet_jax import baselines, models, optimizers
@@ -16,6 +18,7 @@ from htnet_jax.training import settings
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
 from htnet_jax.training.cluster import ALONE, Cluster
+from htnet_jax.training.feeds import FRAMES, Feed
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 Trainer = FoldTrainer | BaselineTrainer
@@ -37,6 +40,12 @@ def build_model(config: ConfigDict) -> Any:
             known = ", ".join([*models.MODELS, *baselines.BASELINES])
             raise UserError(f"config.model.name={name!r} is unknown; use {known}")
         return build_module(config.model)
+    inputs = settings.names(config.inputs)
+    if len(inputs) != 1 or inputs[0] in FRAMES:
+        raise UserError(
+            f"config.inputs={config.inputs!r}, but {name} takes one flow picture; set "
+            "--config.inputs=mosaic or flow"
+        )
     for key, value in (("epochs", 1), ("checkpoints", "none")):
         if config[key] != value:
             raise UserError(
@@ -61,7 +70,7 @@ def make_trainer(
     model: Any,
     config: ConfigDict,
     plan: Plan,
-    inputs: np.ndarray,
+    feed: Feed,
     folds: Sequence[Fold],
     folds_per_device: int,
     cluster: Cluster = ALONE,
@@ -73,7 +82,7 @@ def make_trainer(
         model: From `build_model`.
         config: The settings.
         plan: The run.
-        inputs: `(N, ...)` float32, the inputs of all clips.
+        feed: The inputs of all clips.
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
         cluster: The processes that share the folds.
@@ -85,7 +94,7 @@ def make_trainer(
     if config.model.name in baselines.BASELINES:
         return BaselineTrainer(
             model,
-            inputs,
+            feed.arrays[feed.names[0]],
             plan.labels,
             folds,
             seed=config.seed,
@@ -96,8 +105,8 @@ def make_trainer(
         )
     return FoldTrainer(
         model,
-        optimizers.adam(config.learning_rate),
-        inputs,
+        optimizer_of(config),
+        feed,
         plan.labels,
         folds,
         batch_size=config.batch_size,
@@ -108,5 +117,24 @@ def make_trainer(
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
         # Adam leaves them as they are; an optimizer with weight decay would not.
-        idle=model.idle_columns() if hasattr(model, "idle_columns") else None,
+        idle=model.idle_columns()
+        if hasattr(model, "idle_columns") and not config.weight_decay
+        else None,
+        schedule=schedule_of(config),
+        classes=len(plan.class_names),
     )
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimizer that a config names, with the learning rate of the first epoch."""
+    if config.optimizer == "adamw":
+        return optimizers.adamw(config.learning_rate, config.weight_decay)
+    return optimizers.adam(config.learning_rate)
+
+
+def schedule_of(config: ConfigDict) -> Callable[[jax.Array], jax.Array] | None:
+    """Epoch, from 0 -> the learning rate as a multiple of the first epoch's; None: always 1."""
+    decay, epochs = config.learning_rate_decay, config.learning_rate_decay_epochs
+    if decay == 1 or not epochs:
+        return None
+    return lambda epoch: jnp.float32(decay) ** jnp.minimum(epoch, epochs)
