@@ -1,8 +1,9 @@
 """Flax linen networks; they import nothing else of the project."""
 
 from htnet_jax.models.htnet import HTNet
+from htnet_jax.models.mmnet import MMNet
 
 # `config.model.name` -> module class; a new network is added here.
-MODELS = {"HTNet": HTNet}
+MODELS = {"HTNet": HTNet, "MMNet": MMNet}
 
-__all__ = ["MODELS", "HTNet"]
+__all__ = ["MODELS", "HTNet", "MMNet"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from htnet_jax.models.htnet import HTNet
+from htnet_jax.models.mmnet import CELL, MMNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Costs:
 
     Attributes:
         forward_flops: Of the matrix products of a forward pass.
-        embedding_flops: Of the first product among them: the pictures need no gradient.
+        embedding_flops: Of the products among them that read the pictures: those need no gradient.
         parameters: Numbers that are trained.
         idle_parameters: Those among them that cannot change the result and are never read.
     """
@@ -41,11 +42,17 @@ class Costs:
         return (self.parameters - self.idle_parameters) * bytes_each
 
 
-def convolution_taps(side: int) -> int:
+def convolution_taps(side: int, stride: int = 1) -> int:
     """Products that a 3x3 convolution with padding 1 takes on a `side` x `side` map, by channels.
 
     Taps on the padding are left out: 16 of 36 on a 2x2 map, 100 of 144 on a 4x4 map.
+
+    Args:
+        side: Of the map that the convolution reads.
+        stride: 1, or 2 on an even side, where only the first window of a row meets the padding.
     """
+    if stride == 2:
+        return (3 * (side // 2) - 1) ** 2
     return (3 * side - 2) ** 2
 
 
@@ -92,5 +99,49 @@ def htnet_costs(module: HTNet, channels: int = 3) -> Costs:
     return Costs(flops, embedding, parameters, idle)
 
 
+def mmnet_costs(module: MMNet, channels: int = 3) -> Costs:
+    """What an MMNet costs.
+
+    Args:
+        module: The network.
+        channels: Channels of the flow, which it does not see.
+
+    Returns:
+        The costs, without the taps of convolutions on the padding. Of the running statistics none
+        are parameters.
+
+    Raises:
+        ValueError: The module's attributes do not fit together.
+    """
+    del channels
+    module.check_sizes()
+    side, narrow = module.image_size // 2, module.stem
+    stem = 2 * convolution_taps(module.image_size, 2) * 3 * module.stem
+    flops = stem + 2 * convolution_taps(side) * module.stem * module.widths[0]
+    # A convolution without bias, and the gain and the bias after it.
+    parameters = 9 * 3 * narrow + 2 * narrow + (9 * narrow + 2) * module.widths[0]
+    narrow = module.widths[0]
+    for number, width in enumerate(module.widths):
+        stride = 1 if number == 0 else 2
+        flops += 2 * convolution_taps(side, stride) * narrow * width
+        side //= stride
+        # The 1x1 convolutions: the second, that of the map (2 to 1), that of the skip.
+        skip = 0 if number == 0 else narrow * width
+        flops += 2 * side**2 * (width * width + 2 + skip)
+        parameters += (9 * narrow + 2) * width + (width + 2) * width + 4
+        parameters += skip + 2 * width if skip else 0
+        narrow = width
+    width, tokens = module.widths[-1], (module.image_size // CELL) ** 2
+    hidden = width * module.mlp_mult
+    patches = 2 * tokens * 3 * width
+    a_token = 4 * width * width + 2 * tokens * width + 2 * width * hidden
+    flops += patches + 2 * module.depth * tokens * a_token
+    dense = 4 * width * width + 4 * width + 2 * width * hidden + hidden + width
+    parameters += (3 + 1) * width + tokens * width + module.depth * (dense + 4 * width) + 2 * width
+    flops += 2 * tokens * width * module.num_classes
+    parameters += (tokens * width + 1) * module.num_classes
+    return Costs(flops, stem + patches, parameters, 0)
+
+
 # `config.model.name` -> `(module, channels) -> Costs`; a new network is added here.
-COSTS: dict[str, Callable[[Any, int], Costs]] = {"HTNet": htnet_costs}
+COSTS: dict[str, Callable[[Any, int], Costs]] = {"HTNet": htnet_costs, "MMNet": mmnet_costs}

@@ -333,6 +333,14 @@ class HTNet(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 
+    def input_shapes(self, flow_channels: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input of one clip, in the order of the call: the mosaic.
+
+        Args:
+            flow_channels: Channels of the flow.
+        """
+        return ((self.image_size, self.image_size, flow_channels),)
+
     def idle_columns(self) -> dict[str, int]:
         """The parameters that cannot change the result, if a block holds a single token: q and k.
 

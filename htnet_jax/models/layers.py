@@ -100,24 +100,28 @@ class Dense(nn.Module):
     Attributes:
         features: Output channels.
         dtype: Type of the computation.
+        kernel_init: How the kernel starts; default: as PyTorch's.
+        bias_init: How the bias starts; default: as PyTorch's.
     """
 
     features: int
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer | None = None
+    bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(..., C)` to `(..., features)`."""
         init = torch_uniform(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
+        kernel = self.param("kernel", self.kernel_init or init, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init or init, (self.features,))
         x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
         flat = product(x.reshape(-1, x.shape[-1]), kernel) + bias.reshape(1, -1)
         return flat.reshape(*x.shape[:-1], self.features)
 
 
 class LayerNorm(nn.Module):
-    """LN over channels: biased variance, eps 1e-5 under the root, a gain and a bias per channel.
+    """LN over channels: biased variance, eps under the root, a gain and a bias per channel.
 
     The variance is taken in two passes because the inputs (raw 0..255) are far from zero mean,
     where E[x^2] - E[x]^2 loses digits. Parameters: `scale` (1s at the start) and `bias` (0s),
@@ -125,9 +129,11 @@ class LayerNorm(nn.Module):
 
     Attributes:
         dtype: Type of the result; the statistics are float32 at least.
+        eps: Added to the variance; default 1e-5 as PyTorch's.
     """
 
     dtype: Any = jnp.float32
+    eps: float = LAYER_NORM_EPS
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -139,7 +145,7 @@ class LayerNorm(nn.Module):
         flat = x.reshape(-1, channels).astype(wide)
         centred = flat - flat.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
         out = normed * scale.astype(wide).reshape(1, -1) + bias.astype(wide).reshape(1, -1)
         return out.astype(self.dtype).reshape(x.shape)
 

@@ -1,0 +1,103 @@
+"""Convolutions without bias, channels last, padded by the same number of zeros on every side.
+
+Not Flax's "SAME", which with stride 2 pads an even map on the right and below only: PyTorch's
+padding of 1 puts the first window one pixel further up and left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from htnet_jax.models.layers import product, torch_uniform
+
+
+def kaiming_normal_fan_out(kernel_area: int) -> nn.initializers.Initializer:
+    """PyTorch's `kaiming_normal_(mode="fan_out", nonlinearity="relu")`: N(0, 2 / fan_out).
+
+    fan_out is the number of outputs (the kernel's last axis) x `kernel_area`.
+
+    Args:
+        kernel_area: Pixels that the kernel covers.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        deviation = (2 / (kernel_area * shape[-1])) ** 0.5
+        return deviation * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """Cross-correlation of a map with a kernel, as PyTorch's `conv2d` without bias.
+
+    Args:
+        x: `(B, H, W, C)` floats.
+        kernel: `(rows, columns, C, features)`; is converted to the type of x.
+        stride: Pixels between two windows, on both axes.
+        padding: Zeros on each of the four sides.
+
+    Returns:
+        `(B, (H + 2 padding - rows) // stride + 1, ..., features)` of the type of x.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Conv(nn.Module):
+    """3x3 convolution without bias, zero padding 1, as PyTorch's `Conv2d(.., 3, stride, 1)`.
+
+    Parameter: `kernel` `(3, 3, C, features)`, float32.
+
+    Attributes:
+        features: Output channels.
+        stride: Pixels between two windows.
+        dtype: Type of the computation.
+        kernel_init: How the kernel starts; default: as PyTorch's `Conv2d`.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, ceil(H / stride), ceil(W / stride), features)`."""
+        channels = x.shape[-1]
+        init = self.kernel_init or torch_uniform(9 * channels)
+        kernel = self.param("kernel", init, (3, 3, channels, self.features))
+        return convolve(x.astype(self.dtype), kernel, self.stride, 1)
+
+
+class Pointwise(nn.Module):
+    """1x1 convolution without bias, as a matrix product.
+
+    Parameter: `kernel` `(C, features)`, float32.
+
+    Attributes:
+        features: Output channels.
+        stride: Every so many pixels of a row and rows are used, the first ones included.
+        dtype: Type of the computation.
+        kernel_init: How the kernel starts; default: as PyTorch's `Conv2d`.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, ceil(H / stride), ceil(W / stride), features)`."""
+        init = self.kernel_init or torch_uniform(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        return product(x[:, :: self.stride, :: self.stride].astype(self.dtype), kernel)

@@ -1,0 +1,342 @@
+"""MMNet: muscle motion from the difference of two frames, face positions from the first of them.
+
+Li, Sui, Zhu, Zhao, "MMNet: Muscle Motion-guided Network for Micro-expression Recognition", IJCAI
+2022, arXiv 2201.05297. Written from the paper's and the release's facts; the blocks can be imported
+and used on their own.
+
+The main branch sees `apex - onset` and carries a map of attention from block to block; the
+position-calibration branch sees the onset frame on a coarse grid. Their sum is classified.
+
+With `mutable=["intermediates"]` the values between the layers can be had as well; else they cost
+nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from htnet_jax.models.convolution import Conv, Pointwise, kaiming_normal_fan_out
+from htnet_jax.models.layers import Dense, LayerNorm, max_pool_3x3_stride_2, product, torch_uniform
+from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.vit import VIT_LAYER_NORM_EPS, ViTBlock, vit_normal
+
+# Pixels a side of a cell of the coarse grid: what strides of 2 in the stem and in three of the four
+# blocks make of a pixel of the last map.
+CELL = 16
+
+
+def shrink(frames: jax.Array) -> jax.Array:
+    """Resizes to a sixteenth, bilinear without antialiasing: samples the centre of every cell.
+
+    The centre of a 16x16 cell lies between four pixels, so their mean is what PyTorch's
+    `interpolate(mode="bilinear", align_corners=False)` gives. (`jax.image.resize` would average
+    over the cell.)
+
+    Args:
+        frames: `(B, H, W, C)`; H and W divisible by 16.
+
+    Returns:
+        `(B, H / 16, W / 16, C)`.
+    """
+    batch, height, width, channels = frames.shape
+    cells = frames.reshape(batch, height // CELL, CELL, width // CELL, CELL, channels)
+    middle = slice(CELL // 2 - 1, CELL // 2 + 1)
+    return cells[:, :, middle, :, middle].mean(axis=(2, 4))
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and batch normalisation.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: 3 (with padding 1) or 1.
+        stride: Pixels between two windows.
+        dtype: Type of the computation.
+        kernel_init: How the kernel starts; default: kaiming normal by fan-out.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, H / stride, W / stride, features)`; see `BatchNorm`."""
+        init = self.kernel_init or kaiming_normal_fan_out(self.kernel_size**2)
+        layer = {3: Conv, 1: Pointwise}[self.kernel_size]
+        x = layer(self.features, self.stride, self.dtype, init, name="conv")(x)
+        return BatchNorm(self.dtype, name="norm")(x, train=train, weights=weights)
+
+
+class AttentionMap(nn.Module):
+    """`sigmoid(BN(a * mean + b * max))` over the channels: how much each position matters.
+
+    The release's 1x1 convolution of two channels to one, mean first. Parameters: `kernel` `(2,)`,
+    N(0, 2) at the start, and `norm`.
+
+    Attributes:
+        dtype: Type of the computation.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, H, W, 1)`, values in (0, 1); see `BatchNorm`."""
+        # Kaiming normal by fan-out, as all other kernels: a single output makes it sqrt(2).
+        kernel = self.param("kernel", nn.initializers.normal(2**0.5), (2,)).astype(x.dtype)
+        mean, most = x.mean(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+        joined = kernel[0] * mean + kernel[1] * most
+        self.sow("intermediates", "joined", joined)
+        return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train, weights=weights))
+
+
+class ContinuousAttentionBlock(nn.Module):
+    """A residual block whose output is weighted by a map of attention that the next block goes on.
+
+    3x3 convolution, BN, ReLU, 1x1 convolution, BN; plus the skip, which is the identity or, with
+    stride 2 or another width, a 1x1 convolution and BN; ReLU; times the map. The block's own map is
+    multiplied with the previous block's, pooled to its size.
+
+    Attributes:
+        features: Output channels.
+        stride: 1 or 2; a map from the previous block needs 2.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        attention: jax.Array | None = None,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs the block.
+
+        Args:
+            x: `(B, H, W, C)`.
+            attention: `(B, H, W, 1)`, the previous block's map, or None for the first block.
+            train: See `BatchNorm`.
+            weights: See `BatchNorm`.
+
+        Returns:
+            `(B, H / stride, W / stride, features)` and the map, the same with 1 channel.
+
+        Raises:
+            ValueError: A map from before, but a stride other than 2.
+        """
+        if attention is not None and self.stride != 2:
+            raise ValueError(f"a map from the previous block needs stride 2; got {self.stride}")
+        batch = {"train": train, "weights": weights}
+        out = ConvNorm(self.features, 3, self.stride, self.dtype, name="first")(x, **batch)
+        out = ConvNorm(self.features, 1, 1, self.dtype, name="second")(nn.relu(out), **batch)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = ConvNorm(self.features, 1, self.stride, self.dtype, name="skip")(x, **batch)
+        out = nn.relu(out + x)
+        self.sow("intermediates", "joined", out)
+        own = AttentionMap(self.dtype, name="attention")(out, **batch)
+        if attention is not None:
+            own = max_pool_3x3_stride_2(attention) * own
+        self.sow("intermediates", "map", own)
+        out = out * own
+        self.sow("intermediates", "weighted", out)
+        return out, own
+
+
+class PositionCalibration(nn.Module):
+    """Where on the face a position lies: a vision transformer over a coarse grid of the frame.
+
+    A dense layer for each cell, a learned position each, pre-norm blocks, and a final LN. There is
+    no class token. Parameters: `pos_embed` `(cells, features)` and those of the layers.
+
+    Attributes:
+        features: Width.
+        depth: Blocks.
+        heads: Heads of the attention; divide the width.
+        mlp_mult: Hidden width of the MLPs as a multiple of the width.
+        drop_path: Rate of the last block; it rises linearly from 0 at the first.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    depth: int
+    heads: int = 4
+    mlp_mult: int = 4
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, H, W, features)`."""
+        batch, height, width, _ = grid.shape
+        x = Dense(self.features, self.dtype, name="patch_embedding")(grid)
+        x = x.reshape(batch, height * width, self.features)
+        place = self.param("pos_embed", vit_normal, (height * width, self.features))
+        x = x + place.astype(x.dtype)
+        self.sow("intermediates", "positioned", x)
+        for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
+            x = ViTBlock(self.heads, self.mlp_mult, float(rate), self.dtype, name=f"block_{index}")(
+                x, train=train
+            )
+        x = LayerNorm(self.dtype, VIT_LAYER_NORM_EPS, name="norm")(x)
+        return x.reshape(batch, height, width, self.features)
+
+
+class MapHead(nn.Module):
+    """Logits from all positions and channels of a map, without pooling.
+
+    Parameters: `kernel` `(H, W, C, features)` and `bias` `(features,)`, float32, initialised as
+    PyTorch's `nn.Linear` over the flattened map.
+
+    Attributes:
+        features: Number of logits.
+        dtype: Type of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, features)`."""
+        shape = x.shape[1:]
+        inputs = int(np.prod(shape))
+        init = torch_uniform(inputs)
+        kernel = self.param("kernel", init, (*shape, self.features))
+        bias = self.param("bias", init, (self.features,))
+        x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
+        return product(x.reshape(-1, inputs), kernel.reshape(inputs, self.features)) + bias
+
+
+class MMNet(nn.Module):
+    """MMNet; the defaults are the published 5-class network (9,438,841 parameters).
+
+    The published 3-class one has `depth=3, mlp_mult=2, drop_path=0.3` (9,442,425 parameters); its
+    script keeps 5 logits, of which two are never right.
+
+    Example:
+        model = MMNet()
+        variables = model.init(jax.random.key(0), onset, apex, train=False)
+        logits = model.apply(variables, onset, apex, train=False)  # (B, 5)
+        logits, moved = model.apply(
+            variables, onset, apex, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+
+    Attributes:
+        num_classes: Classes.
+        image_size: Side of the square frames in pixels; a multiple of 16.
+        stem: Channels of the first convolution.
+        widths: Channels of the four blocks; the second convolution has those of the first block,
+            the position-calibration branch those of the last.
+        depth: Blocks of the position-calibration branch.
+        heads: Their attention heads; divide the last width.
+        mlp_mult: Hidden width of their MLPs as a multiple of the width.
+        drop_path: Drop-path rate of the last of them; it rises linearly from 0 at the first, so a
+            single block has none. With a rate above 0, `train=True` needs a `dropout` RNG.
+        dtype: Type of the computation (parameters are float32).
+    """
+
+    num_classes: int = 5
+    image_size: int = 224
+    stem: int = 180
+    widths: tuple[int, int, int, int] = (128, 128, 256, 512)
+    depth: int = 2
+    heads: int = 4
+    mlp_mult: int = 4
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    def check_sizes(self) -> None:
+        """Raises a ValueError that says which attributes do not fit together."""
+        for key in ("num_classes", "image_size", "stem", "depth", "heads", "mlp_mult"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.image_size % CELL:
+            raise ValueError(f"image_size={self.image_size} is not divisible by {CELL}")
+        if len(self.widths) != 4 or min(self.widths) < 1:
+            raise ValueError(f"widths={tuple(self.widths)} must name four widths, 1 or more each")
+        if self.widths[-1] % self.heads:
+            raise ValueError(
+                f"the last of widths={tuple(self.widths)} is not divisible by heads={self.heads}"
+            )
+        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+            raise ValueError(f"dtype={self.dtype} must be a floating-point type")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
+
+    def input_shapes(self, flow_channels: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each input of one clip, in the order of the call: onset and apex frame.
+
+        Args:
+            flow_channels: Channels of the flow; frames have their own three.
+        """
+        del flow_channels
+        return ((self.image_size, self.image_size, 3),) * 2
+
+    @nn.compact
+    def __call__(
+        self,
+        onset: jax.Array,
+        apex: jax.Array,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+    ) -> jax.Array:
+        """Classifies clips by two of their frames.
+
+        Args:
+            onset: `(B, image_size, image_size, 3)` RGB, normalised by ImageNet's mean and standard
+                deviation.
+            apex: The same.
+            train: Whether the batch's own statistics and drop path are used; `batch_stats` must
+                then be mutable.
+            weights: `(B,)`, 1 for a clip and 0 for padding, which does not enter the batch's
+                statistics; None: all are clips.
+
+        Returns:
+            `(B, num_classes)` logits in `dtype`.
+
+        Raises:
+            ValueError: The attributes do not fit together, or a frame does not fit `image_size`.
+        """
+        self.check_sizes()
+        for name, frames in (("onset", onset), ("apex", apex)):
+            if frames.ndim != 4 or frames.shape[1:] != (self.image_size, self.image_size, 3):
+                raise ValueError(
+                    f"{name} has shape {frames.shape}; image_size={self.image_size} needs "
+                    f"(batch, {self.image_size}, {self.image_size}, 3)"
+                )
+        batch = {"train": train, "weights": weights}
+        onset, apex = onset.astype(self.dtype), apex.astype(self.dtype)
+        position = PositionCalibration(
+            self.widths[-1],
+            self.depth,
+            self.heads,
+            self.mlp_mult,
+            self.drop_path,
+            self.dtype,
+            name="position",
+        )(shrink(onset), train=train)
+        # The release leaves PyTorch's default here; all other kernels are kaiming normal.
+        stem = ConvNorm(self.stem, 3, 2, self.dtype, torch_uniform(9 * 3), name="stem")
+        x = nn.relu(stem(apex - onset, **batch))
+        x = nn.relu(ConvNorm(self.widths[0], 3, 1, self.dtype, name="entry")(x, **batch))
+        attention = None
+        for number, width in enumerate(self.widths, 1):
+            x, attention = ContinuousAttentionBlock(
+                width, 1 if number == 1 else 2, self.dtype, name=f"layer_{number}"
+            )(x, attention, **batch)
+        return MapHead(self.num_classes, self.dtype, name="head")(x + position)
