@@ -70,6 +70,23 @@ def features(size: int, classes: Sequence[str] = CLASSES) -> tfds.features.Featu
     )
 
 
+def frame_features(side: int) -> dict[str, tfds.features.FeatureConnector]:
+    """What examples with face frames have besides, see `htnet_jax.datasets.frames.ClipFrames`.
+
+    Args:
+        side: Side of the frames in pixels.
+    """
+    return {
+        # Plain integers would be stored with 64 bits each.
+        "frames": tfds.features.Tensor(
+            shape=(None, side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
+        ),
+        "frame_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "onset_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
+        "apex_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
+    }
+
+
 def raw_features(size: int, classes: Sequence[str]) -> tfds.features.FeaturesDict:
     """`features`, and what the annotation sheet says of a clip.
 

@@ -20,6 +20,7 @@ from tensorflow_datasets.core import example_serializer
 
 from htnet_jax import datasets, errors
 from htnet_jax.datasets import raw_builder
+from htnet_jax.datasets.frames import FrameArrays, collect
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -41,8 +42,11 @@ class ClipArrays:
         clips: `(N,)` str: unique ids `source/subject/name`.
         emotions: `(N,)` str: the source's own emotion words.
         class_names: Names of the classes.
-        fingerprint: SHA-256 over all of the above (hexadecimal).
+        fingerprint: SHA-256 over all of the above (hexadecimal); with frames also over these and
+            the action units.
         name: Full TFDS name, `name/config/version`.
+        frames: Aligned face frames, where the config stores them.
+        action_units: `(N,)` str: action units, joined by `+`; None where the data set has none.
     """
 
     flow: np.ndarray
@@ -55,6 +59,32 @@ class ClipArrays:
     class_names: tuple[str, ...]
     fingerprint: str
     name: str
+    frames: FrameArrays | None = None
+    action_units: np.ndarray | None = None
+
+    def of(self, kept: np.ndarray) -> ClipArrays:
+        """Some of the clips, in their order; fingerprint and name remain the whole data set's.
+
+        Args:
+            kept: `(N,)` bool.
+
+        Raises:
+            ValueError: Wrong shape or dtype.
+        """
+        kept = np.asarray(kept)
+        if kept.shape != self.labels.shape or kept.dtype != bool:
+            raise ValueError(f"kept must be {self.labels.shape} bool; got {kept.shape}")
+        rows = {name: getattr(self, name)[kept] for name in _CLIP_FIELDS}
+        return dataclasses.replace(
+            self,
+            **rows,
+            frames=None if self.frames is None else self.frames.of(kept),
+            action_units=None if self.action_units is None else self.action_units[kept],
+        )
+
+
+# What every data set has of each clip.
+_CLIP_FIELDS = ("flow", "landmarks", "labels", "subjects", "sources", "clips", "emotions")
 
 
 def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "") -> ClipArrays:
@@ -121,7 +151,7 @@ def prepare(
     bad = [i for i, example in enumerate(examples) if any(v is None for v in example.values())]
     if bad or not examples:
         raise _damaged(folder, f"{len(bad)} of {len(examples)} clips are empty")
-    return _arrays(builder, examples), folder
+    return _arrays(builder, examples, folder), folder
 
 
 def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
@@ -282,7 +312,9 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
     _say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
 
 
-def _arrays(builder: tfds.core.DatasetBuilder, examples: Sequence[dict[str, Any]]) -> ClipArrays:
+def _arrays(
+    builder: tfds.core.DatasetBuilder, examples: Sequence[dict[str, Any]], folder: Path
+) -> ClipArrays:
     def texts(key: str) -> np.ndarray:
         return np.array([example[key].decode("utf-8") for example in examples], dtype=np.str_)
 
@@ -296,17 +328,34 @@ def _arrays(builder: tfds.core.DatasetBuilder, examples: Sequence[dict[str, Any]
         "emotions": texts("emotion"),
     }
     class_names = tuple(builder.info.features["label"].names)
+    action_units = texts("action_units") if "action_units" in builder.info.features else None
+    frames = _frames(examples, folder) if "frames" in builder.info.features else None
+    # Without frames the fingerprint is what it was before there were any.
+    of_frames = {} if frames is None else {f"frames.{k}": v for k, v in vars(frames).items()}
+    if frames is not None and action_units is not None:
+        of_frames["action_units"] = action_units
     return ClipArrays(
         **fields,
         class_names=class_names,
-        fingerprint=_fingerprint(fields, class_names),
+        fingerprint=_fingerprint(fields | of_frames, class_names),
         name=builder.info.full_name,
+        frames=frames,
+        action_units=action_units,
     )
+
+
+def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
+    try:
+        about = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        return collect(examples, float(about["frames"]["share"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise _damaged(folder, f"its frames or metadata.json cannot be used, {reason}") from error
 
 
 def _fingerprint(fields: dict[str, np.ndarray], class_names: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for key, values in fields.items():
+    for key, values in ((key, np.asarray(value)) for key, value in fields.items()):
         # As UTF-8 lists, so that NumPy's padding of strings does not matter.
         is_text = values.dtype.kind == "U"
         content = json.dumps(values.tolist()).encode() if is_text else values.tobytes()

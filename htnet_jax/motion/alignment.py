@@ -90,20 +90,21 @@ def warp(frame: np.ndarray, transform: np.ndarray, side: int) -> np.ndarray:
     from a camera is commonly taken to have (Lowe, IJCV 2004).
 
     Args:
-        frame: `(H, W)` uint8, grayscale.
+        frame: `(H, W)` uint8, grayscale, or `(H, W, 3)` uint8, colour.
         transform: `(2, 3)`, a similarity, see `face_transform`.
         side: Side of the result in pixels.
 
     Returns:
-        `(side, side)` uint8.
+        `(side, side)` or `(side, side, 3)` uint8.
 
     Raises:
         ValueError: Wrong dtype or shape, a transform that is not finite or has no inverse, or a
             side below 1.
     """
-    if frame.dtype != np.uint8 or frame.ndim != 2 or not frame.size:
+    is_picture = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)
+    if frame.dtype != np.uint8 or not is_picture or not frame.size:
         raise ValueError(
-            f"the frame must be grayscale, (H, W) uint8; got shape {frame.shape}, {frame.dtype}"
+            f"the frame must be (H, W) or (H, W, 3) uint8; got shape {frame.shape}, {frame.dtype}"
         )
     transform = np.asarray(transform, np.float64)
     if transform.shape != (2, 3) or not np.isfinite(transform).all():

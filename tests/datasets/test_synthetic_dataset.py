@@ -110,11 +110,19 @@ def test_metadata_records_the_recipe(built):
 
 def test_configs(tmp_path):
     configs = {c.name: c for c in synthetic.Synthetic.BUILDER_CONFIGS}
-    assert list(configs) == ["farneback_28", "tvl1_28", "farneback_56", "tiny"]
+    assert list(configs) == [
+        "farneback_28",
+        "tvl1_28",
+        "farneback_56",
+        "tiny",
+        "frames_224",
+        "tiny_frames",
+    ]
     for name, config in configs.items():
         builder = tfds.builder("synthetic", config=name, data_dir=str(tmp_path))
         assert builder.info.features["flow"].shape == (config.size, config.size, 3)
-        assert name == "tiny" or name == f"{config.method}_{config.size}"
+        assert ("frames" in builder.info.features) == (config.frames != "none")
+        assert "tiny" in name or config.frames != "none" or name == f"{config.method}_{config.size}"
     default = tfds.builder("synthetic", data_dir=str(tmp_path))
     assert default.builder_config.name == "farneback_28"
 

@@ -123,6 +123,17 @@ def test_warp_by_the_identity_copies():
     np.testing.assert_array_equal(alignment.warp(frame[:, ::-1], identity, 50), frame[:, ::-1])
 
 
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
+def test_warp_of_a_colour_picture_is_that_of_its_channels(scale):
+    frame = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    transform = _similarity(scale, 9, (3, -2))
+    warped = alignment.warp(frame, transform, 32)
+    assert warped.shape == (32, 32, 3)
+    for channel in range(3):
+        alone = alignment.warp(frame[..., channel], transform, 32)
+        np.testing.assert_array_equal(warped[..., channel], alone)
+
+
 def test_warp_replicates_the_border():
     frame = np.full((10, 10), 200, np.uint8)
     frame[:, :5] = 50
@@ -147,7 +158,7 @@ def test_shrinking_a_checkerboard_gives_grey(scale):
     ("frame", "transform", "side", "message"),
     [
         (np.zeros((8, 8)), np.eye(2, 3), 8, "uint8"),
-        (np.zeros((8, 8, 3), np.uint8), np.eye(2, 3), 8, "8, 8, 3"),
+        (np.zeros((8, 8, 4), np.uint8), np.eye(2, 3), 8, "8, 8, 4"),
         (np.zeros((0, 8), np.uint8), np.eye(2, 3), 8, "0, 8"),
         (np.zeros((8, 8), np.uint8), np.eye(3), 8, r"\(2, 3\)"),
         (np.zeros((8, 8), np.uint8), np.full((2, 3), np.nan), 8, "finite"),

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from htnet_jax.datasets.clips import CLASSES, Clip, features
+from htnet_jax.datasets import frames as face_frames
+from htnet_jax.datasets.clips import CLASSES, Clip, features, frame_features
 from htnet_jax.datasets.synthetic.geometry import SIZE
 from htnet_jax.datasets.synthetic.recipe import SOURCES, PlannedClip, plan
+from htnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from htnet_jax.datasets.synthetic.rendering import RenderedClip
 
 # The emotion word of the first of these muscles at work (EMFACS: disgust wrinkles the nose,
 # sadness lowers the lip corners, anger the brows).
@@ -39,6 +44,10 @@ class SyntheticConfig(tfds.core.BuilderConfig):
         seed: Everything random follows from it; 0 or more.
         subjects_per_source: Subjects in each of the three sources.
         clips_per_subject: Clips of each subject, at least 3: each shows every class.
+        frames: Face frames to store besides, with the action units: one of `frames.CHOICES`.
+        frame_side: Side of the face frames in pixels.
+        neighbour_share: How far neighbours go, see `frames.neighbours`. There are 4 to 6 frames
+            from onset to apex, so that the usual share gives none.
     """
 
     method: str = "farneback"
@@ -47,6 +56,14 @@ class SyntheticConfig(tfds.core.BuilderConfig):
     seed: int = 0
     subjects_per_source: int = 4
     clips_per_subject: int = 12
+    frames: str = "none"
+    frame_side: int = 224
+    neighbour_share: float = face_frames.NEIGHBOUR_SHARE
+
+    @property
+    def stored_share(self) -> float:
+        """Share of the neighbours that are stored."""
+        return self.neighbour_share if self.frames == "neighbours" else 0.0
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
@@ -74,19 +91,43 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
             subjects_per_source=2,
             clips_per_subject=4,
         ),
+        SyntheticConfig(
+            name="frames_224",
+            description="The clips of farneback_28 with face frames at 224 x 224 and neighbours.",
+            frames="neighbours",
+            neighbour_share=0.25,
+        ),
+        SyntheticConfig(
+            name="tiny_frames",
+            description="The clips of tiny with face frames at 56 x 56 and neighbours. For tests.",
+            subjects_per_source=2,
+            clips_per_subject=4,
+            frames="neighbours",
+            frame_side=56,
+            neighbour_share=0.25,
+        ),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        recipe = dataclasses.asdict(self.builder_config)
+        config = self.builder_config
+        if config.frames not in face_frames.CHOICES:
+            known = ", ".join(face_frames.CHOICES)
+            raise UserError(f"synthetic: frames is {config.frames!r}; use one of {known}")
+        recipe = dataclasses.asdict(config)
         kept = ("method", "size", "strain", "seed", "subjects_per_source", "clips_per_subject")
+        has_frames = config.frames != "none"
+        about = {"kind": config.frames, "side": config.frame_side, "share": config.stored_share}
         return self.dataset_info_from_configs(
-            features=features(self.builder_config.size),
+            features=tfds.features.FeaturesDict(
+                {**features(config.size), **(_with_frames(config) if has_frames else {})}
+            ),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
                 recipe={name: recipe[name] for name in kept},
                 sources=[source.name for source in SOURCES],
                 classes=list(CLASSES),
                 frame_size=SIZE,
+                **({"frames": about} if has_frames else {}),
             ),
         )
 
@@ -111,8 +152,9 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
         planned: Which clip.
 
     Returns:
-        The example, see `htnet_jax.datasets.clips.features`. Its landmarks are those of the onset
-        frame, in pixels of the flow; pixel centres have whole-numbered coordinates.
+        The example, see `htnet_jax.datasets.clips.features`, and `frame_features` where frames are
+        stored. Its landmarks are those of the onset frame, in pixels of the flow; pixel centres
+        have whole-numbered coordinates.
     """
     # Imported here because reading a data set that is built already needs neither.
     from htnet_jax.datasets.synthetic.rendering import render_clip
@@ -135,4 +177,38 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
         label=planned.label,
         emotion=next(word for muscle, word in _EMOTIONS.items() if muscle in at_work),
     )
-    return clip.example(flow, landmarks.astype(np.float32))
+    example = clip.example(flow, landmarks.astype(np.float32))
+    return example if config.frames == "none" else example | _face_frames(config, rendered)
+
+
+def _with_frames(config: SyntheticConfig) -> dict[str, Any]:
+    """The features of examples with frames; names and meanings as in `clips.raw_features`."""
+    return {
+        "action_units": tfds.features.Text(),
+        "onset": np.int32,
+        "apex": np.int32,
+        "offset": np.int32,
+        **frame_features(config.frame_side),
+    }
+
+
+def _face_frames(config: SyntheticConfig, rendered: RenderedClip) -> dict[str, Any]:
+    from htnet_jax.motion import alignment
+
+    onset, apex, offset = rendered.onset, rendered.apex, rendered.offset
+    transform = alignment.face_transform(rendered.landmarks[onset], config.frame_side)
+    groups = (
+        {n: alignment.warp(rendered.frames[n], transform, config.frame_side) for n in numbers}
+        for numbers in face_frames.neighbours(
+            onset, apex, offset, config.stored_share, range(len(rendered.frames))
+        )
+    )
+    # "AU1+2" is two units that move together.
+    units = (contraction.muscle.removeprefix("AU") for contraction in rendered.contractions)
+    return {
+        "action_units": "+".join(units),
+        "onset": onset,
+        "apex": apex,
+        "offset": offset,
+        **face_frames.clip_frames(onset, apex, *groups).example(),
+    }

@@ -1,0 +1,284 @@
+"""Face frames: which are stored, how they are aligned, and what comes back when they are loaded."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from htnet_jax.datasets import frames, loading, synthetic
+from htnet_jax.datasets.synthetic import recipe, rendering
+from htnet_jax.errors import UserError
+from htnet_jax.motion import alignment
+
+# Of the release tree in conftest.py, recorded before there were frames.
+FINGERPRINT_BEFORE = "90b7c96c2d798ef33564c354b6c05d245e6ec455d8161926a1390ba0a3569561"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def loaded(data_dir):
+    """(arrays, folder) of the synthetic clips with frames."""
+    return loading.prepare("synthetic", config="tiny_frames", data_dir=str(data_dir))
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return [rendering.render_clip(0, planned) for planned in recipe.plan(0, 2, 4)]
+
+
+def test_neighbours_reach_as_far_as_the_releases_jitter():
+    share = frames.NEIGHBOUR_SHARE
+    for distance in range(3000):
+        assert int(share * distance) == int(0.2 * distance / 4) >= int(0.15 * distance / 4)
+
+
+def test_neighbours_that_are_there():
+    there = set(range(200))
+    assert frames.neighbours(10, 50, 110, 0.05, there) == ([10, 11, 12], [*range(48, 54)])
+    assert frames.neighbours(10, 29, 48, 0.05, there) == ([10], [29])
+    assert frames.neighbours(10, 50, 110, 0.0, there) == ([10], [50])
+    # Holes are left out; the exact frames are not asked for. An apex at the end has none after it.
+    there -= {10, 11, 49, 50}
+    assert frames.neighbours(10, 50, 50, 0.05, there) == ([10, 12], [48, 50])
+
+
+def test_rows_and_numbers_of_one_clip():
+    faces = {number: np.full((4, 4, 3), number, np.uint8) for number in (10, 12, 48, 50, 51)}
+    groups = [{n: faces[n] for n in numbers} for numbers in ((10, 12), (48, 50, 51))]
+    clip = frames.clip_frames(10, 50, *groups)
+    np.testing.assert_array_equal(clip.numbers, [10, 12, 48, 50, 51])
+    np.testing.assert_array_equal(clip.pixels[:, 0, 0, 0], clip.numbers)
+    assert clip.onset.tolist() == [0, 0, 2]
+    assert clip.apex.tolist() == [2, 3, 5]
+
+
+def test_gray_pictures_become_three_equal_channels():
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    np.testing.assert_array_equal(frames.in_colour(gray), np.stack([gray] * 3, axis=-1))
+    colour = np.zeros((3, 4, 3), np.uint8)
+    assert frames.in_colour(colour) is colour
+
+
+def test_loaded_arrays(loaded, rendered):
+    arrays, _ = loaded
+    stored = arrays.frames
+    assert stored.pixels.shape == (len(stored.numbers), 56, 56, 3)
+    assert stored.pixels.dtype == np.uint8
+    assert stored.share == 0.25
+    for name in ("numbers", "onset", "apex", "span"):
+        assert getattr(stored, name).dtype == np.int32
+    # One clip's rows begin where those of the clip before it end.
+    ends = stored.apex[:, 2]
+    np.testing.assert_array_equal(stored.onset[:, 0], [0, *ends[:-1]])
+    np.testing.assert_array_equal(stored.onset[:, 2], stored.apex[:, 0])
+    assert ends[-1] == len(stored.numbers)
+    np.testing.assert_array_equal(stored.span, [(c.onset, c.apex, c.offset) for c in rendered])
+    np.testing.assert_array_equal(stored.numbers[stored.onset[:, 1]], stored.span[:, 0])
+    np.testing.assert_array_equal(stored.numbers[stored.apex[:, 1]], stored.span[:, 1])
+    for (first, _, end), (begin, _, last), (on, ap, _) in zip(
+        stored.onset, stored.apex, stored.span, strict=True
+    ):
+        assert stored.numbers[first:end].tolist() == [on, on + 1]
+        assert stored.numbers[begin:last].tolist() == [ap - 1, ap, ap + 1]
+
+
+def test_frames_are_aligned_by_the_onsets_points(loaded, rendered):
+    stored = loaded[0].frames
+    eyes = np.rint(alignment.canonical_points(56)[:2]).astype(int)
+    for index, clip in enumerate(rendered):
+        points = clip.landmarks[clip.onset]
+        transform = alignment.face_transform(points, 56)
+        landed = alignment.transform_points(transform, points)
+        assert np.abs(landed - alignment.canonical_points(56)).max() < 5
+        for rows in (stored.onset[index], stored.apex[index]):
+            picture = clip.frames[stored.numbers[rows[1]]]
+            expected = frames.in_colour(alignment.warp(picture, transform, 56))
+            np.testing.assert_array_equal(stored.pixels[rows[1]], expected)
+        face = stored.pixels[stored.onset[index, 1], ..., 0]
+        for column, row in eyes:  # Dark pupils are where the template has its eyes.
+            assert face[row - 3 : row + 4, column - 3 : column + 4].min() < 90 < face.mean()
+
+
+def test_action_units_are_the_muscles_at_work(loaded, rendered):
+    units = loaded[0].action_units
+    assert units.dtype.kind == "U"
+    for clip, text in zip(rendered, units, strict=True):
+        names = [contraction.muscle[2:] for contraction in clip.contractions]
+        assert text == "+".join(names)
+    assert any(text.startswith("1+2") for text in units)
+
+
+def test_loading_again_and_without_opencv(loaded, data_dir):
+    arrays, _ = loaded
+    code = (
+        "import sys; sys.modules['cv2'] = None\n"
+        "from htnet_jax.datasets import loading\n"
+        "arrays = loading.load('synthetic', config='tiny_frames', data_dir=sys.argv[1])\n"
+        "small = arrays.frames.resized(14).pixels.shape\n"
+        "print(arrays.fingerprint, small, [n for n in ('tensorflow',) if n in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(data_dir)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    count = len(arrays.frames.pixels)
+    assert shown.stdout.strip() == f"{arrays.fingerprint} ({count}, 14, 14, 3) []"
+
+
+def test_of_selects_clips_in_all_fields(loaded):
+    arrays, _ = loaded
+    kept = np.zeros(len(arrays.labels), bool)
+    kept[[1, 4, 5, 23]] = True
+    some = arrays.of(kept)
+    names = ("flow", "landmarks", "labels", "subjects", "sources", "clips", "emotions")
+    for name in (*names, "action_units"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(arrays, name)[kept])
+    assert (some.fingerprint, some.name) == (arrays.fingerprint, arrays.name)
+    whole, part = arrays.frames, some.frames
+    np.testing.assert_array_equal(part.span, whole.span[kept])
+    for new, old in enumerate(np.flatnonzero(kept)):
+        for group in ("onset", "apex"):
+            first, exact, end = getattr(part, group)[new]
+            before = getattr(whole, group)[old]
+            assert (exact - first, end - first) == (before[1] - before[0], before[2] - before[0])
+            old_rows = slice(before[0], before[2])
+            np.testing.assert_array_equal(part.pixels[first:end], whole.pixels[old_rows])
+            np.testing.assert_array_equal(part.numbers[first:end], whole.numbers[old_rows])
+    assert len(part.pixels) == part.apex[-1, 2]
+    nothing = arrays.of(np.zeros(len(kept), bool))
+    assert len(nothing.labels) == len(nothing.frames.pixels) == len(nothing.frames.onset) == 0
+    for wrong in (kept[1:], np.flatnonzero(kept)):
+        with pytest.raises(ValueError, match="bool"):
+            arrays.of(wrong)
+        with pytest.raises(ValueError, match="bool"):
+            whole.of(wrong)
+
+
+def test_of_without_frames(loaded):
+    bare = dataclasses.replace(loaded[0], frames=None, action_units=None)
+    some = bare.of(bare.labels == 1)
+    assert len(some.labels) == (bare.labels == 1).sum() > 0
+    assert some.frames is None
+    assert some.action_units is None
+
+
+@pytest.mark.parametrize("side", [28, 40, 1])
+def test_resized_is_the_mean_over_areas(loaded, side):
+    stored = loaded[0].frames
+    some = dataclasses.replace(stored, pixels=stored.pixels[:4].copy())
+    # Channels and directions must not be confused.
+    some.pixels[0] = np.random.default_rng(0).integers(0, 256, (56, 56, 3))
+    small = some.resized(side)
+    assert small.pixels.shape == (4, side, side, 3)
+    assert small.pixels.dtype == np.uint8
+    for before, after in zip(some.pixels, small.pixels, strict=True):
+        expected = cv2.resize(before, (side, side), interpolation=cv2.INTER_AREA).reshape(
+            side, side, 3
+        )
+        assert np.abs(after.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(small.onset, stored.onset)
+
+
+def test_resized_to_what_cannot_be(loaded):
+    stored = loaded[0].frames
+    assert stored.resized(56) is stored
+    for side in (57, 0):
+        with pytest.raises(UserError, match=f"frames of {side} pixels .* stores 56"):
+            stored.resized(side)
+
+
+def test_the_fingerprint_covers_frames_and_action_units(loaded):
+    arrays, folder = loaded
+    source = tfds.builder_from_directory(str(folder)).as_data_source("train")
+    builder = loading._builder("synthetic", "tiny_frames", str(folder.parents[2]), None)
+
+    def fingerprint(change):
+        examples = [dict(source[index]) for index in range(len(source))]
+        change(examples[3])
+        return loading._arrays(builder, examples, folder).fingerprint
+
+    def pixel(example):
+        example["frames"] = example["frames"].copy()
+        example["frames"][0, 0, 0, 0] ^= 1
+
+    changes = (
+        pixel,
+        lambda example: example.update(action_units=b"1"),
+        lambda example: example.update(offset=99),
+        lambda example: example.update(frame_numbers=example["frame_numbers"] + 1),
+    )
+    assert fingerprint(lambda example: None) == arrays.fingerprint
+    assert len({arrays.fingerprint, *map(fingerprint, changes)}) == 5
+
+
+def test_fingerprints_of_data_sets_without_frames_stay(tree, tmp_path):
+    tree.write()
+    arrays = loading.load(
+        "megc2019",
+        config="release_partial",
+        manual_dir=str(tree.folder),
+        data_dir=str(tmp_path / "data"),
+    )
+    assert arrays.fingerprint == FINGERPRINT_BEFORE
+    assert arrays.frames is None
+    assert arrays.action_units is None
+
+
+@pytest.mark.parametrize("how", ["no metadata", "no share", "record", "rows"])
+def test_damaged_frames_are_refused(loaded, tmp_path, how, monkeypatch):
+    _, folder = loaded
+    copy = tmp_path / "synthetic" / "tiny_frames" / folder.name
+    shutil.copytree(folder, copy)
+    if how == "no metadata":
+        (copy / "metadata.json").unlink()
+    elif how == "no share":
+        content = json.loads((copy / "metadata.json").read_text())
+        del content["frames"]["share"]
+        (copy / "metadata.json").write_text(json.dumps(content))
+    elif how == "record":
+        record = next(copy.glob("*array_record*"))
+        data = bytearray(record.read_bytes())
+        data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+        record.write_bytes(data)
+    else:
+        whole = frames.collect
+
+        def short(examples, share):
+            examples[2]["frames"] = examples[2]["frames"][:-1]
+            return whole(examples, share)
+
+        monkeypatch.setattr(loading, "collect", short)
+    with pytest.raises(UserError, match="to build it again") as caught:
+        loading.load("synthetic", config="tiny_frames", data_dir=str(tmp_path))
+    assert str(copy) in str(caught.value)
+
+
+def test_a_pair_has_no_neighbours(tmp_path):
+    config = synthetic.SyntheticConfig(
+        name="pairs", subjects_per_source=1, clips_per_subject=3, frames="pair", frame_side=32
+    )
+    builder = tfds.builder(
+        "synthetic", config=config, data_dir=str(tmp_path), file_format="array_record"
+    )
+    builder.download_and_prepare()
+    for example in builder.as_data_source("train"):
+        assert example["frames"].shape == (2, 32, 32, 3)
+        assert example["onset_rows"].tolist() == [0, 0, 1]
+        assert example["apex_rows"].tolist() == [1, 1, 2]
+        assert example["frame_numbers"].tolist() == [example["onset"], example["apex"]]
+    assert builder.info.metadata["frames"] == {"kind": "pair", "side": 32, "share": 0.0}
+
+
+def test_an_unknown_choice_is_refused(tmp_path):
+    config = synthetic.SyntheticConfig(name="mine", frames="all")
+    with pytest.raises(UserError, match="frames is 'all'; use one of none, pair, neighbours"):
+        tfds.builder("synthetic", config=config, data_dir=str(tmp_path))
