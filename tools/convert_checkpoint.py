@@ -109,7 +109,7 @@ def from_torch() -> None:
         raise UserError(f"{source}: {error}") from error
     with config.unlocked():
         config.converted_from = source.name
-    save_fold(output, variables["params"], json.loads(config.to_json()))
+    save_fold(output, variables, json.loads(config.to_json()))
     print(f"Written: {output} ({_count(file.state_dict)})")
     print("  " + ", ".join(f"{name}={value}" for name, value in sizes.items()))
     assumed = "" if origin else "; assumed, as in the release: --config or --workdir says otherwise"

@@ -50,7 +50,7 @@ def state_dict(variables):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, config, variables):
     folder = tmp_path_factory.mktemp("run") / "checkpoints" / "s01"
-    save_fold(folder, variables["params"], config.to_dict())
+    save_fold(folder, variables, config.to_dict())
     return folder
 
 

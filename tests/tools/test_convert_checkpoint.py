@@ -118,7 +118,7 @@ def write_run(workdir, config, folds=("s01",)):
     params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype("f4"), expected)["params"]
     params["head"]["bias"][:2] = [-0.0, 1e-45]
     for fold in folds:
-        save_fold(fold_folder(workdir, fold), params, json.loads(config.to_json()))
+        save_fold(fold_folder(workdir, fold), {"params": params}, json.loads(config.to_json()))
     return params
 
 
@@ -290,7 +290,9 @@ def test_values_that_are_not_finite_are_a_warning(tmp_path, accepts):
     config = small_config()
     params = write_run(tmp_path / "run", config)
     params["head"]["bias"][0] = np.nan
-    save_fold(fold_folder(tmp_path / "run", "s01"), params, json.loads(config.to_json()))
+    save_fold(
+        fold_folder(tmp_path / "run", "s01"), {"params": params}, json.loads(config.to_json())
+    )
     file, folder = tmp_path / "w.pth", tmp_path / "model"
     warning = "warning: mlp_head.2.bias has 1 values that are NaN or infinite"
     assert warning in accepts(*to_torch(tmp_path / "run", file))

@@ -38,7 +38,7 @@ def htnet(make_config, tmp_path_factory):
     init = jax.jit(lambda key: checkpoints.build_module(config.model).init(key, x, train=False))
     params = jax.device_get(init(jax.random.key(0))["params"])
     folder = checkpoints.fold_folder(tmp_path_factory.mktemp("htnet"), "s1")
-    checkpoints.save_fold(folder, params, json.loads(config.to_json()))
+    checkpoints.save_fold(folder, {"params": params}, json.loads(config.to_json()))
     return folder, params
 
 
@@ -104,7 +104,7 @@ def test_round_trip_to_the_bit(tmp_path, make_config):
     }
     settings = json.loads(make_config().to_json())
     folder = checkpoints.fold_folder(tmp_path, "s 1")
-    checkpoints.save_fold(folder, params, settings)
+    checkpoints.save_fold(folder, {"params": params}, settings)
     _, variables, config = htnet_jax.load(folder)
     assert json.loads(config.to_json()) == settings
     loaded = variables["params"]["Dense_0"]
@@ -113,7 +113,7 @@ def test_round_trip_to_the_bit(tmp_path, make_config):
     assert [path.name for path in folder.parent.iterdir()] == ["s 1"]
     # Saved again, as by a group that is trained a second time.
     params["Dense_0"]["bias"] = np.ones(3, np.float32)
-    checkpoints.save_fold(folder, params, settings)
+    checkpoints.save_fold(folder, {"params": params}, settings)
     np.testing.assert_array_equal(htnet_jax.load(folder).variables["params"]["Dense_0"]["bias"], 1)
 
 
@@ -127,7 +127,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, make_config, monkeypatch,
         }
     }
     settings = json.loads(make_config().to_json())
-    checkpoints.save_fold(folder, params, settings)
+    checkpoints.save_fold(folder, {"params": params}, settings)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -137,7 +137,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, make_config, monkeypatch,
     else:
         monkeypatch.setattr(checkpoints.ocp.PyTreeCheckpointer, "save", full)
     with pytest.raises(UserError, match=r"s1: the checkpoint cannot be written .*No space left"):
-        checkpoints.save_fold(folder, params, settings)
+        checkpoints.save_fold(folder, {"params": params}, settings)
     monkeypatch.undo()
     assert [path.name for path in folder.parent.iterdir()] == ["s1"]
     assert htnet_jax.load(folder).variables["params"]["Dense_0"]["bias"].shape == (3,)

@@ -291,16 +291,18 @@ def test_baselines_share_the_folds():
 def test_what_helpers_hand_over(tmp_path):
     handover, taken = Handover(tmp_path), []
     params = {"Dense_0": {"kernel": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}
-    handover.leave_parameters("a01", params)
-    handover.take_parameters("b01", taken.append)
+    handover.leave_variables("a01", params)
+    handover.take_variables("b01", taken.append)
     assert taken == []
-    handover.take_parameters("a01", taken.append)
+    handover.take_variables("a01", taken.append)
     assert len(taken) == 1
     jax.tree.map(np.testing.assert_array_equal, taken[0], params)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "params-a01.npz").write_bytes(b"half")
-    with pytest.raises(UserError, match=r"params-a01\.npz.*\nDelete this file, and the fold's own"):
-        handover.take_parameters("a01", taken.append)
+    (tmp_path / "variables-a01.npz").write_bytes(b"half")
+    with pytest.raises(
+        UserError, match=r"variables-a01\.npz.*\nDelete this file, and the fold's own"
+    ):
+        handover.take_variables("a01", taken.append)
     assert handover.choices() == {}
     handover.leave_choices(1, {"a01": {"C": 1.0}})
     handover.leave_choices(1, {"b01": {"C": 2.0}})
