@@ -49,6 +49,9 @@ def default_config() -> ConfigDict:
     # "inner" takes the epoch chosen on the validation subjects of the model trained on all training
     # subjects; False: of the inner folds' models themselves.
     config.inner_refit = True
+    # Outputs of the network beyond the classes of the data: trained as classes that never occur,
+    # and left out of predictions. (MMNet's release for three classes has 2.)
+    config.spare_outputs = 0
     # Folds trained side by side on one device; 0: chosen from its free memory. Either way fewer if
     # the memory does not suffice.
     config.folds_per_device = 0

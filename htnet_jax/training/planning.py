@@ -123,28 +123,23 @@ def kept_checkpoints(config: ConfigDict, plan: Plan) -> set[str]:
 
 def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) -> None:
     """Raises a UserError if the model's inputs or number of classes are not those of the data."""
-    classes = len(arrays.class_names)
-    outputs = config.model.get("num_classes", classes)
-    # A network may have outputs to spare, as the release of MMNet for three classes.
-    if outputs < classes:
+    classes, spare = len(arrays.class_names), config.spare_outputs
+    wanted = classes + spare
+    if config.model.get("num_classes", wanted) != wanted:
+        why = f" and config.spare_outputs={spare}" if spare else ""
         raise UserError(
-            f"config.model.num_classes={outputs}, but {arrays.name} has "
-            f"{classes} classes; set --config.model.num_classes={classes}"
-        )
-    if outputs > classes:
-        _say(
-            f"config.model.num_classes={outputs}, but {arrays.name} has {classes} classes: the "
-            "outputs to spare are trained as classes that never occur, and left out of predictions"
+            f"config.model.num_classes={config.model.num_classes}, but {arrays.name} has "
+            f"{classes} classes{why}; set --config.model.num_classes={wanted}"
         )
     if not hasattr(model, "input_shapes"):
         return  # a baseline takes a flow of any size
-    wanted = model.input_shapes(len(settings.names(config.dataset.channels)))
-    if len(wanted) != len(feed.names):
+    shapes = model.input_shapes(len(settings.names(config.dataset.channels)))
+    if len(shapes) != len(feed.names):
         raise UserError(
             f"config.inputs={config.inputs!r} names {len(feed.names)} inputs, but "
-            f"{config.model.name} takes {len(wanted)}"
+            f"{config.model.name} takes {len(shapes)}"
         )
-    for name, shape, found in zip(feed.names, wanted, feed.shapes, strict=True):
+    for name, shape, found in zip(feed.names, shapes, feed.shapes, strict=True):
         if shape == found:
             continue
         size = found[0]

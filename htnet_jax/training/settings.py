@@ -53,7 +53,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key}={config[key]} must be at least 1")
     flat = _flatten(config.to_dict())
     for key in (
-        *("seed", "folds_per_device", "cpu_devices", "inner_folds"),
+        *("seed", "folds_per_device", "cpu_devices", "inner_folds", "spare_outputs"),
         *("checkpoint_every", "checkpoint_seconds", "dataset.frame_size", "weight_decay"),
         *("learning_rate_decay_epochs", *(key for key in flat if key.startswith("augmentation."))),
     ):

@@ -298,7 +298,10 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
             },
             "config.model.channels='u,v,strain', but config.dataset.channels='strain,v,u'",
         ),
-        ({"model__name": "Nonsense"}, "config.model.name='Nonsense' is unknown; use HTNet, Linear"),
+        (
+            {"model__name": "Nonsense"},
+            "config.model.name='Nonsense' is unknown; use HTNet, MMNet, Linear",
+        ),
         ({"model__image_size": 56}, "--config.model.image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),
         ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
