@@ -24,10 +24,21 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Where to keep what is built; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
 )
 _RECIPE = flags.DEFINE_string(
-    "recipe", None, "Name of a recipe, such as tvl1_28; instead of the choices below."
+    "recipe",
+    None,
+    "Name of a recipe, such as tvl1_28, or tvl1_28+frames-neighbours with face frames; instead of "
+    "the choices below.",
 )
+_MORE = {
+    "frames": "Also store aligned face frames: onset and apex, or their neighbours too (MMNet)."
+}
 _CHOICES = {
-    key: flags.DEFINE_enum(key, None, list(values), f"Default: {getattr(recipes.Recipe(), key)}.")
+    key: flags.DEFINE_enum(
+        key,
+        None,
+        list(values),
+        f"{_MORE.get(key, '')} Default: {getattr(recipes.Recipe(), key)}.".strip(),
+    )
     for key, values in recipes.CHOICES.items()
 }
 _VARIANT = flags.DEFINE_string("variant", None, "Part of the data set, such as vis for smic.")

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from htnet_jax.datasets import face_frames
 from htnet_jax.datasets.audit import Finding
+from htnet_jax.datasets.frames import ClipFrames
 from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import FACE_SIZE, Recipe
 from htnet_jax.datasets.tree import frames, read_gray
@@ -68,6 +70,7 @@ class Inspection:
         apex_points: The same on the apex frame, for `align=head`.
         found: How the points were found: "detector", "upsampled", "whole picture", "csv" or
             "template".
+        unusable: Numbers of frames near onset or apex that cannot be stored as face frames.
     """
 
     findings: tuple[Finding, ...]
@@ -76,6 +79,7 @@ class Inspection:
     points: np.ndarray | None = None
     apex_points: np.ndarray | None = None
     found: str = ""
+    unusable: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +91,14 @@ class Steps:
         apex: The same of the apex frame.
         tensor: `(S, S, 3)` float32: u, v, optical strain, in pixels of the tensor.
         landmarks: `(5, 2)` float32 in pixels of the tensor.
+        frames: The face frames, where the recipe has any.
     """
 
     onset: np.ndarray
     apex: np.ndarray
     tensor: np.ndarray
     landmarks: np.ndarray
+    frames: ClipFrames | None = None
 
 
 def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
@@ -144,9 +150,14 @@ def inspect(job: Job) -> Inspection:
         if picture.shape != onset.shape:
             raise _Bad("image", f"apex is {_size(picture)} pixels, onset is {_size(onset)}")
         apex_points = _points(job, picture)[0] if recipe.align == "head" else None
+        unusable = {}
+        if recipe.frames != "none":
+            unusable = face_frames.problems(clip, apex, recipe.frames, onset.shape)
+            # The clip can do without: such a frame is one of several that jitter may take.
+            found += [Finding("image", clip.id, str(clip.folder), w) for w in unusable.values()]
     except _Bad as bad:
         return Inspection((Finding(bad.kind, clip.id, str(clip.folder), str(bad), drops=True),))
-    return Inspection(tuple(found), apex, rule, points, apex_points, how)
+    return Inspection(tuple(found), apex, rule, points, apex_points, how, tuple(unusable))
 
 
 def compute(job: Job, inspection: Inspection) -> Steps:
@@ -156,9 +167,14 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     clip, recipe = job.clip, job.recipe
     onset, apex = _read(clip, clip.onset), _read(clip, inspection.apex)
     points = inspection.points
-    if recipe.align != "none":
-        onset, apex, points = _aligned(onset, apex, inspection)
+    transforms = None if recipe.align == "none" else _transforms(inspection)
+    if transforms:
+        onset, apex, points = _aligned(onset, apex, points, transforms)
+    stored = None
     with single_threaded():
+        if recipe.frames != "none":
+            chosen = face_frames.groups(clip, inspection.apex, recipe.frames, inspection.unusable)
+            stored = face_frames.extract(clip, inspection.apex, chosen, transforms, FACE_SIZE)
         tensor = flow.flow_tensor(
             onset,
             apex,
@@ -170,7 +186,7 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     # Pixel centres have whole-numbered coordinates.
     scale = recipe.size / np.array(onset.shape[::-1], np.float64)
     landmarks = (points + 0.5) * scale - 0.5
-    return Steps(onset, apex, tensor, landmarks.astype(np.float32))
+    return Steps(onset, apex, tensor, landmarks.astype(np.float32), stored)
 
 
 @contextlib.contextmanager
@@ -274,16 +290,26 @@ def _ruled_apex(job: Job, onset: np.ndarray, points: np.ndarray) -> int:
         )
 
 
-def _aligned(
-    onset: np.ndarray, apex: np.ndarray, inspection: Inspection
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _transforms(inspection: Inspection) -> tuple[np.ndarray, np.ndarray]:
+    """Of the onset and of the apex; the same unless each frame has its own points."""
     from htnet_jax.motion import alignment
 
     transform = alignment.face_transform(inspection.points, FACE_SIZE)
     apex_points = inspection.apex_points
     own = transform if apex_points is None else alignment.face_transform(apex_points, FACE_SIZE)
+    return transform, own
+
+
+def _aligned(
+    onset: np.ndarray,
+    apex: np.ndarray,
+    points: np.ndarray,
+    transforms: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from htnet_jax.motion import alignment
+
     return (
-        alignment.warp(onset, transform, FACE_SIZE),
-        alignment.warp(apex, own, FACE_SIZE),
-        alignment.transform_points(transform, inspection.points),
+        alignment.warp(onset, transforms[0], FACE_SIZE),
+        alignment.warp(apex, transforms[1], FACE_SIZE),
+        alignment.transform_points(transforms[0], points),
     )

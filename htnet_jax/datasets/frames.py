@@ -18,6 +18,9 @@ CHOICES = ("none", "pair", "neighbours")
 # int(.05 * distance) is the same number.
 NEIGHBOUR_SHARE = 0.05
 
+# What examples with frames have besides, see `clips.frame_features`.
+EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipFrames:
@@ -37,12 +40,8 @@ class ClipFrames:
 
     def example(self) -> dict[str, np.ndarray]:
         """What goes into a TFDS example, see `htnet_jax.datasets.clips.frame_features`."""
-        return {
-            "frames": self.pixels,
-            "frame_numbers": self.numbers,
-            "onset_rows": self.onset,
-            "apex_rows": self.apex,
-        }
+        values = (self.pixels, self.numbers, self.onset, self.apex)
+        return dict(zip(EXAMPLE_KEYS, values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

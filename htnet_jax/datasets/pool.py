@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from htnet_jax.datasets import extraction
+from htnet_jax.datasets.frames import EXAMPLE_KEYS
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.files import write_atomically
 
@@ -76,7 +77,7 @@ class Kept:
         try:
             # An open file, because NumPy leaves its own open when the archive is damaged.
             with open(self.path(job), "rb") as opened, np.load(opened) as file:
-                return {key: file[key] for key in ("tensor", "landmarks")}
+                return {key: file[key] for key in _keys(job)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
@@ -89,4 +90,12 @@ def keep_tensor(task: tuple[Path, extraction.Job, extraction.Inspection]) -> Non
     """Computes one clip and writes its tensor to a file, complete or not at all."""
     path, job, inspection = task
     steps = extraction.compute(job, inspection)
-    write_atomically(path, lambda f: np.savez(f, tensor=steps.tensor, landmarks=steps.landmarks))
+    found = {"tensor": steps.tensor, "landmarks": steps.landmarks}
+    if steps.frames is not None:
+        found |= steps.frames.example()
+    write_atomically(path, lambda file: np.savez(file, **found))
+
+
+def _keys(job: extraction.Job) -> tuple[str, ...]:
+    of_frames = () if job.recipe.frames == "none" else EXAMPLE_KEYS
+    return ("tensor", "landmarks", *of_frames)

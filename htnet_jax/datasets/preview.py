@@ -5,6 +5,7 @@ The page has no script and nothing outside the file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from htnet_jax.datasets import extraction
+from htnet_jax.datasets.frames import ClipFrames
 from htnet_jax.evaluation import markup
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.motion import flow, regions
@@ -20,6 +22,8 @@ from htnet_jax.motion import flow, regions
 SMALLEST, LARGEST = 320, 640
 # Arrows along one side of the flow: fewer miss a mouth corner, more cover the face.
 ARROWS = 14
+# Side of a face frame among others, in pixels: faces are recognised, pages stay small.
+TILE = 160
 
 # Colours (B, G, R) of the five points, in their order, and of the crops around them: Okabe and Ito,
 # "Color Universal Design" (2008), told apart by colour-blind readers too.
@@ -184,6 +188,37 @@ def draw_mosaic(tensor: np.ndarray, landmarks: np.ndarray, layout: str) -> np.nd
     return picture
 
 
+def draw_frames(pixels: np.ndarray, exact: int) -> np.ndarray:
+    """Face frames beside one another, row by row; the exact one has a frame.
+
+    Args:
+        pixels: `(K, S, S, 3)` uint8 RGB, ascending in time.
+        exact: Index of the annotated one.
+
+    Returns:
+        `(h, w, 3)` uint8: B, G, R, each face `TILE` pixels wide.
+    """
+    across = math.ceil(math.sqrt(len(pixels)))
+    down = -(-len(pixels) // across)
+    sheet = np.zeros((down * TILE, across * TILE, 3), np.uint8)
+    for index, face in enumerate(pixels):
+        tile = cv2.resize(face[..., ::-1], (TILE, TILE), interpolation=cv2.INTER_AREA)
+        if index == exact:
+            cv2.rectangle(tile, (0, 0), (TILE - 1, TILE - 1), _ARROW_COLOUR, 2)
+        row, column = divmod(index, across)
+        sheet[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE] = tile
+    return sheet
+
+
+def _frame_figures(stored: ClipFrames) -> list[tuple[np.ndarray, str]]:
+    found = []
+    for what, (first, exact, end) in (("onset", stored.onset), ("apex", stored.apex)):
+        numbers = ", ".join(map(str, stored.numbers[first:end]))
+        drawn = draw_frames(stored.pixels[first:end], exact - first)
+        found.append((drawn, f"face frames around the {what}: {numbers}"))
+    return found
+
+
 def _clip(
     job: extraction.Job,
     inspection: extraction.Inspection,
@@ -218,6 +253,8 @@ def _clip(
         crops("release"),
         mosaic("release"),
     ]
+    if steps.frames is not None:
+        figures += _frame_figures(steps.frames)
     shown = "".join(_figure(picture, clip.id, caption) for picture, caption in figures)
     return (
         f"<section><h2>{markup.text(clip.id)}</h2><p>{markup.text(facts)}</p>"

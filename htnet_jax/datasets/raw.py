@@ -90,7 +90,7 @@ class Source(Protocol):
     """What a data set's `layout.py` offers as module-level names.
 
     Attributes:
-        LABELS: Name of a label set (`megc3`, `five`, `own`, `objective`) -> how it is formed.
+        LABELS: Name of a label set (`megc3`, `five`, `own`, `objective`, ...) -> how it is formed.
         VARIANTS: Names of the parts or modalities (`("hs", "vis", "nir")`), the default first.
         LAYOUT: What the manual directory must hold, for users.
         KNOWN_GAPS: Clip id -> why its last frames are missing in the distributed copies.

@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from htnet_jax.cores import core_count
-from htnet_jax.datasets import clips, extraction, pool, recipe, tables
+from htnet_jax.datasets import clips, extraction, face_frames, pool, recipe, tables
 from htnet_jax.datasets.audit import Audit
+from htnet_jax.datasets.frames import EXAMPLE_KEYS
 from htnet_jax.datasets.raw import LabelSet, RawClip
 from htnet_jax.datasets.tree import Tree
 from htnet_jax.errors import Problems, UserError
@@ -229,10 +230,12 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
+        features = clips.raw_features(self.recipe.size, self.label_set().classes)
+        if self.recipe.frames != "none":
+            of_frames = clips.frame_features(recipe.FACE_SIZE)
+            features = tfds.features.FeaturesDict({**features, **of_frames})
         return self.flow_info(
-            self.recipe.size,
-            homepage=self.LAYOUT_MODULE.HOMEPAGE,
-            feature_dict=clips.raw_features(self.recipe.size, self.label_set().classes),
+            self.recipe.size, homepage=self.LAYOUT_MODULE.HOMEPAGE, feature_dict=features
         )
 
     def _split_generators(
@@ -245,7 +248,9 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
     def _metadata(self, prepared: Prepared) -> dict[str, Any]:
         names = self.label_set().classes
         errors = prepared.audit.errors
+        has_frames = self.recipe.frames != "none"
         return {
+            **({"frames": self._about_frames(prepared)} if has_frames else {}),
             "recipe": self.recipe.canonical,
             "recipe_hash": self.recipe.hash,
             "clips": len(prepared.jobs),
@@ -254,6 +259,23 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
             "incomplete": [f"{f.kind} {f.clip or f.where}: {f.what}" for f in errors],
+        }
+
+    def _about_frames(self, prepared: Prepared) -> dict[str, Any]:
+        """What the metadata say of the face frames; loading takes the share from here."""
+        kind = self.recipe.frames
+        stored = missing = 0
+        for job, inspection in zip(prepared.jobs, prepared.inspections, strict=True):
+            chosen = face_frames.groups(job.clip, inspection.apex, kind, inspection.unusable)
+            stored += sum(map(len, chosen))
+            missing += face_frames.count_missing(job.clip, inspection.apex, kind)
+        return {
+            "kind": kind,
+            "side": recipe.FACE_SIZE,
+            "share": face_frames.share_of(kind),
+            "stored": stored,
+            "missing": missing,
+            "unusable": sum(len(inspection.unusable) for inspection in prepared.inspections),
         }
 
     def _generate_examples(self, prepared: Prepared) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -276,6 +298,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
                     "offset": clip.offset,
                     "apex_rule": inspection.apex_rule,
                     "landmarks_from": inspection.found,
+                    **{key: result[key] for key in EXAMPLE_KEYS if key in result},
                 },
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
+from htnet_jax.datasets import frames as face_frames
 from htnet_jax.errors import UserError
 
 # Side in pixels of the aligned face that flow is computed on: 8 times the 28 px of the release.
@@ -18,7 +19,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("crop", "size"),
     "strain": ("green_lagrange_small", "symmetric_norm", "four_terms", "engineering_shear"),
     "apex": ("midpoint", "estimate"),
-    "labels": ("megc3", "five", "own", "objective"),
+    "labels": ("megc3", "five", "own", "objective", "mmnet5", "mmnet3"),
+    "frames": face_frames.CHOICES,
 }
 
 
@@ -39,8 +41,11 @@ class Recipe:
         strain: Formula, see `motion.flow.STRAIN_FORMULAS`.
         apex: Rule where the sheet has no apex or an impossible one: "midpoint" or "estimate".
         labels: "megc3": negative, positive, surprise; "five", "own": the data set's own emotions;
-            "objective": classes I to VII by action units.
+            "objective": classes I to VII by action units; "mmnet5", "mmnet3": MMNet's.
         variant: Part or modality of the data set; "": its default.
+        frames: Aligned face frames to store beside the tensor: "none"; "pair": onset and apex;
+            "neighbours": also those that MMNet's jitter may take instead, as far as they are on
+            disk.
     """
 
     flow: str = "tvl1"
@@ -52,6 +57,7 @@ class Recipe:
     apex: str = "midpoint"
     labels: str = "megc3"
     variant: str = ""
+    frames: str = "none"
 
     @property
     def name(self) -> str:
@@ -66,8 +72,13 @@ class Recipe:
 
     @property
     def canonical(self) -> str:
-        """All choices as `key=value`, comma-separated, in a fixed order."""
-        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self))
+        """All choices as `key=value`, comma-separated, in a fixed order; `frames` if there are."""
+        keys = [field.name for field in dataclasses.fields(self)]
+        if (
+            self.frames == "none"
+        ):  # Data sets that were built before there were any keep their hash.
+            keys.remove("frames")
+        return ",".join(f"{key}={getattr(self, key)}" for key in keys)
 
     @property
     def hash(self) -> str:

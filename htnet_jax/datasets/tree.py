@@ -150,6 +150,33 @@ def read_gray(path: Path) -> np.ndarray:
     """
     import cv2  # here, because reading a data set that is built needs none
 
+    picture = _read(path)
+    if picture.ndim == 3:
+        channels = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
+        code = channels[picture.shape[2]]
+        picture = picture[..., 0] if code is None else cv2.cvtColor(picture, code)
+    return picture
+
+
+def read_colour(path: Path) -> np.ndarray:
+    """A picture as `(H, W, 3)` uint8 RGB: gray becomes three equal channels, else as `read_gray`.
+
+    Raises:
+        ValueError: No picture, or a truncated one.
+    """
+    import cv2
+
+    picture = _read(path)
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+    code = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGB
+    return cv2.cvtColor(picture, code)
+
+
+def _read(path: Path) -> np.ndarray:
+    """A picture as OpenCV has it, `(H, W)`, or `(H, W, C)` in the order B, G, R, A; 8 bits."""
+    import cv2
+
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -165,8 +192,4 @@ def read_gray(path: Path) -> np.ndarray:
         picture = (picture >> 8).astype(np.uint8)
     if picture.dtype != np.uint8:
         raise ValueError(f"a picture of {picture.dtype} values; 8 or 16 bits are expected")
-    if picture.ndim == 3:
-        channels = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
-        code = channels[picture.shape[2]]
-        picture = picture[..., 0] if code is None else cv2.cvtColor(picture, code)
     return picture

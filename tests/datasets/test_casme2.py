@@ -279,6 +279,8 @@ def test_label_sets(root, faces):
         **{"repression": 1, "others": 1},
     }
     assert counted["own"] == {**counted["five"], "sadness": 1, "fear": 1}
+    assert counted["mmnet5"] == counted["five"]
+    assert counted["mmnet3"] == {"happiness": 3, "surprise": 3, "negative": 5}
     assert counted["objective"] == {"I": 3, "II": 3, "IV": 2, "V": 2, "VI": 1, "VII": 1}
 
 
@@ -308,6 +310,27 @@ def test_published_counts_give_no_finding():
     assert found == {0: 90, 1: 32, 2: 25, None: 108}
     labels = layout.LABELS["five"]
     assert sum(labels.label(clip) is not None for clip in _published("2014")) == 246
+
+
+def test_labels_of_mmnet_are_numbered_as_its_release_does():
+    """A converted checkpoint's outputs have this order."""
+    of = {clip.emotion: clip for clip in _published("2014")}
+    five, three = layout.LABELS["mmnet5"], layout.LABELS["mmnet3"]
+    order = ("happiness", "repression", "disgust", "surprise", "others")
+    assert five.classes == order
+    assert [five.label(of[emotion]) for emotion in order] == [0, 1, 2, 3, 4]
+    assert five.label(of["sadness"]) is five.label(of["fear"]) is None
+    assert three.classes == ("happiness", "surprise", "negative")
+    found = {emotion: three.label(clip) for emotion, clip in of.items()}
+    assert found == {
+        **{"happiness": 0, "surprise": 1, "others": None},
+        **dict.fromkeys(("repression", "disgust", "sadness", "fear"), 2),
+    }
+    for labels, expected in (
+        (five, {0: 32, 1: 27, 2: 63, 3: 25, 4: 99, None: 9}),
+        (three, {0: 32, 1: 25, 2: 99, None: 99}),
+    ):
+        assert collections.Counter(map(labels.label, _published("2014"))) == expected
 
 
 def test_each_wrong_count_is_a_finding():

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from htnet_jax.datasets import preview
+from htnet_jax.datasets import frames, preview
 from htnet_jax.datasets.extraction import Inspection, Job, Steps
 from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import Recipe
@@ -123,6 +124,39 @@ def test_pictures_on_the_page(step, tmp_path):
         picture = page.picture(f": {layout} mosaic")
         mosaic = regions.mosaic(scaled, steps.landmarks, layout)
         np.testing.assert_array_equal(picture[6::12, 6::12, ::-1], mosaic)
+
+
+def test_face_frames_on_the_page(step, tmp_path):
+    job, inspection, steps = step()
+    colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250), (200, 200, 0), (0, 200, 200))
+    numbers = (46, 47, 65, 66, 67)
+    filled = {n: np.full((224, 224, 3), c, np.uint8) for n, c in zip(numbers, colours, strict=True)}
+    groups = ({n: filled[n] for n in some} for some in (numbers[:2], numbers[2:]))
+    steps = dataclasses.replace(steps, frames=frames.clip_frames(46, 66, *groups))
+    page = written(tmp_path, "t", [(job, inspection, steps)])
+    assert page.tags.count("img") == 1 + PICTURES_PER_CLIP + 2
+    tile = preview.TILE
+    onset = page.picture("face frames around the onset: 46, 47")[..., ::-1]
+    apex = page.picture("face frames around the apex: 65, 66, 67")[..., ::-1]
+    assert onset.shape == (tile, 2 * tile, 3)
+    assert apex.shape == (2 * tile, 2 * tile, 3)
+    middles = [
+        (sheet, row, column)
+        for sheet, row, column in (
+            (onset, 0, 0),
+            (onset, 0, 1),
+            (apex, 0, 0),
+            (apex, 0, 1),
+            (apex, 1, 0),
+            (apex, 1, 1),
+        )
+    ]
+    for (sheet, row, column), colour in zip(middles, (*colours, (0, 0, 0)), strict=True):
+        y, x = row * tile, column * tile
+        assert tuple(sheet[y + tile // 2, x + tile // 2]) == colour
+        # The exact ones, 46 and 66, have a frame.
+        has_frame = colour in (colours[0], colours[3])
+        assert (tuple(sheet[y, x]) != colour) == has_frame
 
 
 def test_number_of_the_class_without_names(step, tmp_path):

@@ -232,6 +232,32 @@ def test_colour_becomes_luma(tmp_path, suffix):
     assert np.abs(tree.read_gray(path) - LUMA).max() < (3 if suffix == ".jpg" else 1)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
+def test_colour_is_read_as_red_green_blue(tmp_path, suffix):
+    path = tmp_path / f"img1{suffix}"
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint8))
+    picture = tree.read_colour(path)
+    assert picture.shape == (24, 32, 3)
+    assert picture.dtype == np.uint8
+    assert np.abs(picture - np.array(BGR[::-1], int)).max() < (4 if suffix == ".jpg" else 1)
+    # Gray files have it in all three.
+    assert cv2.imwrite(str(path), GRADIENT)
+    picture = tree.read_colour(path)
+    for channel in range(3):
+        np.testing.assert_array_equal(picture[..., channel], tree.read_gray(path))
+
+
+def test_colour_with_alpha_or_sixteen_bits(tmp_path):
+    path = tmp_path / "img1.png"
+    assert cv2.imwrite(str(path), np.full((4, 4, 4), (*BGR, 0), np.uint8))
+    np.testing.assert_array_equal(tree.read_colour(path)[0, 0], BGR[::-1])
+    assert cv2.imwrite(str(path), np.full((4, 4, 3), BGR, np.uint16) * 257)
+    np.testing.assert_array_equal(tree.read_colour(path)[0, 0], BGR[::-1])
+    path.write_text("this is a text")
+    with pytest.raises(ValueError, match="no picture that OpenCV can read"):
+        tree.read_colour(path)
+
+
 @pytest.mark.parametrize("alpha", [0, 255])
 def test_alpha_is_ignored(tmp_path, alpha):
     path = tmp_path / "img1.png"

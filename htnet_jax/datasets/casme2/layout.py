@@ -31,6 +31,17 @@ LABELS: Mapping[str, LabelSet] = {
     "five": own_classes("happiness disgust repression surprise others"),
     "own": own_classes("happiness disgust surprise repression others sadness fear"),
     "objective": OBJECTIVE_SET,
+    # As MMNet's release (muse1998/MMNet, 7b62fa9) numbers them: a converted checkpoint's outputs
+    # have this order.
+    "mmnet5": own_classes("happiness repression disgust surprise others"),
+    "mmnet3": LabelSet(
+        ("happiness", "surprise", "negative"),
+        {
+            "happiness": "happiness",
+            "surprise": "surprise",
+            **dict.fromkeys(("repression", "disgust", "fear", "sadness"), "negative"),
+        },
+    ),
 }
 
 LAYOUT = """\
