@@ -49,6 +49,24 @@ def shrink(frames: jax.Array) -> jax.Array:
     return cells[:, :, middle, :, middle].mean(axis=(2, 4))
 
 
+def channel_maximum(x: jax.Array) -> jax.Array:
+    """The largest channel of every position; the gradient of a tie goes to the first, as PyTorch's.
+
+    The gradient of `x.max(axis=-1)` divides by the number of channels that equal the maximum. XLA
+    may compute x once more for that comparison, rounded otherwise: then none does, and 0 / 0 is NaN
+    (seen on a CPU, with optimisations off).
+
+    Args:
+        x: `(..., C)` floats.
+
+    Returns:
+        `(..., 1)`.
+    """
+    first = jax.lax.stop_gradient(jnp.argmax(x, axis=-1, keepdims=True))
+    channel = jax.lax.broadcasted_iota(first.dtype, x.shape, x.ndim - 1)
+    return jnp.where(channel == first, x, 0).sum(axis=-1, keepdims=True)
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias and batch normalisation.
 
@@ -92,7 +110,7 @@ class AttentionMap(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H, W, 1)`, values in (0, 1); see `BatchNorm`."""
         # Kaiming normal by fan-out, as all other kernels: a single output makes it sqrt(2).
         kernel = self.param("kernel", nn.initializers.normal(2**0.5), (2,)).astype(x.dtype)
-        mean, most = x.mean(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+        mean, most = x.mean(axis=-1, keepdims=True), channel_maximum(x)
         joined = kernel[0] * mean + kernel[1] * most
         self.sow("intermediates", "joined", joined)
         return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train, weights=weights))
@@ -185,7 +203,7 @@ class PositionCalibration(nn.Module):
         x = Dense(self.features, self.dtype, name="patch_embedding")(grid)
         x = x.reshape(batch, height * width, self.features)
         place = self.param("pos_embed", vit_normal, (height * width, self.features))
-        x = x + place.astype(x.dtype)
+        x = x + place.astype(x.dtype)[None]
         self.sow("intermediates", "positioned", x)
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             x = ViTBlock(self.heads, self.mlp_mult, float(rate), self.dtype, name=f"block_{index}")(
@@ -218,7 +236,8 @@ class MapHead(nn.Module):
         kernel = self.param("kernel", init, (*shape, self.features))
         bias = self.param("bias", init, (self.features,))
         x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
-        return product(x.reshape(-1, inputs), kernel.reshape(inputs, self.features)) + bias
+        out = product(x.reshape(-1, inputs), kernel.reshape(inputs, self.features))
+        return out + bias.reshape(1, -1)
 
 
 class MMNet(nn.Module):

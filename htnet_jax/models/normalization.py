@@ -55,33 +55,38 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = x.astype(wide)
+
+        def along(values: jax.Array) -> jax.Array:
+            return values.astype(wide).reshape(*(1,) * (x.ndim - 1), channels)
+
         if train:
             mean, variance, count = _statistics(x, weights)
             if not self.is_initializing():
                 share = self.momentum * (count > 0).astype(wide)
                 unbiased = variance * (count / jnp.maximum(count - 1, 1))
-                for running, value in ((running_mean, mean), (running_var, unbiased)):
-                    moved = (1 - share) * running.value.astype(wide) + share * value
-                    running.value = jax.lax.stop_gradient(moved).astype(running.value.dtype)
+                for running, batch in ((running_mean, mean), (running_var, unbiased)):
+                    old = running.value
+                    moved = (1 - share) * old.astype(wide) + share * batch.reshape(channels)
+                    running.value = jax.lax.stop_gradient(moved).astype(old.dtype)
         else:
-            mean, variance = running_mean.value.astype(wide), running_var.value.astype(wide)
-        gain = jax.lax.rsqrt(variance + self.eps) * scale.astype(wide)
-        return ((x - mean) * gain + bias.astype(wide)).astype(self.dtype)
+            mean, variance = along(running_mean.value), along(running_var.value)
+        gain = jax.lax.rsqrt(variance + self.eps) * along(scale)
+        return ((x - mean) * gain + along(bias)).astype(self.dtype)
 
 
 def _statistics(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance of every channel, and the number of values behind each.
+    """Mean and biased variance of every channel, `(1, ..., C)`, and the number of values of each.
 
     Of no value at all they are 0 and 1, so that nothing grows without bounds from layer to layer.
     """
     axes = tuple(range(x.ndim - 1))
     if weights is None:
-        mean = x.mean(axis=axes)
-        variance = jnp.square(x - mean).mean(axis=axes)
+        mean = x.mean(axis=axes, keepdims=True)
+        variance = jnp.square(x - mean).mean(axis=axes, keepdims=True)
         return mean, variance, jnp.asarray(x.size // x.shape[-1], x.dtype)
     weights = weights.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     count = weights.sum() * (x[0].size // x.shape[-1])
     divisor = jnp.maximum(count, 1)
-    mean = (x * weights).sum(axis=axes) / divisor
-    variance = (jnp.square(x - mean) * weights).sum(axis=axes) / divisor
+    mean = (x * weights).sum(axis=axes, keepdims=True) / divisor
+    variance = (jnp.square(x - mean) * weights).sum(axis=axes, keepdims=True) / divisor
     return mean, jnp.where(count > 0, variance, 1), count

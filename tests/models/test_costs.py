@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from htnet_jax.models import MODELS, HTNet
-from htnet_jax.models.costs import COSTS, Costs, convolution_taps, htnet_costs
+from htnet_jax.models import MODELS, HTNet, MMNet
+from htnet_jax.models.costs import COSTS, Costs, convolution_taps, htnet_costs, mmnet_costs
 from htnet_jax.models.layers import FEW_ROWS
 
 
@@ -73,12 +73,46 @@ def test_small_network_by_hand():
     assert htnet_costs(module, 2) == Costs(total, embedding, weights, 0)
 
 
-@pytest.mark.parametrize("side", [1, 2, 4, 5])
-def test_convolution_taps(side):
+@pytest.mark.parametrize(("side", "stride"), [(1, 1), (2, 1), (4, 1), (5, 1), (2, 2), (8, 2)])
+def test_convolution_taps(side, stride):
     """Ones under a window of ones: every pixel counts its taps inside the map."""
     inside = np.pad(np.ones((side, side), int), 1)
-    windows = np.lib.stride_tricks.sliding_window_view(inside, (3, 3))
-    assert convolution_taps(side) == windows.sum()
+    windows = np.lib.stride_tricks.sliding_window_view(inside, (3, 3))[::stride, ::stride]
+    assert convolution_taps(side, stride) == windows.sum()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        MMNet(),
+        MMNet(depth=3, mlp_mult=2, drop_path=0.3),
+        MMNet(num_classes=3, image_size=48, stem=6, widths=(4, 4, 8, 12), depth=1, heads=3),
+    ],
+)
+def test_mmnet(module):
+    clips = FEW_ROWS + 1  # So that the head's is a product as well.
+    frames = [jax.ShapeDtypeStruct((clips, *s), jnp.float32) for s in module.input_shapes(3)]
+    variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, train=False), *frames)
+    costs = mmnet_costs(module)
+    assert costs.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert costs.idle_parameters == 0
+    # All but the attention maps' two multiplications and the 3x3 convolutions are products.
+    program = jax.make_jaxpr(lambda v, *x: module.apply(v, *x, train=False))(variables, *frames)
+    sides = [module.image_size // by for by in (2, 4, 8, 16)]
+    convolutions = 2 * (
+        convolution_taps(module.image_size, 2) * 3 * module.stem
+        + convolution_taps(sides[0]) * (module.stem + module.widths[0]) * module.widths[0]
+        + sum(
+            convolution_taps(side, 2) * narrow * wide
+            for side, narrow, wide in zip(sides, module.widths, module.widths[1:], strict=False)
+        )
+    )
+    maps = sum(2 * 2 * side**2 for side in sides)
+    products = product_flops(program.jaxpr)
+    assert products == clips * (costs.forward_flops - convolutions - maps)
+    patches = 2 * sides[-1] ** 2 * 3 * module.widths[-1]
+    stem = 2 * convolution_taps(module.image_size, 2) * 3 * module.stem
+    assert costs.embedding_flops == stem + patches
 
 
 SIZES = st.builds(
