@@ -23,9 +23,10 @@ from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
 from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.events import Events
-from htnet_jax.training.feeds import Feed, make_feed
+from htnet_jax.training.feeds import Feed
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
 from htnet_jax.training.handover import Handover
+from htnet_jax.training.inputs import make_feed
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
