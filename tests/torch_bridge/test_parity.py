@@ -44,7 +44,9 @@ def test_float64_agrees_to_nine_digits(case, size):
     assert report.dtype == "float64"
     assert report.passed, parity_report.verdict(report)
     assert all(row.relative <= 1e-9 and row.tolerance <= 1e-9 for row in report.rows)
-    assert list(dict.fromkeys(row.kind for row in report.rows)) == list(parity.KINDS)
+    # HTNet has no running statistics.
+    kinds = [kind for kind in parity.KINDS if kind != "statistics"]
+    assert list(dict.fromkeys(row.kind for row in report.rows)) == kinds
 
 
 def test_float32_agrees(case):
@@ -105,7 +107,7 @@ def test_activations_are_in_the_order_of_execution(case):
 @pytest.mark.parametrize("theirs", [0.0, 0.02])
 def test_another_weight_decay_is_found(case, theirs):
     report = case("adamw").compare(optimizer=Optimizer("adamw", 1e-3, weight_decay=theirs))
-    assert all(row.passed for row in report.rows if row.kind in parity.KINDS[:5])
+    assert all(row.passed for row in report.rows if row.kind in parity.KINDS[:6])
     assert {row.kind for row in report.rows if not row.passed} == {
         "step loss",
         "parameter",
