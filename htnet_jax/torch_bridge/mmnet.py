@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -307,7 +308,7 @@ class PositionCalibration(nn.Module):
         self.patch_embed = PatchEmbedding(width)
         self.pos_embed = nn.Parameter(torch.empty(1, side**2, width))
         self.positioned = nn.Identity()
-        rates = torch.linspace(0, drop_path, depth, dtype=torch.float64).tolist()
+        rates = np.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.Sequential(*(ViTBlock(width, heads, mlp_mult, rate) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=VIT_LAYER_NORM_EPS)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

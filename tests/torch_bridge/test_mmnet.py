@@ -258,6 +258,7 @@ def test_pytorch_network_refuses_other_frames():
 
 def test_pytorch_initial_values():
     model = mmnet.MMNet(image_size=64, stem=60, widths=(40, 40, 48, 64))
+    model.requires_grad_(False)
     block = model.main_branch.layer3[0]
     assert float(block.conv1.weight.std()) == pytest.approx((2 / (9 * 48)) ** 0.5, rel=0.05)
     assert float(block.conv2.weight.std()) == pytest.approx((2 / 48) ** 0.5, rel=0.1)
@@ -271,7 +272,7 @@ def test_drop_path_draws_or_repeats():
     layer, x = DropPath(0.25).train(), torch.ones(4000, 2, 3)
     torch.manual_seed(0)
     out = layer(x)
-    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert torch.equal(out, out[:, :1, :1].expand_as(out))
     # Five standard deviations.
     assert float((out == 0).float().mean()) == pytest.approx(0.25, abs=5 * (0.1875 / 4000) ** 0.5)
@@ -295,7 +296,7 @@ def frames(count, clips=4, seed=0):
 @pytest.fixture(scope="module")
 def quick_compiler():
     """Compiling takes nearly all of the time."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -312,7 +313,7 @@ def mm(quick_compiler, new_case):
             dtype=dtype,
             # The release's weight decay.
             optimizer=Optimizer("adamw", 8e-4, 0.6),
-            steps=20 if mode == "train" else 2,
+            steps=20 if mode == "train" else 1,
             train=mode == "train",
             bridge=BRIDGE,
         )
@@ -324,7 +325,10 @@ def names(report, kind):
     return [row.name for row in report.rows if row.kind == kind]
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+MODES = [pytest.param("eval", marks=pytest.mark.slow), "train"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_float64_agrees_to_nine_digits(mm, mode):
     report = mm(f"{mode} float64").report
     assert report.passed, parity_report.table(report)
@@ -335,6 +339,7 @@ def test_float64_agrees_to_nine_digits(mm, mode):
     )
 
 
+@pytest.mark.slow
 def test_float32_agrees(mm):
     report = mm("train float32").report
     assert report.passed, parity_report.table(report)
@@ -342,32 +347,41 @@ def test_float32_agrees(mm):
     assert max(row.relative for row in report.rows) > 1e-9
 
 
-def test_every_array_and_every_layer_has_its_rows(mm):
-    for mode in ("eval", "train"):
-        one = mm(f"{mode} float64")
-        arrays = set()
-        for path in flat(one.variables):
-            biases = path.endswith("attention/qkv/bias")
-            arrays |= {f"{path} ({n})" for n in ("query", "key", "value")} if biases else {path}
-        params = {path for path in arrays if path.startswith("params/")}
-        assert set(names(one.report, "weight")) == arrays
-        assert set(names(one.report, "gradient")) == params
-        assert set(names(one.report, "parameter")) == (arrays if mode == "train" else params)
-        assert set(names(one.report, "statistics")) == (
-            arrays - params if mode == "train" else set()
-        )
-        # The key's bias: its gradient is rounding.
-        moved = set(names(one.report, "update"))
-        assert set(names(one.report, "parameter")) - moved == {
-            f"params/position/block_{i}/attention/qkv/bias (key)" for i in range(2)
-        }
-        layers = names(one.report, "activation")
-        assert len(set(layers)) == len(layers)
-        for pattern, _ in BRIDGE.layers:
-            assert any(match(pattern, layer) is not None for layer in layers), pattern
-        assert set(one.ours.activations) == set(layers)
-        assert layers[:3] == ["grid", "position/patch_embedding", "position/positioned"]
-        assert layers[-3:] == ["layer_4/weighted", "calibrated", "head"]
+def test_logits_in_evaluation(quick_compiler):
+    """All layers of it are compared in the slow tests."""
+    variables, ((onset, apex), _) = parity.random_variables(SMALL, BRIDGE, 3, 0), frames(1)[0]
+    logits = jax.jit(functools.partial(SMALL.apply, train=False))(variables, onset, apex)
+    model = mmnet.build(SMALL)
+    model.load_state_dict(convert.to_state_dict(variables, BRIDGE.table), strict=True)
+    with torch.no_grad():
+        theirs = model(*(torch.from_numpy(np.moveaxis(x, -1, 1).copy()) for x in (onset, apex)))
+    np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_array_and_every_layer_has_its_rows(mm, mode):
+    one = mm(f"{mode} float64")
+    arrays = set()
+    for path in flat(one.variables):
+        biases = path.endswith("attention/qkv/bias")
+        arrays |= {f"{path} ({n})" for n in ("query", "key", "value")} if biases else {path}
+    params = {path for path in arrays if path.startswith("params/")}
+    assert set(names(one.report, "weight")) == arrays
+    assert set(names(one.report, "gradient")) == params
+    assert set(names(one.report, "parameter")) == (arrays if mode == "train" else params)
+    assert set(names(one.report, "statistics")) == (arrays - params if mode == "train" else set())
+    # The key's bias: its gradient is rounding.
+    moved = set(names(one.report, "update"))
+    assert set(names(one.report, "parameter")) - moved == {
+        f"params/position/block_{i}/attention/qkv/bias (key)" for i in range(2)
+    }
+    layers = names(one.report, "activation")
+    assert len(set(layers)) == len(layers)
+    for pattern, _ in BRIDGE.layers:
+        assert any(match(pattern, layer) is not None for layer in layers), pattern
+    assert set(one.ours.activations) == set(layers)
+    assert layers[:3] == ["grid", "position/patch_embedding", "position/positioned"]
+    assert layers[-3:] == ["layer_4/weighted", "calibrated", "head"]
 
 
 def test_training_moves_statistics_and_drops_branches(mm):
@@ -380,10 +394,6 @@ def test_training_moves_statistics_and_drops_branches(mm):
     assert draws.shape == (20, 2, 4)
     assert 0.3 < draws.mean() < 0.7
     assert len({draw.tobytes() for draw in draws}) > 10
-    # The same draws in float32.
-    assert np.array_equal(
-        draws, [[kept[p] for p in sorted(kept)] for kept in mm("train float32").ours.kept]
-    )
 
 
 def test_run_changes_neither_side(mm):
@@ -422,7 +432,7 @@ class BiasedVariance(nn.BatchNorm2d):
             biased = x.var(dim=(0, 2, 3), unbiased=False)
             kept = 0.9 * self.running_var + 0.1 * biased
         out = super().forward(x)
-        self.running_var.copy_(kept)
+        self.running_var = kept
         return out
 
 
@@ -541,8 +551,8 @@ def test_other_draws_of_drop_path_are_found(mm):
     path = "position/block_1/attention_path"
     kept = ({**one.ours.kept[0], path: ~one.ours.kept[0][path]},)
     other = dataclasses.replace(one, ours=dataclasses.replace(one.ours, kept=kept))
-    report = parity.compare(one.ours, other.theirs(steps=0), "float64")
-    assert (report.first_difference.kind, report.first_difference.name) == ("activation", path)
+    first = other.compare_layers(one.torch_model()).first_difference
+    assert (first.kind, first.name) == ("activation", path)
 
 
 def test_statistics_that_do_not_move_along_the_steps_are_found(mm):
