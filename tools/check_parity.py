@@ -102,7 +102,8 @@ def main(argv: Sequence[str]) -> int:
     learning_rate = config.learning_rate if given is None else given
     optimizer = traces.Optimizer(_OPTIMIZER.value, learning_rate, _WEIGHT_DECAY.value)
     # In float32 a float64 run of PyTorch says how much of a difference is rounding.
-    extra = "float32" in _DTYPE.value and "float64" not in _DTYPE.value and _STEPS.value
+    alone = "float32" in _DTYPE.value and "float64" not in _DTYPE.value
+    extra = alone and (_STEPS.value or "batch_stats" in variables)
     modes = _MODE.value or (("eval", "train") if "batch_stats" in variables else ("eval",))
     a_mode = len(_DTYPE.value) * (4 + 2 * _STEPS.value) + (2 + _STEPS.value if extra else 0)
     reports = []

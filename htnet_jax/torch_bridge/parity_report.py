@@ -31,7 +31,8 @@ def table(report: Report, *, worst_only: bool = False) -> str:
         )
     if report.dtype == "float32" and any(row.kind == "update" for row in rows):
         lines.append(
-            f"Along the steps up to {FLOAT32_MARGIN} times what float32 costs PyTorch alone passes."
+            f"In gradients and along the steps up to {FLOAT32_MARGIN} times what float32 costs "
+            "PyTorch alone passes."
         )
     return "\n".join([*lines, verdict(report)])
 

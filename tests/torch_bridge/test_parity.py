@@ -362,6 +362,21 @@ def test_nan_in_logits_or_loss_never_passes(sides, field):
     assert (report.first_difference.kind, report.first_difference.name) == expected
 
 
+def test_gradients_may_differ_by_ten_times_what_float32_costs_pytorch():
+    """In float32 only, and the largest cost counts for all."""
+    exact = make_trace(gradients={"p/a": np.array([1.0, 2.0]), "p/b": np.array([0.5])})
+    theirs = make_trace(gradients={"p/a": np.array([1.0, 2.0]), "p/b": np.array([0.501])})
+    ours = make_trace(gradients={"p/a": np.array([1.0, 2.03]), "p/b": np.array([0.501])})
+    found = row(parity.compare(ours, theirs, "float32", exact), "gradient", "p/a")
+    assert found.tolerance == pytest.approx(10 * 0.001 / 0.5)
+    assert found.relative == pytest.approx(0.015)
+    assert found.passed
+    assert not row(parity.compare(ours, theirs, "float32"), "gradient", "p/a").passed
+    # Where float32 costs nothing, the plain tolerance holds.
+    assert not row(parity.compare(ours, exact, "float32", exact), "gradient", "p/a").passed
+    assert row(parity.compare(ours, exact, "float32", exact), "gradient", "p/a").tolerance == 1e-4
+
+
 def test_zeros_on_both_sides_pass():
     zeros = make_trace(activations={"first": np.zeros((2, 2))})
     report = compare(zeros, zeros)
