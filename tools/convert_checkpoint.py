@@ -6,8 +6,11 @@
 Files end in .safetensors (keeps the run's settings) or .pth (a bare state_dict that
 `model.load_state_dict(torch.load(FILE, weights_only=True))` takes, as the paper's release writes
 them). `htnet_jax.load(DIR)` opens the result of from-torch. The sizes of the network are read from
-the shapes; `heads` is not determined by them and comes from --heads, --config, --workdir, the
-.safetensors file, or is the release's 3.
+the shapes; what is not determined by them, such as `heads`, comes from --heads, --config,
+--workdir, the .safetensors file, or is the release's.
+
+Entries of a release's file that its network never reads are named and left out; --with_unused
+writes them again (zeros, and ones for scales), so that the release's own class takes the file.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ _FOLD = flags.DEFINE_string("fold", None, "to-torch: the left-out subject.")
 _INPUT = flags.DEFINE_string("input", None, "from-torch: .safetensors, .pth or .pt file.")
 _OUTPUT = flags.DEFINE_string("output", None, "File (to-torch) or folder (from-torch) to write.")
 _HEADS = flags.DEFINE_integer("heads", None, "from-torch: attention heads at the bottom level.")
+_WITH_UNUSED = flags.DEFINE_bool(
+    "with_unused", None, "to-torch: also write what the release's files hold and never read."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
 
 # Keys in a .safetensors file's metadata.
@@ -53,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def to_torch() -> None:
-    """Writes one fold's parameters as a PyTorch file."""
+    """Writes one fold's variables as a PyTorch file."""
     _require(workdir=_WORKDIR.value, fold=_FOLD.value, output=_OUTPUT.value)
     _refuse("to-torch", input=_INPUT.value, config=_CONFIG.value, heads=_HEADS.value)
     import htnet_jax
@@ -66,15 +72,21 @@ def to_torch() -> None:
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no run with checkpoints here; give the --workdir of a run")
     folder = fold_folder(workdir, _FOLD.value)
-    _, variables, config = htnet_jax.load(folder)
-    state_dict = convert.to_state_dict(variables, _bridge(config).table)
+    module, variables, config = htnet_jax.load(folder)
+    bridge = _bridge(config)
+    if _WITH_UNUSED.value and not bridge.unused:
+        raise UserError(
+            f"--with_unused: {config.model.name}'s release has no unused entries; leave it out"
+        )
+    state_dict = convert.to_state_dict(
+        variables, bridge.table, bridge.recreate if _WITH_UNUSED.value else None
+    )
     for name, count in convert.non_finite(state_dict).items():
         print(f"warning: {name} has {count} values that are NaN or infinite")
     metadata = {"format": "pt", CONFIG_KEY: config.to_json(), FOLD_KEY: _FOLD.value}
     files.write(output, state_dict, metadata, overwrite=_OVERWRITE.value)
     print(f"Written: {output} ({_count(state_dict)})")
-    size = config.model.image_size
-    print(f"  input: (B, {len(_channels(config))}, {size}, {size}), {_input(config)}")
+    print(f"  input: {_inputs(module, config)}")
     if output.suffix in files.TORCH:
         print(f"  a .pth file holds no settings: to convert it back, add --workdir={workdir}")
 
@@ -82,7 +94,7 @@ def to_torch() -> None:
 def from_torch() -> None:
     """Writes a PyTorch file as a checkpoint that `htnet_jax.load` opens."""
     _require(input=_INPUT.value, output=_OUTPUT.value)
-    _refuse("from-torch", fold=_FOLD.value)
+    _refuse("from-torch", fold=_FOLD.value, with_unused=_WITH_UNUSED.value)
     if _WORKDIR.value and _CONFIG.value is not None:
         raise UserError("give --config or --workdir, not both")
     output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
@@ -94,31 +106,39 @@ def from_torch() -> None:
     for note in file.notes:
         print(f"{source}: {note}")
     config, origin = _settings(file.metadata)
+    if not origin:
+        _guess_network(config, file.state_dict)
     channels = len(_channels(config))
     known: dict[str, Any] = dict(config.model) if origin else {}
     if _HEADS.value is not None:
         known["heads"] = _HEADS.value
     try:
         bridge = _bridge(config)
-        sizes = convert.infer_sizes(file.state_dict, bridge, known, channels)
-        config.model.update(sizes)
+        state_dict, notes = convert.drop_unused(file.state_dict, bridge)
+        sizes = convert.infer_sizes(state_dict, bridge, known, channels)
+        with config.unlocked():
+            config.model.update(sizes)
         module = build_module(config.model)
         expected = convert.expected_variables(module, channels)
-        variables = convert.from_state_dict(file.state_dict, bridge.table, expected)
+        variables = convert.from_state_dict(state_dict, bridge.table, expected)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     with config.unlocked():
         config.converted_from = source.name
     save_fold(output, variables, json.loads(config.to_json()))
-    print(f"Written: {output} ({_count(file.state_dict)})")
+    for note in notes:
+        print(f"{source}: {note}")
+    print(f"Written: {output} ({_count(state_dict)})")
     print("  " + ", ".join(f"{name}={value}" for name, value in sizes.items()))
     assumed = "" if origin else "; assumed, as in the release: --config or --workdir says otherwise"
-    print(f"  input: {_input(config)}{assumed}")
-    if "heads" in sizes and "heads" not in known:
-        print(
-            f"  heads={sizes['heads']} is assumed, as in the release: shapes do not determine it; "
-            "--heads=N sets it"
-        )
+    print(f"  input: {_inputs(module, config)}{assumed}")
+    for name in bridge.assumed:
+        if name not in known:
+            remedy = "--heads=N" if name == "heads" else f"--config with model.{name}"
+            print(
+                f"  {name}={sizes[name]} is assumed, as in the release: shapes do not determine "
+                f"it; {remedy} sets it"
+            )
 
 
 def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
@@ -164,13 +184,38 @@ def _bridge(config: ConfigDict) -> Any:
     return BRIDGES[name]
 
 
+def _guess_network(config: ConfigDict, state_dict: Mapping[str, Any]) -> None:
+    """Without settings, the network is the one whose names a file has, if there is one."""
+    from htnet_jax.torch_bridge import BRIDGES
+    from htnet_jax.torch_bridge.tables import match
+
+    def known_names(name: str) -> int:
+        rules = BRIDGES[name].table
+        return sum(any(match(rule.torch, key) is not None for rule in rules) for key in state_dict)
+
+    name = max(BRIDGES, key=known_names)
+    if name != config.model.name and known_names(name):
+        with config.unlocked():
+            config.model = ConfigDict({"name": name})
+
+
 def _channels(config: ConfigDict) -> list[str]:
     return config.dataset.channels.split(",")
 
 
-def _input(config: ConfigDict) -> str:
+def _inputs(module: Any, config: ConfigDict) -> str:
+    """What the PyTorch network is called with."""
+    shapes = [
+        f"(B, {shape[-1]}, {shape[0]}, {shape[1]})"
+        for shape in module.input_shapes(len(_channels(config)))
+    ]
+    if len(shapes) > 1:
+        return ", ".join(shapes)
     dataset = config.dataset
-    return f"channels {dataset.channels}, mosaic {dataset.layout}, scaling {dataset.scaling}"
+    return (
+        f"{shapes[0]}, channels {dataset.channels}, mosaic {dataset.layout}, "
+        f"scaling {dataset.scaling}"
+    )
 
 
 def _check_folder(folder: Path) -> None:

@@ -340,6 +340,8 @@ class MMNet(nn.Module):
                 )
         batch = {"train": train, "weights": weights}
         onset, apex = onset.astype(self.dtype), apex.astype(self.dtype)
+        grid = shrink(onset)
+        self.sow("intermediates", "grid", grid)
         position = PositionCalibration(
             self.widths[-1],
             self.depth,
@@ -348,7 +350,7 @@ class MMNet(nn.Module):
             self.drop_path,
             self.dtype,
             name="position",
-        )(shrink(onset), train=train)
+        )(grid, train=train)
         # The release leaves PyTorch's default here; all other kernels are kaiming normal.
         stem = ConvNorm(self.stem, 3, 2, self.dtype, torch_uniform(9 * 3), name="stem")
         x = nn.relu(stem(apex - onset, **batch))
@@ -358,4 +360,6 @@ class MMNet(nn.Module):
             x, attention = ContinuousAttentionBlock(
                 width, 1 if number == 1 else 2, self.dtype, name=f"layer_{number}"
             )(x, attention, **batch)
-        return MapHead(self.num_classes, self.dtype, name="head")(x + position)
+        x = x + position
+        self.sow("intermediates", "calibrated", x)
+        return MapHead(self.num_classes, self.dtype, name="head")(x)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from htnet_jax.models.layers import Dense, LayerNorm, gelu
@@ -45,7 +46,8 @@ class DropPath(nn.Module):
         if not train or not self.rate:
             return x
         keep = 1 - self.rate
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0],))
+        # Drawn in float32 whatever the type of x, so that a key gives the same draws in all types.
+        kept = jax.random.bernoulli(self.make_rng("dropout"), np.float32(keep), (x.shape[0],))
         mask = kept.astype(x.dtype) / jnp.asarray(keep, x.dtype)
         self.sow("intermediates", "mask", mask)
         return x * mask.reshape(-1, *(1,) * (x.ndim - 1))

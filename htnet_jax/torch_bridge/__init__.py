@@ -15,10 +15,10 @@ except ImportError as error:
         "  pip install --constraint constraints.txt -e .[torch]"
     ) from error
 
-from htnet_jax.torch_bridge import htnet
+from htnet_jax.torch_bridge import htnet, mmnet
 from htnet_jax.torch_bridge.tables import Bridge, Rule
 
 # `config.model.name` -> how that network crosses; a new network is added here.
-BRIDGES = {"HTNet": htnet.BRIDGE}
+BRIDGES = {"HTNet": htnet.BRIDGE, "MMNet": mmnet.BRIDGE}
 
 __all__ = ["BRIDGES", "Bridge", "Rule"]

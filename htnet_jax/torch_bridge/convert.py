@@ -6,7 +6,7 @@ Every array is only transposed and reshaped, so a round trip is bit-exact.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import einops
@@ -17,6 +17,9 @@ from flax import traverse_util
 
 from htnet_jax.errors import UserError
 from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape, match, translate
+
+# Gives the entries of a release's files that its network never reads: see `Bridge.recreate`.
+Recreate = Callable[[Mapping[str, Shape]], dict[str, torch.Tensor]]
 
 # Under these keys training scripts keep the state_dict in their checkpoints.
 NESTED_KEYS = (
@@ -33,27 +36,36 @@ NESTED_KEYS = (
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 
 
-def to_state_dict(variables: Mapping[str, Any], table: Sequence[Rule]) -> dict[str, torch.Tensor]:
+def to_state_dict(
+    variables: Mapping[str, Any], table: Sequence[Rule], recreate: Recreate | None = None
+) -> dict[str, torch.Tensor]:
     """Flax variables as a `state_dict`.
 
     Args:
         variables: `{"params": ..., ...}`, arrays of any dtype that PyTorch knows.
         table: The model's table.
+        recreate: `bridge.recreate` also adds what the release's files hold and never read.
 
     Returns:
-        Contiguous tensors of the same dtypes that share no memory with `variables`.
+        Contiguous tensors of the same dtypes that share no memory with `variables`; beside every
+        running mean the number of batches that PyTorch counts, 0.
 
     Raises:
         UserError: Arrays that no line of the table names, all of them.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     pairs = _pairs(flat, table)
-    return {
-        pairs[path][0]: torch.from_numpy(
-            np.array(einops.rearrange(np.asarray(array), pairs[path][1].axes), order="C")
+    tensors = {}
+    for path, array in flat.items():
+        name, rule = pairs[path]
+        tensors[name] = torch.from_numpy(
+            np.array(einops.rearrange(np.asarray(array), rule.axes), order="C")
         )
-        for path, array in flat.items()
-    }
+        if rule.counter:
+            tensors[translate(name, rule.torch, rule.counter)] = torch.tensor(0)
+    if recreate:
+        tensors |= recreate({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return tensors
 
 
 def from_state_dict(
@@ -65,7 +77,8 @@ def from_state_dict(
     """A `state_dict` as Flax variables.
 
     Args:
-        state_dict: All entries and no others, without prefixes (see `clean`).
+        state_dict: All entries and no others, without prefixes (see `clean`); PyTorch's counts of
+            batches beside running means may be there or not.
         table: The model's table.
         expected: The variables' nested dict with shapes, as `jax.eval_shape` of `module.init`
             gives.
@@ -83,10 +96,14 @@ def from_state_dict(
     }
     pairs = _pairs(shapes, table)
     wanted = {name: _torch_shape(shapes[path], rule) for path, (name, rule) in pairs.items()}
-    _compare(wanted, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
+    have = {name: tuple(t.shape) for name, t in state_dict.items() if not _is_counter(name, table)}
+    _compare(wanted, have)
     flat = {
         path: np.array(
-            einops.rearrange(_numpy(state_dict[name], dtype), rule.axes_to_flax), order="C"
+            einops.rearrange(
+                _numpy(state_dict[name], dtype), rule.axes_to_flax, **rule.lengths(shapes[path])
+            ),
+            order="C",
         )
         for path, (name, rule) in pairs.items()
     }
@@ -95,9 +112,37 @@ def from_state_dict(
 
 def expected_variables(module: Any, channels: int) -> dict[str, Any]:
     """Shapes and dtypes of a module's variables, without computing any."""
-    size = module.image_size
-    x = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+    inputs = [
+        jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in module.input_shapes(channels)
+    ]
+    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, train=False), *inputs)
+
+
+def drop_unused(
+    state_dict: Mapping[str, torch.Tensor], bridge: Bridge
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Leaves out what a file holds and Flax has no place for.
+
+    Args:
+        state_dict: Without prefixes (see `clean`).
+        bridge: The model's.
+
+    Returns:
+        `(state_dict, notes)`: a note names the entries that the release's network never reads, and
+        says how many counts of batches there were.
+    """
+    notes = []
+    unused = [name for name in state_dict if name in bridge.unused]
+    counters = [
+        name for name in state_dict if name not in unused and _is_counter(name, bridge.table)
+    ]
+    if unused:
+        names = ", ".join(_entry(name, tuple(state_dict[name].shape)) for name in unused)
+        notes.append(f"left out, because the network never reads them: {names}")
+    if counters:
+        notes.append(f"left out: {len(counters)} x num_batches_tracked, which changes nothing")
+    left_out = {*unused, *counters}
+    return {name: t for name, t in state_dict.items() if name not in left_out}, notes
 
 
 def infer_sizes(
@@ -195,6 +240,10 @@ def _pairs(paths: Iterable[str], table: Sequence[Rule]) -> dict[str, tuple[str, 
 
 def _torch_shape(shape: Shape, rule: Rule) -> Shape:
     return tuple(einops.rearrange(torch.empty(shape, device="meta"), rule.axes).shape)
+
+
+def _is_counter(name: str, table: Sequence[Rule]) -> bool:
+    return any(rule.counter and match(rule.counter, name) is not None for rule in table)
 
 
 def _numpy(tensor: torch.Tensor, dtype: Any) -> np.ndarray:

@@ -63,7 +63,8 @@ def read(path: str | Path) -> StateDictFile:
     _check_types(path, state_dict)
     for name, count in convert.non_finite(state_dict).items():
         notes.append(f"warning: {name} has {count} values that are NaN or infinite")
-    others = sorted({str(t.dtype) for t in state_dict.values() if t.dtype != torch.float32})
+    floats = [tensor for tensor in state_dict.values() if tensor.is_floating_point()]
+    others = sorted({str(t.dtype) for t in floats if t.dtype != torch.float32})
     if others:
         notes.append(f"warning: {', '.join(others)} becomes float32")
     return StateDictFile(state_dict, metadata, notes)
@@ -123,7 +124,12 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 def _check_types(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
     problems = Problems(str(path))
     for name, tensor in state_dict.items():
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
+        counts = name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64
+        if (
+            (tensor.dtype not in DTYPES and not counts)
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+        ):
             problems.add(name, f"{tensor.dtype}, {tensor.layout}")
     problems.raise_if_any("Only dense floating-point tensors can be converted.")
 

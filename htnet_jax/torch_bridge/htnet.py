@@ -451,4 +451,4 @@ def _numbers(shapes: Mapping[str, Shape], pattern: str) -> Iterator[str]:
             yield found[1]
 
 
-BRIDGE = Bridge(TABLE, LAYERS, build, sizes)
+BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=("heads",))

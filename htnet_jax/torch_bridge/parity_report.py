@@ -13,6 +13,9 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.torch_bridge.parity import FLOAT32_MARGIN, KINDS, Comparison, Report
 
+# Of the runs in a plot: two types in two modes at most.
+COLOURS = ("#0b62a4", "#d9480f", "#2b8a3e", "#862e9c")
+
 
 def table(report: Report, *, worst_only: bool = False) -> str:
     """Every comparison, or the worst of each kind, and the verdict; for a console."""
@@ -20,7 +23,7 @@ def table(report: Report, *, worst_only: bool = False) -> str:
     title = "layer or parameter"
     width = max(len(title), *(len(row.name) for row in rows))
     header = f"{'':4} {'kind':10} {title:{width}} {'absolute':>9} {'relative':>9}"
-    lines = [f"{report.dtype}", f"{header} {'tolerance':>9}"]
+    lines = [f"{report.label}", f"{header} {'tolerance':>9}"]
     for row in rows:
         lines.append(
             f"{'ok' if row.passed else 'FAIL':4} {row.kind:10} {row.name:{width}} "
@@ -28,7 +31,8 @@ def table(report: Report, *, worst_only: bool = False) -> str:
         )
     if report.dtype == "float32" and any(row.kind == "update" for row in rows):
         lines.append(
-            f"Along the steps up to {FLOAT32_MARGIN} times what float32 costs PyTorch alone passes."
+            f"In gradients and along the steps up to {FLOAT32_MARGIN} times what float32 costs "
+            "PyTorch alone passes."
         )
     return "\n".join([*lines, verdict(report)])
 
@@ -37,24 +41,24 @@ def verdict(report: Report) -> str:
     """One line: all agree, or how many differ and which is the first."""
     first = report.first_difference
     if first is None:
-        return f"{report.dtype}: all {len(report.rows)} comparisons agree"
+        return f"{report.label}: all {len(report.rows)} comparisons agree"
     failed = sum(not row.passed for row in report.rows)
     return (
-        f"{report.dtype}: {failed} of {len(report.rows)} comparisons differ; "
+        f"{report.label}: {failed} of {len(report.rows)} comparisons differ; "
         f"the first is {first.kind} {first.name}"
     )
 
 
 def loss_table(report: Report) -> str:
     """The loss before every optimizer step in both frameworks."""
-    lines = [f"{report.dtype}", f"{'step':>5} {'Flax':>20} {'PyTorch':>20} {'difference':>11}"]
+    lines = [f"{report.label}", f"{'step':>5} {'Flax':>20} {'PyTorch':>20} {'difference':>11}"]
     for step, (ours, theirs) in enumerate(zip(*report.losses, strict=True), 1):
         lines.append(f"{step:5} {ours:20.12f} {theirs:20.12f} {ours - theirs:11.1e}")
     return "\n".join(lines)
 
 
 def as_json(reports: Sequence[Report]) -> dict[str, Any]:
-    """JSON-safe: `{"passed": ..., "runs": [{"dtype", "passed", "first_difference", ...}]}`.
+    """JSON-safe: `{"passed": ..., "runs": [{"dtype", "mode", "passed", ...}]}`.
 
     A difference that is not finite (NaN, or a layer that one side lacks) is null.
     """
@@ -63,6 +67,7 @@ def as_json(reports: Sequence[Report]) -> dict[str, Any]:
         "runs": [
             {
                 "dtype": report.dtype,
+                "mode": "train" if report.train else "eval",
                 "passed": report.passed,
                 "first_difference": report.first_difference and report.first_difference.name,
                 "worst": {row.kind: _finite(row.relative) for row in _worst(report.rows)},
@@ -101,11 +106,11 @@ def plot_losses(reports: Sequence[Report], path: Path, title: str) -> None:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
-    for report, colour in zip(reports, ("#0b62a4", "#d9480f"), strict=False):
+    for report, colour in zip(reports, COLOURS, strict=False):
         ours, theirs = report.losses
         steps = range(1, len(ours) + 1)
-        top.plot(steps, ours, color=colour, linewidth=4, alpha=0.35, label=f"Flax {report.dtype}")
-        top.plot(steps, theirs, "--", color=colour, linewidth=1.2, label=f"PyTorch {report.dtype}")
+        top.plot(steps, ours, color=colour, linewidth=4, alpha=0.35, label=f"Flax {report.label}")
+        top.plot(steps, theirs, "--", color=colour, linewidth=1.2, label=f"PyTorch {report.label}")
         # A logarithmic axis has no zero: equal losses are drawn at a tenth of eps.
         least = np.finfo(report.dtype).eps / 10
         relative = np.maximum(abs(ours - theirs) / abs(theirs), least)

@@ -2,6 +2,7 @@
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,16 @@ def test_drop_path_takes_whole_clips():
     # Five standard deviations of 2000 draws.
     assert np.mean(mask == 0) == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 2000) ** 0.5)
     assert_close(out, x * np.asarray(mask)[:, None, None], rtol=1e-6)
+
+
+def test_drop_path_draws_the_same_in_every_type():
+    def mask(dtype):
+        x, rngs = jnp.ones((300, 1), dtype), {"dropout": jax.random.key(1)}
+        return DropPath(0.3).apply({}, x, train=True, rngs=rngs).reshape(-1) != 0
+
+    narrow = np.asarray(mask("bfloat16"))
+    with jax.enable_x64(True):
+        assert np.array_equal(mask("float64"), narrow)
 
 
 @pytest.mark.parametrize(("rate", "train"), [(0.3, False), (0.0, True)])

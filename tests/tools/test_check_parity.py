@@ -13,11 +13,24 @@ from htnet_jax.training.config import default_config
 
 ROOT = Path(__file__).parents[2]
 BRIDGE = BRIDGES["HTNet"]
+# It has no running statistics.
+KINDS = {*parity.KINDS} - {"statistics"}
 # One level of four tokens compiles in seconds.
 SIZES = {"dim": 6, "image_size": 14, "num_hierarchies": 1, "block_repeats": (1,)}
 TINY = [f"--config={ROOT / 'configs' / 'demo.py'}", "--batch_size=3"] + [
     f"--config.model.{key}={value}" for key, value in SIZES.items()
 ]
+MMNET = """
+from ml_collections import ConfigDict
+from htnet_jax.training.config import default_config
+
+def get_config():
+    config = default_config()
+    with config.unlocked():
+        config.model = ConfigDict(dict(name="MMNet", num_classes=5, image_size=32, stem=3,
+            widths=(4, 4, 4, 4), depth=1, heads=2, mlp_mult=1, drop_path=0.0))
+    return config
+"""
 
 
 def start(*arguments):
@@ -66,12 +79,29 @@ def test_random_weights_agree(tmp_path):
     assert [run["dtype"] for run in loaded["runs"]] == ["float64", "float32"]
     for run in loaded["runs"]:
         assert run["passed"] is True
-        assert set(run["worst"]) == set(parity.KINDS)
+        assert set(run["worst"]) == KINDS
+        assert run["mode"] == "eval"
         assert len(run["losses"]["flax"]) == len(run["losses"]["torch"]) == 2
         assert f"{run['dtype']}: all {len(run['rows'])} comparisons agree" in output
         assert f"{run['losses']['torch'][1]:.12f}" in output
-    assert output.count("ok ") == 2 * len(parity.KINDS)
+    assert output.count("ok ") == 2 * len(KINDS)
     assert "FAIL" not in output
+
+
+@pytest.mark.slow  # tests/torch_bridge/test_mmnet.py compares the networks themselves
+def test_a_network_of_two_frames_in_both_modes(tmp_path):
+    (tmp_path / "frames.py").write_text(MMNET)
+    status, output, errors = finish(
+        start(
+            f"--config={tmp_path / 'frames.py'}",
+            *("--dtype=float64", "--steps=2", "--batch_size=2", "--worst", "--optimizer=adamw"),
+        )
+    )
+    assert status == 0, errors
+    assert "float64: all" in output
+    assert "float64 train: all" in output
+    # In both modes but for the running statistics.
+    assert output.count("ok ") == 2 * len(KINDS) + 1
 
 
 @pytest.mark.slow  # tests/torch_bridge/test_faults.py has every kind of fault
@@ -98,7 +128,11 @@ def test_wrong_input_is_one_message(tmp_path, checkpoint, state_dict):
     del other["mlp_head.2.bias"]
     torch.save(other, tmp_path / "other.pth")
     np.savez(tmp_path / "arrays.pth", a=np.ones(3))
+    (tmp_path / "frames.py").write_text(MMNET)
+    frames = f"--config={tmp_path / 'frames.py'}"
     runs = {
+        "--mode=trains": start(*TINY, "--mode=eval,trains"),
+        "MMNet has 2": start(frames, "--data=dataset"),
         "float16": start(*TINY, "--dtype=float16"),
         str(tmp_path / "nothing"): start(f"--flax={tmp_path / 'nothing'}"),
         "other.pth": start(f"--flax={checkpoint}", f"--torch={tmp_path / 'other.pth'}"),

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 import htnet_jax
-from htnet_jax.models import HTNet
-from htnet_jax.torch_bridge import BRIDGES, convert, files, htnet
+from htnet_jax.models import HTNet, MMNet
+from htnet_jax.torch_bridge import BRIDGES, convert, files, htnet, parity
 from htnet_jax.training.checkpoints import build_module, fold_folder, save_fold
 from htnet_jax.training.config import default_config
 
@@ -272,6 +272,32 @@ def test_settings_come_from_a_config(tmp_path, run_folder, accepts):
     assert_same_params(folder, params)
     assert htnet_jax.load(folder).config.seed == 7
     assert htnet_jax.load(folder).module.dropout == 0.3
+
+
+def test_network_of_frames_is_known_by_its_names(tmp_path, accepts, refuses):
+    """What its release never reads is named and left out."""
+    module = MMNet(image_size=32, stem=3, widths=(4, 4, 4, 4), depth=1, heads=4, mlp_mult=1)
+    bridge = BRIDGES["MMNet"]
+    variables = parity.random_variables(module, bridge, 3, 0)
+    state_dict = convert.to_state_dict(variables, bridge.table, bridge.recreate)
+    torch.save(state_dict, tmp_path / "frames.pth")
+    shown = accepts(*from_torch(tmp_path / "frames.pth", tmp_path / "out"))
+    assert "the network never reads them: timeembed (1, 4, 111, 111)" in shown
+    assert "17 x num_batches_tracked" in shown
+    assert "widths=(4, 4, 4, 4), depth=1" in shown
+    assert "heads=4 is assumed" in shown
+    assert "drop_path=0.0 is assumed" in shown
+    assert "input: (B, 3, 32, 32), (B, 3, 32, 32)" in shown
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["model"]["name"] == "MMNet"
+    assert settings["model"]["image_size"] == 32
+    message = refuses(*from_torch(tmp_path / "frames.pth", tmp_path / "other", "--with_unused"))
+    assert "from-torch does not take --with_unused" in message
+
+
+def test_unused_entries_are_for_networks_that_have_some(tmp_path, run_folder, refuses):
+    message = refuses(*to_torch(run_folder[0], tmp_path / "out.pth"), "--with_unused")
+    assert "HTNet's release has no unused entries" in message
 
 
 def test_training_checkpoint_is_cleaned_and_said_so(tmp_path, run_folder, accepts):

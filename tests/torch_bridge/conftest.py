@@ -13,7 +13,7 @@ import torch
 from htnet_jax.datasets import loading
 from htnet_jax.models import HTNet
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
-from htnet_jax.torch_bridge.traces import Optimizer, Trace, torch_trace
+from htnet_jax.torch_bridge.traces import Optimizer, Trace, inputs_of, torch_trace
 
 BRIDGE = BRIDGES["HTNet"]
 
@@ -31,33 +31,43 @@ class Case:
     options: dict[str, Any]
     report: parity.Report
     ours: Trace
+    bridge: Any = BRIDGE
 
     @property
     def dtype(self):
         return self.options["dtype"]
 
     def torch_model(self):
-        model = BRIDGE.build(self.module, 3)
-        model.load_state_dict(convert.to_state_dict(self.variables, BRIDGE.table))
+        model = self.bridge.build(self.module, 3)
+        model.load_state_dict(convert.to_state_dict(self.variables, self.bridge.table))
         return model
 
     def run(self, **changes):
         """`parity.run` once more, with the Flax side it computed before."""
         with mock.patch.object(parity, "flax_trace", return_value=self.ours):
             return parity.run(
-                self.module, BRIDGE, self.variables, self.batches, **{**self.options, **changes}
+                self.module,
+                self.bridge,
+                self.variables,
+                self.batches,
+                **{**self.options, **changes},
             )
 
     def theirs(self, model=None, optimizer=None, steps=None):
         variables = jax.tree.map(lambda a: np.asarray(a, self.dtype), self.variables)
-        batches = [(np.asarray(x, self.dtype), labels) for x, labels in self.batches]
+        batches = [
+            (tuple(np.asarray(x, self.dtype) for x in inputs_of(batch)), batch[1])
+            for batch in self.batches
+        ]
         return torch_trace(
             model or self.torch_model(),
-            BRIDGE,
+            self.bridge,
             variables,
             batches,
             optimizer or self.options["optimizer"],
             self.options["steps"] if steps is None else steps,
+            train=self.options["train"],
+            kept=self.ours.kept,
         )
 
     def compare(self, model=None, optimizer=None):
@@ -79,19 +89,36 @@ def random_batches(size, count, clips=3, seed=0):
     ]
 
 
-def make_case(module, batches, *, dtype="float64", optimizer=None, steps=20, seed=0):
-    variables = parity.random_variables(module, BRIDGE, 3, seed)
+def make_case(
+    module,
+    batches,
+    *,
+    dtype="float64",
+    optimizer=None,
+    steps=20,
+    seed=0,
+    train=False,
+    bridge=BRIDGE,
+):
+    variables = parity.random_variables(module, bridge, 3, seed)
     options = {"dtype": dtype, "optimizer": optimizer or Optimizer(), "steps": steps}
+    options["train"] = train
     kept = []
 
-    def keep(*args):
-        kept.append(original(*args))
+    def keep(*args, **keywords):
+        kept.append(original(*args, **keywords))
         return kept[-1]
 
     original = parity.flax_trace
     with mock.patch.object(parity, "flax_trace", keep):
-        report = parity.run(module, BRIDGE, variables, batches, **options)
-    return Case(module, variables, batches, options, report, kept[0])
+        report = parity.run(module, bridge, variables, batches, **options)
+    return Case(module, variables, batches, options, report, kept[0], bridge)
+
+
+@pytest.fixture(scope="session")
+def new_case():
+    """`make_case`, for other networks."""
+    return make_case
 
 
 @pytest.fixture(scope="session", autouse=True)
