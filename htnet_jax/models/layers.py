@@ -237,10 +237,10 @@ def _halve(x: jax.Array, axis: int) -> jax.Array:
     if x.shape[axis] % 2:
         odd = jnp.concatenate([odd, gap], axis)
     before = jnp.concatenate([gap, jax.lax.slice_in_dim(odd, 0, -1, axis=axis)], axis)
-    return _first_maximum(_first_maximum(before, even), odd)
+    return first_maximum(first_maximum(before, even), odd)
 
 
-def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+def first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
     """The maximum; a NaN passes, and the gradient of a tie goes to `a`, as in PyTorch's pool.
 
     (`jnp.maximum` would give half of it to each.)

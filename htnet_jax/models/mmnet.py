@@ -21,7 +21,14 @@ import numpy as np
 from flax import linen as nn
 
 from htnet_jax.models.convolution import Conv, Pointwise, kaiming_normal_fan_out
-from htnet_jax.models.layers import Dense, LayerNorm, max_pool_3x3_stride_2, product, torch_uniform
+from htnet_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    first_maximum,
+    max_pool_3x3_stride_2,
+    product,
+    torch_uniform,
+)
 from htnet_jax.models.normalization import BatchNorm
 from htnet_jax.models.vit import VIT_LAYER_NORM_EPS, ViTBlock, vit_normal
 
@@ -49,12 +56,28 @@ def shrink(frames: jax.Array) -> jax.Array:
     return cells[:, :, middle, :, middle].mean(axis=(2, 4))
 
 
-def channel_maximum(x: jax.Array) -> jax.Array:
-    """The largest channel of every position; the gradient of a tie goes to the first, as PyTorch's.
+@jax.custom_vjp
+def channel_mean(x: jax.Array) -> jax.Array:
+    """The mean of the channels of every position, `(..., C)` -> `(..., 1)`.
 
-    The gradient of `x.max(axis=-1)` divides by the number of channels that equal the maximum. XLA
-    may compute x once more for that comparison, rounded otherwise: then none does, and 0 / 0 is NaN
-    (seen on a CPU, with optimisations off).
+    As a product with ones: XLA's CPU backend is slow at sums over the last axis.
+    """
+    return product(x, jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype))
+
+
+channel_mean.defvjp(
+    lambda x: (channel_mean(x), x.shape),
+    lambda shape, gradient: (jnp.broadcast_to(gradient / shape[-1], shape),),
+)
+
+
+def channel_maximum(x: jax.Array) -> jax.Array:
+    """The largest channel of every position; the gradient of a tie goes to one of them.
+
+    By halves, because XLA's CPU backend is slow at maxima over the last axis. The gradient of
+    `x.max(axis=-1)` divides by the number of channels that equal the maximum. XLA may compute x
+    once more for that comparison, rounded otherwise: then none does, and 0 / 0 is NaN (seen on a
+    CPU, with optimisations off).
 
     Args:
         x: `(..., C)` floats.
@@ -62,9 +85,12 @@ def channel_maximum(x: jax.Array) -> jax.Array:
     Returns:
         `(..., 1)`.
     """
-    first = jax.lax.stop_gradient(jnp.argmax(x, axis=-1, keepdims=True))
-    channel = jax.lax.broadcasted_iota(first.dtype, x.shape, x.ndim - 1)
-    return jnp.where(channel == first, x, 0).sum(axis=-1, keepdims=True)
+    while (count := x.shape[-1]) > 1:
+        half = count // 2
+        left = [] if count % 2 == 0 else [x[..., 2 * half :]]
+        larger = first_maximum(x[..., :half], x[..., half : 2 * half])
+        x = jnp.concatenate([larger, *left], axis=-1) if left else larger
+    return x
 
 
 class ConvNorm(nn.Module):
@@ -110,7 +136,7 @@ class AttentionMap(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H, W, 1)`, values in (0, 1); see `BatchNorm`."""
         # Kaiming normal by fan-out, as all other kernels: a single output makes it sqrt(2).
         kernel = self.param("kernel", nn.initializers.normal(2**0.5), (2,)).astype(x.dtype)
-        mean, most = x.mean(axis=-1, keepdims=True), channel_maximum(x)
+        mean, most = channel_mean(x), channel_maximum(x)
         joined = kernel[0] * mean + kernel[1] * most
         self.sow("intermediates", "joined", joined)
         return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train, weights=weights))

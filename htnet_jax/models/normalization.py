@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -54,39 +55,76 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = x.astype(wide)
-
-        def along(values: jax.Array) -> jax.Array:
-            return values.astype(wide).reshape(*(1,) * (x.ndim - 1), channels)
-
-        if train:
-            mean, variance, count = _statistics(x, weights)
-            if not self.is_initializing():
-                share = self.momentum * (count > 0).astype(wide)
-                unbiased = variance * (count / jnp.maximum(count - 1, 1))
-                for running, batch in ((running_mean, mean), (running_var, unbiased)):
-                    old = running.value
-                    moved = (1 - share) * old.astype(wide) + share * batch.reshape(channels)
-                    running.value = jax.lax.stop_gradient(moved).astype(old.dtype)
-        else:
-            mean, variance = along(running_mean.value), along(running_var.value)
-        gain = jax.lax.rsqrt(variance + self.eps) * along(scale)
-        return ((x - mean) * gain + along(bias)).astype(self.dtype)
+        positions = x.astype(wide).reshape(len(x), -1, channels)
+        scale, bias = scale.astype(wide), bias.astype(wide)
+        if not train:
+            gain = jax.lax.rsqrt(running_var.value.astype(wide) + self.eps) * scale
+            out = (positions - _along(running_mean.value.astype(wide))) * _along(gain)
+            return (out + _along(bias)).astype(self.dtype).reshape(x.shape)
+        clips = jnp.ones(len(x), wide) if weights is None else weights.astype(wide)
+        out, mean, variance, count = _normalise(positions, scale, bias, clips, self.eps)
+        if not self.is_initializing():
+            share = self.momentum * (count > 0).astype(wide)
+            unbiased = variance * (count / jnp.maximum(count - 1, 1))
+            for running, batch in ((running_mean, mean), (running_var, unbiased)):
+                old = running.value
+                moved = (1 - share) * old.astype(wide) + share * batch
+                running.value = jax.lax.stop_gradient(moved).astype(old.dtype)
+        return out.astype(self.dtype).reshape(x.shape)
 
 
-def _statistics(x: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and biased variance of every channel, `(1, ..., C)`, and the number of values of each.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, weights: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`(B, positions, C)` normalised by its own statistics; those are without a gradient.
 
-    Of no value at all they are 0 and 1, so that nothing grows without bounds from layer to layer.
+    With a gradient of its own: XLA's CPU backend fuses the sums over positions that JAX would
+    derive with all that is computed before them, and takes such a sum ten times as long as a
+    product with ones.
+
+    Returns:
+        The result, mean and biased variance `(C,)`, and the number of values behind each. Of no
+        value at all they are 0 and 1, so that nothing grows without bounds from layer to layer.
     """
-    axes = tuple(range(x.ndim - 1))
-    if weights is None:
-        mean = x.mean(axis=axes, keepdims=True)
-        variance = jnp.square(x - mean).mean(axis=axes, keepdims=True)
-        return mean, variance, jnp.asarray(x.size // x.shape[-1], x.dtype)
-    weights = weights.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    count = weights.sum() * (x[0].size // x.shape[-1])
+    return _forward(x, scale, bias, weights, eps)[0]
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, weights: jax.Array, eps: float
+) -> tuple[Any, Any]:
+    count = weights.sum() * x.shape[1]
     divisor = jnp.maximum(count, 1)
-    mean = (x * weights).sum(axis=axes, keepdims=True) / divisor
-    variance = (jnp.square(x - mean) * weights).sum(axis=axes, keepdims=True) / divisor
-    return mean, jnp.where(count > 0, variance, 1), count
+    mean = weights @ _sums(x) / divisor
+    variance = weights @ _sums(jnp.square(x - _along(mean))) / divisor
+    variance = jnp.where(count > 0, variance, 1)
+    inverse = jax.lax.rsqrt(variance + eps)
+    out = (x - _along(mean)) * _along(inverse * scale) + _along(bias)
+    return (out, mean, variance, count), (x, scale, mean, inverse, weights, divisor)
+
+
+def _backward(eps: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...]:
+    del eps
+    x, scale, mean, inverse, weights, divisor = kept
+    gradient = gradients[0]
+    centred = x - _along(mean)
+    ones = jnp.ones(len(x), x.dtype)
+    of_bias = ones @ _sums(gradient)
+    projected = ones @ _sums(gradient * centred)
+    # What moving the mean and the variance takes back from every clip that enters them.
+    share = (weights / divisor).reshape(-1, 1, 1)
+    back = share * (_along(of_bias) + centred * _along(jnp.square(inverse) * projected))
+    of_x = _along(scale * inverse) * (gradient - back)
+    return of_x, inverse * projected, of_bias, jnp.zeros_like(weights)
+
+
+_normalise.defvjp(_forward, _backward)
+
+
+def _sums(x: jax.Array) -> jax.Array:
+    """`(B, positions, C)` -> `(B, C)`; clip by clip, so that no sum is so long that it rounds."""
+    return jnp.einsum("bp,bpc->bc", jnp.ones(x.shape[:2], x.dtype), x)
+
+
+def _along(values: jax.Array) -> jax.Array:
+    return values.reshape(1, 1, -1)
