@@ -1,6 +1,6 @@
 """A small MMNet on the built-in synthetic faces: what `make demo-mmnet` runs.
 
-  python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet
+python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet
 """
 
 from ml_collections import ConfigDict

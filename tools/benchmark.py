@@ -145,14 +145,15 @@ def _train_step(setup: Setup) -> tuple[Case, dict[str, Measure]]:
 def _check(config: ConfigDict) -> None:
     """What cannot work, before anything is loaded or computed."""
     # A model that is no network has neither; it is refused below.
-    dtype, dropout = config.model.get("dtype", "float32"), config.model.get("dropout", 0)
+    dtype = config.model.get("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={dtype}: use float32 or bfloat16 here")
-    if dropout and {"train_step", "fold_epoch"} & {*_CASES.value}:
-        raise UserError(
-            f"config.model.dropout={dropout} draws other random numbers in PyTorch: training "
-            "cannot be compared; set --config.model.dropout=0.0"
-        )
+    for key in ("dropout", "drop_path"):
+        if config.model.get(key, 0) and {"train_step", "fold_epoch"} & {*_CASES.value}:
+            raise UserError(
+                f"config.model.{key}={config.model[key]} draws other random numbers in PyTorch: "
+                f"training cannot be compared; set --config.model.{key}=0.0"
+            )
     smallest = _CLIPS - math.ceil(_CLIPS / _SUBJECTS)
     if "fold_epoch" in _CASES.value and _BATCH_SIZE.value > smallest:
         raise UserError(
@@ -219,6 +220,7 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
     from htnet_jax.torch_bridge import BRIDGES, parity
     from htnet_jax.torch_bridge.speed import TorchSide
     from htnet_jax.torch_bridge.speed_cases import Setup
+    from htnet_jax.torch_bridge.traces import Optimizer
     from htnet_jax.training.checkpoints import build_module
     from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
 
@@ -258,7 +260,7 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
         bridge=bridge,
         costs=COSTS[config.model.name](module, channels),
         channels=channels,
-        learning_rate=config.learning_rate,
+        optimizer=Optimizer(config.optimizer, config.learning_rate, config.weight_decay),
         variables=parity.random_variables(module, bridge, channels, _SEED.value),
         torch_sides=sides,
         options=None if on_gpu else CPU_COMPILER_OPTIONS,
@@ -318,11 +320,12 @@ def _measure(setup: Setup, builders: dict[str, Builder]) -> dict[str, Any]:
 
 def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
     """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
-    from htnet_jax import optimizers
     from htnet_jax.torch_bridge import speed, speed_report, stopwatch
+    from htnet_jax.training.feeds import Feed
     from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
 
     inputs, labels = setup.batch(_CLIPS)
+    names = tuple(f"input {number}" for number in range(1, len(inputs) + 1))
     subjects = np.arange(_CLIPS) % _SUBJECTS
     folds = [
         Fold(f"s{index:02}", train=subjects != index, test=subjects == index)
@@ -330,30 +333,34 @@ def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
     ]
     trainer = FoldTrainer(
         setup.module,
-        optimizers.adam(setup.learning_rate),
-        inputs,
+        setup.optimizer.optax(),
+        Feed(names, dict(zip(names, inputs, strict=True))),
         labels,
         folds,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
         matmul_precision="tf32" if _TF32.value else "float32",
-        idle=setup.module.idle_columns(),
+        idle=setup.idle,
     )
     # All once: should the memory not suffice, the groups become smaller here.
     first, *_ = train_rounds(trainer, 1)
     rounds = trainer.rounds()
-    params, logits = first.params, first.logits[-1]
+    logits = first.logits[-1]
     train, test = np.flatnonzero(folds[0].train), np.flatnonzero(folds[0].test)
     size = _BATCH_SIZE.value
     steps = [train[at : at + size] for at in range(0, len(train), size)]
-    batches = [(inputs[rows], labels[rows]) for rows in steps]
+
+    def clips(rows: np.ndarray) -> Any:
+        return tuple(one[rows] for one in inputs), labels[rows]
+
+    batches = [clips(rows) for rows in steps]
     sides: dict[str, Measure] = {"ours": _folds_measure(trainer, rounds)}
     apart = 0.0
     for name, side in setup.torch_sides.items():
-        model = setup.torch_model(side, {"params": params})
-        theirs = side.forward(model, inputs[test])()
+        model = setup.torch_model(side, first.variables)
+        theirs = side.forward(model, clips(test))()
         apart = max(apart, speed.compare(f"fold_epoch, {name}", logits, theirs, setup.precision))
-        epoch = side.epoch(model, setup.learning_rate, batches, inputs[test])
+        epoch = side.epoch(model, setup.optimizer, batches, clips(test))
         sides[name] = stopwatch.per_call(epoch, side.wait)
     counts = [(int(fold.train.sum()), int(fold.test.sum())) for fold in folds]
     flops = sum(

@@ -117,11 +117,16 @@ def _run_case(config: ConfigDict, case: dict[str, Any]) -> dict[str, Any]:
 
     if config.model.name not in BRIDGES:
         raise UserError(f"config.model.name={config.model.name!r} has no network in PyTorch")
+    if len(work.feed.names) != 1:
+        raise UserError(
+            f"--torch is for networks of one input; config.inputs={config.inputs!r}. "
+            "tools/benchmark.py --cases=train_step compares a step of any network"
+        )
     torch.set_num_threads(core_count())
     seconds = speed_folds.loop_seconds(
         config.model.name,
         work.module,
-        work.inputs,
+        work.feed.arrays[work.feed.names[0]],
         work.plan.labels,
         [(fold.train, fold.test) for fold in work.folds],
         batch_size=config.batch_size,

@@ -19,14 +19,14 @@ from htnet_jax.errors import UserError
 from htnet_jax.models.idle import join, split
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.tables import Bridge
-from htnet_jax.torch_bridge.traces import Batch
+from htnet_jax.torch_bridge.traces import Batch, Optimizer, inputs_of
 
 # Largest difference of logits or losses that passes, relative to the largest value: rounding of
 # sums over ten thousand terms, computed in the type, through fifty layers.
 TOLERANCES = {"float32": 1e-3, "tensorfloat32": 2e-2, "bfloat16": 5e-2}
 
-# `(state, x, labels) -> (state, loss)`; the state is anything that JAX can hold.
-Step = Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
+# `(state, inputs, labels) -> (state, loss)`; the state is anything that JAX can hold.
+Step = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 
 
 def synchronize(device: str) -> None:
@@ -42,8 +42,8 @@ class TorchSide:
     Attributes:
         device: "cpu" or "cuda".
         autocast: Type of the products, or None: that of the weights.
-        compiled: Whether `torch.compile` and the fused Adam are used; else eager, PyTorch's
-            default Adam.
+        compiled: Whether `torch.compile` and the fused optimizer are used; else eager, PyTorch's
+            default implementation of the optimizer.
     """
 
     device: str = "cpu"
@@ -66,68 +66,73 @@ class TorchSide:
         model.load_state_dict(state_dict, strict=True, assign=True)
         return model.to(self.device)
 
-    def tensors(self, x: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B, H, W, C)` clips and their labels on the device, channels first."""
-        channels_first = torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
-        classes = torch.from_numpy(np.asarray(labels, np.int64))
-        return channels_first.to(self.device), classes.to(self.device)
+    def tensors(self, batch: Batch) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """`(B, H, W, C)` inputs and their labels on the device, channels first."""
+        inputs = (np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in inputs_of(batch))
+        classes = torch.from_numpy(np.asarray(batch[1], np.int64))
+        channels_first = tuple(torch.from_numpy(x).to(self.device) for x in inputs)
+        return channels_first, classes.to(self.device)
 
-    def forward(self, model: torch.nn.Module, x: np.ndarray) -> Callable[[], torch.Tensor]:
+    def forward(self, model: torch.nn.Module, batch: Batch) -> Callable[[], torch.Tensor]:
         """A call that gives the logits of a batch, and waits for them."""
-        clips, _ = self.tensors(x, np.zeros(len(x)))
+        clips, _ = self.tensors(batch)
         network = self._network(model.eval())
 
         def call() -> torch.Tensor:
             with torch.inference_mode():
-                logits = network(clips)
+                logits = network(*clips)
             self.wait()
             return logits
 
         return call
 
     def epoch(
-        self, model: torch.nn.Module, learning_rate: float, batches: Sequence[Batch], test: Any
+        self,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        batches: Sequence[Batch],
+        test: Batch | None,
     ) -> Callable[[], Any]:
-        """A call that trains on every batch in turn by Adam, then predicts the test clips.
+        """A call that trains on every batch in turn, then predicts the test clips.
 
         Args:
             model: Changed in place.
-            learning_rate: Adam's.
+            optimizer: What it is trained by.
             batches: Clips and labels of every step.
-            test: `(n, H, W, C)` test clips; None: predict nothing.
+            test: Test clips; None: predict nothing.
 
         Returns:
             The call gives `(mean loss of the last batch, test logits or None)`.
         """
-        steps = [self.tensors(*batch) for batch in batches]
-        clips = None if test is None else self.tensors(test, np.zeros(len(test)))[0]
+        steps = [self.tensors(batch) for batch in batches]
+        clips = None if test is None else self.tensors(test)[0]
         network = self._network(model)
         # Not what PyTorch does unasked, so only on the side that has all that PyTorch can do.
         fused = {"fused": True} if self.compiled else {}
-        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, **fused)
+        stepper = optimizer.torch(model.parameters(), **fused)
 
         def call() -> Any:
             model.train()
-            for x, labels in steps:
-                optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(network(x), labels)
+            for inputs, labels in steps:
+                stepper.zero_grad()
+                loss = torch.nn.functional.cross_entropy(network(*inputs), labels)
                 loss.backward()
-                optimizer.step()
+                stepper.step()
             if clips is None:
                 return loss.detach(), None
             model.eval()
             with torch.no_grad():
-                return loss.detach(), network(clips)
+                return loss.detach(), network(*clips)
 
         return call
 
-    def _network(self, model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _network(self, model: torch.nn.Module) -> Callable[..., torch.Tensor]:
         called = torch.compile(model, dynamic=False) if self.compiled else model
 
-        def network(x: torch.Tensor) -> torch.Tensor:
+        def network(*inputs: torch.Tensor) -> torch.Tensor:
             with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
                 try:
-                    return called(x).float()
+                    return called(*inputs).float()
                 except torch._dynamo.exc.BackendCompilerFailed as error:
                     raise UserError(
                         f"torch.compile failed: {str(error).splitlines()[0]}\nIt needs a C++ "
@@ -138,49 +143,57 @@ class TorchSide:
 
 
 def flax_forward(
-    module: Any, variables: Any, x: np.ndarray, options: Mapping[str, Any] | None
+    module: Any, variables: Any, batch: Batch, options: Mapping[str, Any] | None
 ) -> Callable[[], jax.Array]:
     """A call that gives the logits of a batch, and waits for them.
 
     Args:
         module: The network.
         variables: On the device.
-        x: `(B, H, W, C)` float32.
+        batch: `(B, H, W, C)` float32 inputs, and labels that play no part.
         options: XLA compiler options.
     """
-    clips = jax.device_put(x)
-    forward = jax.jit(lambda variables, clips: module.apply(variables, clips, train=False))
+    clips = jax.device_put(inputs_of(batch))
+    forward = jax.jit(lambda variables, clips: module.apply(variables, *clips, train=False))
     compiled = forward.lower(variables, clips).compile(options)
     return lambda: jax.block_until_ready(compiled(variables, clips))
 
 
-def adam_step(module: Any, optimizer: optax.GradientTransformation) -> Step:
-    """One step on the mean cross-entropy; the state is from `adam_state`."""
+def training_step(module: Any, optimizer: optax.GradientTransformation) -> Step:
+    """One step on the mean cross-entropy; the state is from `training_state`."""
 
-    def step(state: Any, x: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        (trained, idle), optimizer_state = state
+    def step(state: Any, inputs: Any, labels: jax.Array) -> tuple[Any, jax.Array]:
+        (trained, idle, collections), optimizer_state = state
 
-        def loss_fn(trained: Any) -> jax.Array:
-            variables = {"params": join(trained, idle)}
-            logits = module.apply(variables, x, train=True).astype(np.float32)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        def loss_fn(trained: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": join(trained, idle), **collections}
+            mutable = list(collections) or False
+            out = module.apply(variables, *inputs, train=True, mutable=mutable)
+            logits, changed = out if mutable else (out, {})
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits.astype(np.float32), labels
+            )
+            return losses.mean(), changed
 
-        loss, gradient = jax.value_and_grad(loss_fn)(trained)
+        (loss, changed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, trained)
-        return ((optax.apply_updates(trained, updates), idle), optimizer_state), loss
+        return ((optax.apply_updates(trained, updates), idle, changed), optimizer_state), loss
 
     return step
 
 
-def adam_state(module: Any, optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """`((trained, idle), optimizer state)` to begin with, as `FoldTrainer` has it; copies."""
+def training_state(
+    optimizer: optax.GradientTransformation, variables: Mapping[str, Any], idle: Mapping[str, int]
+) -> Any:
+    """The state to begin with, as `FoldTrainer` has it; copies. `idle`: see `idle.split`."""
 
-    def begin(params: Any) -> Any:
-        trained, idle = split(params, module.idle_columns())
-        return (trained, idle), optimizer.init(trained)
+    def begin(variables: Any) -> Any:
+        trained, left = split(variables["params"], idle)
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        return (trained, left, collections), optimizer.init(trained)
 
     # Compiled, because the two moments of Adam would else be one and the same zeros.
-    return jax.jit(begin)(params)
+    return jax.jit(begin)(dict(variables))
 
 
 def flax_step(
@@ -191,15 +204,15 @@ def flax_step(
     Args:
         step: The step.
         state: On the device; its memory is used up.
-        batch: `(B, H, W, C)` float32 clips and `(B,)` labels.
+        batch: `(B, H, W, C)` float32 inputs and `(B,)` labels.
         options: XLA compiler options.
     """
-    x, labels = jax.device_put((batch[0], np.asarray(batch[1], np.int32)))
-    compiled = jax.jit(step, donate_argnums=0).lower(state, x, labels).compile(options)
+    inputs, labels = jax.device_put((inputs_of(batch), np.asarray(batch[1], np.int32)))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, inputs, labels).compile(options)
     kept = [state]
 
     def call() -> jax.Array:
-        kept[0], loss = compiled(kept[0], x, labels)
+        kept[0], loss = compiled(kept[0], inputs, labels)
         return loss
 
     return call

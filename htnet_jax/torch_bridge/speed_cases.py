@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from htnet_jax import optimizers
 from htnet_jax.models.costs import Costs
 from htnet_jax.torch_bridge import speed
 from htnet_jax.torch_bridge.speed_report import Case
 from htnet_jax.torch_bridge.stopwatch import Measure, per_call
 from htnet_jax.torch_bridge.tables import Bridge
+from htnet_jax.torch_bridge.traces import Optimizer
 
 # Steps whose losses must agree: the second one depends on the gradient and Adam as well.
 COMPARED_STEPS = 2
@@ -30,7 +30,7 @@ class Setup:
         bridge: Its way to PyTorch.
         costs: Of the network.
         channels: Of its input.
-        learning_rate: Adam's.
+        optimizer: What is trained by.
         variables: The network's weights, NumPy float32.
         torch_sides: "torch" and perhaps "torch_compile".
         options: XLA compiler options.
@@ -42,19 +42,35 @@ class Setup:
     bridge: Bridge
     costs: Costs
     channels: int
-    learning_rate: float
+    optimizer: Optimizer
     variables: Mapping[str, Any]
     torch_sides: Mapping[str, speed.TorchSide]
     options: Mapping[str, Any] | None
     precision: str
     rng: np.random.Generator
 
-    def batch(self, clips: int) -> tuple[np.ndarray, np.ndarray]:
-        """`(clips, H, W, C)` float32 pixels in 0..255 and `(clips,)` int32 labels, drawn anew."""
-        size = self.module.image_size
-        pixels = self.rng.uniform(0, 255, (clips, size, size, self.channels))
-        labels = self.rng.integers(0, self.module.num_classes, clips)
-        return pixels.astype(np.float32), labels.astype(np.int32)
+    @property
+    def idle(self) -> dict[str, int]:
+        """Parameters that need no training, see `idle.split`; none where weights decay."""
+        if self.optimizer.name != "adam" or not hasattr(self.module, "idle_columns"):
+            return {}
+        return self.module.idle_columns()
+
+    def batch(self, clips: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """The network's inputs, `(clips, H, W, C)` float32, and `(clips,)` int32 labels.
+
+        Drawn anew. Pixels in 0..255 for a network of one input; N(0, 1) for several, which are frames.
+        """
+        shapes = self.module.input_shapes(self.channels)
+        inputs = tuple(
+            (
+                self.rng.uniform(0, 255, (clips, *shape))
+                if len(shapes) == 1
+                else self.rng.normal(size=(clips, *shape))
+            ).astype(np.float32)
+            for shape in shapes
+        )
+        return inputs, self.rng.integers(0, self.module.num_classes, clips).astype(np.int32)
 
     def torch_model(self, side: speed.TorchSide, variables: Mapping[str, Any] | None = None) -> Any:
         """The network in PyTorch with these weights; by default the common ones."""
@@ -72,14 +88,14 @@ def forward(setup: Setup, clips: int, weights: str) -> tuple[Case, dict[str, Mea
     Raises:
         UserError: The logits differ.
     """
-    x, _ = setup.batch(clips)
+    batch = setup.batch(clips)
     variables = jax.tree.map(lambda a: jax.device_put(jnp.asarray(a, weights)), setup.variables)
-    ours = speed.flax_forward(setup.module, variables, x, setup.options)
+    ours = speed.flax_forward(setup.module, variables, batch, setup.options)
     logits = ours()
     sides = {"ours": per_call(ours, jax.block_until_ready)}
     apart = 0.0
     for name, side in setup.torch_sides.items():
-        theirs = side.forward(setup.torch_model(side), x)
+        theirs = side.forward(setup.torch_model(side), batch)
         what = f"forward_{clips}, {name}"
         apart = max(apart, speed.compare(what, logits, theirs(), setup.precision))
         sides[name] = per_call(theirs, side.wait)
@@ -89,7 +105,7 @@ def forward(setup: Setup, clips: int, weights: str) -> tuple[Case, dict[str, Mea
 
 
 def train_step(setup: Setup, clips: int) -> tuple[Case, dict[str, Measure]]:
-    """Forward, gradient and Adam on a batch, from the same weights.
+    """Forward, gradient and optimizer on a batch, from the same weights.
 
     Args:
         setup: What all cases share.
@@ -99,9 +115,9 @@ def train_step(setup: Setup, clips: int) -> tuple[Case, dict[str, Measure]]:
         UserError: The losses of the first steps differ.
     """
     batch = setup.batch(clips)
-    optimizer = optimizers.adam(setup.learning_rate)
-    step = speed.adam_step(setup.module, optimizer)
-    state = speed.adam_state(setup.module, optimizer, setup.variables["params"])
+    optimizer = setup.optimizer.optax()
+    step = speed.training_step(setup.module, optimizer)
+    state = speed.training_state(optimizer, setup.variables, setup.idle)
     ours = speed.flax_step(step, state, batch, setup.options)
     # Only the step holds them now, and uses their memory again.
     del state
@@ -109,7 +125,7 @@ def train_step(setup: Setup, clips: int) -> tuple[Case, dict[str, Measure]]:
     sides = {"ours": per_call(ours, jax.block_until_ready)}
     apart = 0.0
     for name, side in setup.torch_sides.items():
-        theirs = side.epoch(setup.torch_model(side), setup.learning_rate, [batch], None)
+        theirs = side.epoch(setup.torch_model(side), setup.optimizer, [batch], None)
         for index, loss in enumerate(losses):
             what = f"train_step, {name}, loss {index + 1}"
             apart = max(apart, speed.compare(what, loss, theirs()[0], setup.precision))

@@ -10,6 +10,7 @@ import numpy as np
 from htnet_jax.torch_bridge import BRIDGES, parity
 from htnet_jax.torch_bridge.speed import TorchSide
 from htnet_jax.torch_bridge.stopwatch import timed
+from htnet_jax.torch_bridge.traces import Optimizer
 
 
 def loop_seconds(
@@ -48,7 +49,8 @@ def loop_seconds(
         steps = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
         batches = [(inputs[step], labels[step]) for step in steps]
         model = side.model(module, bridge, variables, channels)
-        epoch = side.epoch(model, learning_rate, batches, inputs[test])
+        optimizer = Optimizer("adam", learning_rate)
+        epoch = side.epoch(model, optimizer, batches, (inputs[test], labels[test]))
         side.wait(epoch())
 
         def run(epoch: Any = epoch) -> None:

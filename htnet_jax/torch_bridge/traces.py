@@ -50,11 +50,12 @@ class Optimizer:
             return optimizers.adam(self.learning_rate)
         return optimizers.adamw(self.learning_rate, self.weight_decay)
 
-    def torch(self, parameters: Any) -> torch.optim.Optimizer:
-        """The PyTorch optimizer of these parameters."""
+    def torch(self, parameters: Any, **options: Any) -> torch.optim.Optimizer:
+        """The PyTorch optimizer of these parameters; `options` as PyTorch's (`fused=True`)."""
         if self.name == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate)
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+            return torch.optim.Adam(parameters, lr=self.learning_rate, **options)
+        decay = self.weight_decay
+        return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay, **options)
 
 
 @dataclasses.dataclass(frozen=True)
