@@ -59,7 +59,7 @@ class Setup:
     def batch(self, clips: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """The network's inputs, `(clips, H, W, C)` float32, and `(clips,)` int32 labels.
 
-        Drawn anew. Pixels in 0..255 for a network of one input; N(0, 1) for several, which are frames.
+        Drawn anew: in 0..255 for a network of one input, N(0, 1) for several, which are frames.
         """
         shapes = self.module.input_shapes(self.channels)
         inputs = tuple(

@@ -11,9 +11,11 @@ from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet
 from htnet_jax.models.costs import htnet_costs
 from htnet_jax.torch_bridge import BRIDGES, parity, speed, speed_cases, speed_report, stopwatch
+from htnet_jax.torch_bridge.traces import Optimizer
 
 BRIDGE = BRIDGES["HTNet"]
 # One level of four tokens compiles in seconds.
+OPTIMIZER = Optimizer("adam", 1e-2)
 MODULE = HTNet(image_size=14, dim=6, num_hierarchies=1, block_repeats=(1,))
 
 
@@ -24,7 +26,7 @@ def setup():
         bridge=BRIDGE,
         costs=htnet_costs(MODULE),
         channels=3,
-        learning_rate=1e-2,
+        optimizer=OPTIMIZER,
         variables=parity.random_variables(MODULE, BRIDGE, 3, 0),
         torch_sides={"torch": speed.TorchSide()},
         # Half the time to compile.
@@ -176,8 +178,9 @@ def test_training_that_differs_is_not_timed(setup, quick, monkeypatch):
     """The first loss agrees, the second one shows that PyTorch took other steps."""
     original = speed.TorchSide.epoch
 
-    def epoch(self, model, learning_rate, batches, test):
-        return original(self, model, 10 * learning_rate, batches, test)
+    def epoch(self, model, optimizer, batches, test):
+        faster = dataclasses.replace(optimizer, learning_rate=10 * optimizer.learning_rate)
+        return original(self, model, faster, batches, test)
 
     monkeypatch.setattr(speed.TorchSide, "epoch", epoch)
     with pytest.raises(UserError, match=r"train_step, torch, loss 2: .*check_parity"):
@@ -187,15 +190,15 @@ def test_training_that_differs_is_not_timed(setup, quick, monkeypatch):
 def test_an_epoch_trains_on_every_batch_and_predicts(setup):
     side = speed.TorchSide()
     model = setup.torch_model(side)
-    batches, (test, _) = [setup.batch(4), setup.batch(2)], setup.batch(3)
-    call = side.epoch(model, 1e-2, batches, test)
+    batches, test = [setup.batch(4), setup.batch(2)], setup.batch(3)
+    call = side.epoch(model, OPTIMIZER, batches, test)
     before = side.forward(model, test)()
     loss, logits = call()
     # The loss is that of the last batch, so it depends on the step before.
     expected = setup.torch_model(side)
-    side.epoch(expected, 1e-2, batches[:1], None)()
-    x, labels = side.tensors(*batches[1])
-    theirs = torch.nn.functional.cross_entropy(expected(x), labels)
+    side.epoch(expected, OPTIMIZER, batches[:1], None)()
+    inputs, labels = side.tensors(batches[1])
+    theirs = torch.nn.functional.cross_entropy(expected(*inputs), labels)
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
     torch.testing.assert_close(side.forward(model, test)(), logits)
     assert (logits - before).abs().max() > 1e-3
