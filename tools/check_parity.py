@@ -9,8 +9,7 @@ gradient, and the parameters after a number of optimizer steps, each against its
 status 0: all agree; 1: something differs (the first is named); 2: the input is wrong.
 
 Networks with batch normalisation are compared in evaluation and in training mode; there PyTorch
-repeats the draws of Flax's drop path. Dropout is off throughout. Where float64 agrees, a float32
-gradient that differs behind a ReLU is rounding: a value near zero fell on its other side.
+repeats the draws of Flax's drop path. Dropout is off throughout.
 """
 
 from __future__ import annotations

@@ -45,10 +45,6 @@ KINDS = (
 
 # Largest relative difference that passes. float64: nine digits, where rounding leaves twelve.
 # float32 (seven digits): sums of up to ten thousand terms through fifty layers may cost three.
-# A network with ReLUs can exceed that in training without a fault: rounding takes a value near zero
-# to the other side, and its whole gradient comes or goes (MMNet at 224 px, batch 2: 3 % of one
-# kernel's gradient, where all layers around agree to five digits). No tolerance tells that from a
-# fault; float64 does.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float64": dict.fromkeys(KINDS, 1e-9) | {"weight": 0.0},
     "float32": dict.fromkeys(KINDS, 1e-4) | {"weight": 0.0},
