@@ -1,11 +1,12 @@
 # make demo: own virtual environment, install, train on the built-in synthetic clips, show the table.
+# make demo-mmnet: the same with a small MMNet, which looks at the faces themselves.
 # make test: the same environment with the test extras, then pytest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo demo-mmnet test test-slow lint format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,12 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo \
 		--config.dataset.data_dir=runs/data
 	@echo "Open runs/demo/report.html in a browser."
+
+demo-mmnet: $(VENV)/.installed
+	rm -rf runs/demo_mmnet
+	$(BIN)/python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet \
+		--config.dataset.data_dir=runs/data
+	@echo "Open runs/demo_mmnet/report.html in a browser."
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
