@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from htnet_jax import baselines, datasets
+from htnet_jax.datasets.raw_builder import RawBuilder
 from htnet_jax.training import config as settings
+from htnet_jax.training import inputs
+from htnet_jax.training import settings as training_settings
 from htnet_jax.training.checkpoints import build_module
 from htnet_jax.training.trainers import build_model
 
@@ -18,6 +21,9 @@ PARAMETERS = {
     "demo": 314_694,
     "megc2019_htnet": 139_582_982,
     "megc2019_narrow": 2_158_278,
+    "casme2_mmnet_5class": 9_438_841,
+    "casme2_mmnet_3class": 9_442_425,
+    "demo_mmnet": 41_155,
 }
 BASELINES = {
     "baseline_majority": "MajorityClass",
@@ -63,13 +69,14 @@ def test_baselines(name):
 def test_parameter_count(name):
     config = load(name).get_config()
     module = build_module(config.model)
-    channels = len(config.dataset.channels.split(","))
-    shape = (1, config.model.image_size, config.model.image_size, channels)
+    shapes = module.input_shapes(len(config.dataset.channels.split(",")))
+    assert len(shapes) == len(config.inputs.split(","))
+    inputs = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
     variables = jax.eval_shape(
-        lambda key: module.init(key, np.zeros(shape, np.float32), train=False), jax.random.key(0)
+        lambda key, *inputs: module.init(key, *inputs, train=False), jax.random.key(0), *inputs
     )
-    assert list(variables) == ["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == PARAMETERS[name]
+    assert variables.keys() <= {"params", "batch_stats"}
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
 
 
@@ -77,8 +84,20 @@ def test_parameter_count(name):
 def test_only_known_settings(name):
     """A misspelt key would be taken for a new one."""
     config = load(name).get_config()
-    assert keys(config) == keys(settings.default_config())
-    assert config.dataset.name in datasets.BUILDERS
+    ours, default = keys(config), keys(settings.default_config())
+    if config.model.name == "HTNet":
+        assert ours == default
+    # Those of another model are its attributes, which `test_parameter_count` builds it with.
+    for found in (ours, default):
+        found -= {key for key in found if key.startswith("model.")}
+    assert ours == default
+    training_settings.check(config)
+    inputs.check_names(config)
+    builder = datasets.BUILDERS[config.dataset.name]
+    if issubclass(builder, RawBuilder) and config.dataset.config:
+        assert builder.config_of(config.dataset.config).name == config.dataset.config
+    else:
+        assert config.dataset.config in {"", *builder.builder_configs}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -101,3 +120,26 @@ def test_published_settings():
     assert tuple(config.model.block_repeats) == (2, 2, 10)
     assert config.folds == ""
     assert not config.dataset.shuffle_labels
+
+
+@pytest.mark.parametrize(
+    ("classes", "epochs", "batch", "decay", "rotation", "shift", "jitter"),
+    [(5, 74, 32, 0.6, 3, 15, (0.15, 0.15, 0)), (3, 99, 24, 0.7, 4, 4, (0.2, 0.15, 0.15))],
+)
+def test_published_settings_of_mmnet(classes, epochs, batch, decay, rotation, shift, jitter):
+    """The figures of the release's two scripts; they draw from shares of a quarter of the way."""
+    config = load(f"casme2_mmnet_{classes}class").get_config()
+    assert (config.epochs, config.batch_size, config.shuffle) == (epochs, batch, True)
+    assert (config.optimizer, config.learning_rate, config.weight_decay) == ("adamw", 8e-4, decay)
+    assert (config.learning_rate_decay, config.learning_rate_decay_epochs) == (0.987, 50)
+    assert config.inputs == "onset,apex"
+    moved = config.augmentation
+    assert (moved.flip, moved.rotation, moved.shift) == (0.5, rotation, shift)
+    found = (moved.onset_late, moved.apex_early, moved.apex_late)
+    np.testing.assert_allclose(found, np.array(jitter) / 4, rtol=1e-15)
+    # Both networks have five outputs.
+    assert config.model.num_classes == classes + config.spare_outputs == 5
+    assert (config.model.depth, config.model.mlp_mult) == {5: (2, 4), 3: (3, 2)}[classes]
+    assert config.model.drop_path == {5: 0.0, 3: 0.3}[classes]
+    assert config.dataset.config.endswith("+frames-neighbours")
+    assert (config.protocol, config.folds) == ("loso", "")

@@ -56,7 +56,8 @@ class Move(NamedTuple):
 
 def normalise(pixels: jax.Array) -> jax.Array:
     """RGB 0..255, `(..., 3)` -> float32 of mean 0 and variance 1 over ImageNet."""
-    mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
+    shape = (1,) * (pixels.ndim - 1) + (3,)
+    mean, std = (jnp.array(values).reshape(shape) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 

@@ -149,10 +149,10 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
                 f"{name} is given, which is {_size(found)}"
             )
         another = "config.dataset.frame_size" if name in FRAMES else "config.dataset.config"
-        what = "frames" if name in FRAMES else "flow"
+        what = ("frames", "are") if name in FRAMES else ("flow", "is")
         raise UserError(
-            f"config.model.image_size={shape[0]}, but the {what} of {arrays.name} is {size} px; "
-            f"set --config.model.image_size={size}, or choose another {another}"
+            f"config.model.image_size={shape[0]}, but the {what[0]} of {arrays.name} {what[1]} "
+            f"{size} px; set --config.model.image_size={size}, or choose another {another}"
         )
 
 

@@ -13,6 +13,9 @@ class Linear(nn.Module):
     def check_sizes(self):
         pass
 
+    def input_shapes(self, flow_channels):
+        return ((self.image_size, self.image_size, flow_channels),)
+
     @nn.compact
     def __call__(self, x, *, train):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1) / np.float32(255))

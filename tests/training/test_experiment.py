@@ -70,7 +70,8 @@ def begin(monkeypatch, tmp_path):
 
     def begin(config, workdir=tmp_path / "run"):
         def stop(module, optimizer, inputs, labels, folds, **options):
-            seen.append(types.SimpleNamespace(inputs=inputs, labels=labels, folds=folds, **options))
+            got = {"inputs": inputs, "labels": labels, "folds": folds, "optimizer": optimizer}
+            seen.append(types.SimpleNamespace(**got, **options))
             raise Stop
 
         seen = []
@@ -369,7 +370,8 @@ def test_what_the_trainer_gets(make_config, begin, arrays):
     expected = loading.network_inputs(
         arrays, layout="upright", channels=("strain", "v"), scaling="minmax_255"
     )
-    np.testing.assert_array_equal(got.inputs, expected)
+    assert got.inputs.names == ("mosaic",)
+    np.testing.assert_array_equal(got.inputs.arrays["mosaic"], expected)
     np.testing.assert_array_equal(got.labels, arrays.labels)
     assert (got.batch_size, got.seed, got.shuffle, got.folds_per_device) == (10, 5, True, 2)
     assert [fold.name for fold in got.folds] == SUBJECTS
@@ -383,7 +385,7 @@ def test_shuffled_labels(make_config, begin, arrays, tmp_path, capfd):
     assert "control experiment" not in capfd.readouterr().err
     shuffled = begin(make_config(dataset__shuffle_labels=True), tmp_path / "shuffled")
     assert "control experiment: the labels are permuted" in capfd.readouterr().err
-    np.testing.assert_array_equal(shuffled.inputs, plain.inputs)
+    np.testing.assert_array_equal(shuffled.inputs.arrays["mosaic"], plain.inputs.arrays["mosaic"])
     assert not np.array_equal(shuffled.labels, plain.labels)
     assert collections.Counter(shuffled.labels.tolist()) == collections.Counter(
         arrays.labels.tolist()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fakes.recording import log_gradients
 from flax import linen as nn
 
 from htnet_jax.errors import UserError
@@ -302,17 +303,6 @@ class Recorder(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (self.clips, 3))
         self.param("log", nn.initializers.zeros, (self.steps, self.clips))
         return nn.Dropout(self.dropout, deterministic=not train)(x) @ kernel
-
-
-def log_gradients():
-    """An optimizer that leaves the kernel alone and writes the rows' gradients into the log."""
-
-    def update(gradient, step, params):
-        norms = jnp.linalg.norm(gradient["kernel"], axis=1)
-        log = jnp.zeros_like(params["log"]).at[step].set(norms)
-        return {"kernel": jnp.zeros_like(params["kernel"]), "log": log}, step + 1
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 @functools.cache
