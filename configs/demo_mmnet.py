@@ -1,6 +1,12 @@
 """A small MMNet on the built-in synthetic faces: what `make demo-mmnet` runs.
 
-python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet
+  python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet
+
+12 subjects of 3 invented sources, rendered, aligned to 224 px and used at 64 px; 12 folds x 50 epochs
+of 58,000 parameters. About N minutes on 2 CPU cores; expect a `final` UF1 of .NN. Learning rate, decay,
+widths, epochs and variation were chosen on clips rendered with another seed, where two folds of four
+subjects each were left out.
+With `--config.dataset.shuffle_labels=True` the same run must score near chance.
 """
 
 from ml_collections import ConfigDict
@@ -9,27 +15,27 @@ from htnet_jax.training.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """A network that trains in a few seconds a fold."""
+    """A network that trains in seconds a fold."""
     config = default_config()
     config.inputs = "onset,apex"
-    config.epochs = 30
-    config.batch_size = 16
-    config.optimizer = "adamw"
-    config.learning_rate = 1e-3
-    config.weight_decay = 0.05
-    config.learning_rate_decay = 0.95
-    config.learning_rate_decay_epochs = 30
+    config.epochs = 50
+    config.batch_size = 8
     config.shuffle = True
+    config.optimizer = "adamw"
+    config.learning_rate = 4e-3
+    config.weight_decay = 2.0
+    config.learning_rate_decay = 0.93
+    config.learning_rate_decay_epochs = 50
     config.augmentation.flip = 0.5
-    config.augmentation.rotation = 3.0
-    config.augmentation.shift = 4
+    config.augmentation.shift = 1
+    # Synthetic clips have few frames from onset to apex: a quarter of the way is one.
     config.augmentation.onset_late = 0.25
     config.augmentation.apex_early = 0.25
     config.model = ConfigDict(
         {
             "name": "MMNet",
             "num_classes": 3,
-            "image_size": 112,
+            "image_size": 64,
             "stem": 16,
             "widths": (16, 16, 32, 32),
             "depth": 1,
@@ -41,5 +47,5 @@ def get_config() -> ConfigDict:
     )
     config.dataset.name = "synthetic"
     config.dataset.config = "frames_224"
-    config.dataset.frame_size = 112
+    config.dataset.frame_size = 64
     return config

@@ -48,9 +48,13 @@ _MODE = flags.DEFINE_list(
     "mode", None, "eval, train or both; default: both with batch statistics, else eval."
 )
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimizer steps.", lower_bound=0)
-_OPTIMIZER = flags.DEFINE_enum("optimizer", "adam", ["adam", "adamw"], "Optimizer.")
+_OPTIMIZER = flags.DEFINE_enum(
+    "optimizer", None, ["adam", "adamw"], "Optimizer. Default: the config's."
+)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Default: the config's.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "For adamw; PyTorch's default.")
+_WEIGHT_DECAY = flags.DEFINE_float(
+    "weight_decay", None, "For adamw. Default: the config's if it is its optimizer, else 0.01."
+)
 _DATA = flags.DEFINE_enum(
     "data",
     "random",
@@ -75,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
+    from htnet_jax import optimizers
     from htnet_jax.torch_bridge import BRIDGES, parity, traces
 
     if not _DTYPE.value:
@@ -100,7 +105,12 @@ def main(argv: Sequence[str]) -> int:
     torch_model = _torch_side(module, bridge, channels)
     given = _LEARNING_RATE.value
     learning_rate = config.learning_rate if given is None else given
-    optimizer = traces.Optimizer(_OPTIMIZER.value, learning_rate, _WEIGHT_DECAY.value)
+    # A checkpoint of an older version does not name its optimizer.
+    own = config.get("optimizer", "adam")
+    name, given = _OPTIMIZER.value or own, _WEIGHT_DECAY.value
+    usual = config.weight_decay if name == own == "adamw" else optimizers.WEIGHT_DECAY
+    decay = usual if given is None else given
+    optimizer = traces.Optimizer(name, learning_rate, decay)
     # In float32 a float64 run of PyTorch says how much of a difference is rounding.
     alone = "float32" in _DTYPE.value and "float64" not in _DTYPE.value
     extra = alone and (_STEPS.value or "batch_stats" in variables)
@@ -204,13 +214,9 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             )
             for _ in range(count)
         ]
-    if len(shapes) > 1:
-        raise UserError(
-            f"--data=dataset is for networks of a single input, and {config.model.name} has "
-            f"{len(shapes)}; use --data=random"
-        )
-    size = shapes[0][0]
     from htnet_jax.datasets import loading
+    from htnet_jax.training.inputs import make_feed
+    from htnet_jax.training.planning import check_fit
 
     arrays = loading.load(
         config.dataset.name,
@@ -218,17 +224,16 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
         data_dir=config.dataset.data_dir,
         manual_dir=config.dataset.manual_dir,
     )
-    inputs = loading.network_inputs(
-        arrays, layout=config.dataset.layout, channels=names, scaling=config.dataset.scaling
-    )
-    if inputs.shape[1] != size:
-        raise UserError(
-            f"the clips of {arrays.name} are {inputs.shape[1]} px wide; "
-            f"set --config.model.image_size={inputs.shape[1]} or use --data=random"
-        )
-    starts = range(0, len(inputs), _BATCH_SIZE.value)
-    cut = [slice(start, start + _BATCH_SIZE.value) for start in starts][:count]
-    return [(inputs[rows], arrays.labels[rows]) for rows in cut]
+    feed = make_feed(arrays, config)
+    check_fit(config, module, arrays, feed)
+    rows = np.arange(len(arrays.labels))
+    starts = range(0, len(rows), _BATCH_SIZE.value)
+    cut = [rows[start : start + _BATCH_SIZE.value] for start in starts][:count]
+    exact = [feed.exact(feed.arrays, batch) for batch in cut]
+    return [
+        (tuple(np.asarray(one) for one in inputs), arrays.labels[batch])
+        for inputs, batch in zip(exact, cut, strict=True)
+    ]
 
 
 def _write(reports: Sequence[Report], config: ConfigDict) -> None:
@@ -249,7 +254,8 @@ def _write(reports: Sequence[Report], config: ConfigDict) -> None:
             write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
             print(f"Written: {_JSON.value}")
     if _PLOT.value:
-        title = f"{config.model.name}, {_OPTIMIZER.value}, {_DATA.value}"
+        optimizer = _OPTIMIZER.value or config.get("optimizer", "adam")
+        title = f"{config.model.name}, {optimizer}, {_DATA.value}"
         parity_report.plot_losses(reports, Path(_PLOT.value), title)
         print(f"Written: {_PLOT.value}", file=sys.stderr)
 
