@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.learning_rate_decay = 0.93
     config.learning_rate_decay_epochs = 50
     config.augmentation.flip = 0.5
-    config.augmentation.shift = 1
+    config.augmentation.shift = 2
     # Synthetic clips have few frames from onset to apex: a quarter of the way is one.
     config.augmentation.onset_late = 0.25
     config.augmentation.apex_early = 0.25
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
         {
             "name": "MMNet",
             "num_classes": 3,
-            "image_size": 64,
+            "image_size": 96,
             "stem": 16,
             "widths": (16, 16, 32, 32),
             "depth": 1,
@@ -47,5 +47,5 @@ def get_config() -> ConfigDict:
     )
     config.dataset.name = "synthetic"
     config.dataset.config = "frames_224"
-    config.dataset.frame_size = 64
+    config.dataset.frame_size = 96
     return config

@@ -162,7 +162,11 @@ def _stored(text: str, where: str) -> ConfigDict:
     config = default_config()
     try:
         with config.unlocked():
-            config.update(ConfigDict(json.loads(text)))
+            stored = ConfigDict(json.loads(text))
+            if stored.model.name != config.model.name:
+                # The defaults are attributes of another network.
+                config.model = ConfigDict()
+            config.update(stored)
         _check_config(config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is no run's config ({error}); give --config") from error

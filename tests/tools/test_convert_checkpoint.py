@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from ml_collections import ConfigDict
 
 import htnet_jax
 from htnet_jax.models import HTNet, MMNet
@@ -293,6 +294,27 @@ def test_network_of_frames_is_known_by_its_names(tmp_path, accepts, refuses):
     assert settings["model"]["image_size"] == 32
     message = refuses(*from_torch(tmp_path / "frames.pth", tmp_path / "other", "--with_unused"))
     assert "from-torch does not take --with_unused" in message
+
+
+@pytest.mark.parametrize(("suffix", "unused"), [(".safetensors", ()), (".pth", ("--with_unused",))])
+def test_a_run_of_mmnet_comes_back_with_its_statistics(tmp_path, accepts, suffix, unused):
+    """The settings of the run replace those of the default network, they do not join them."""
+    config = default_config()
+    config.inputs = "onset,apex"
+    sizes = {"image_size": 32, "stem": 3, "widths": (4, 4, 4, 4), "depth": 1, "heads": 2}
+    config.model = ConfigDict({"name": "MMNet", "num_classes": 3, **sizes})
+    module = build_module(config.model)
+    variables = parity.random_variables(module, BRIDGES["MMNet"], 3, 0)
+    workdir, file = tmp_path / "run", tmp_path / f"a{suffix}"
+    save_fold(fold_folder(workdir, "a01"), variables, json.loads(config.to_json()))
+    (workdir / "config.json").write_text(config.to_json())
+    accepts(*to_torch(workdir, file, "a01"), *unused)
+    more = [] if suffix == ".safetensors" else [f"--workdir={workdir}"]
+    accepts(*from_torch(file, tmp_path / "back", *more))
+    loaded = htnet_jax.load(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    assert set(loaded.variables) == {"params", "batch_stats"}
+    assert (loaded.module, loaded.config.inputs) == (module, "onset,apex")
 
 
 def test_unused_entries_are_for_networks_that_have_some(tmp_path, run_folder, refuses):
