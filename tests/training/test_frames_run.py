@@ -13,6 +13,10 @@ from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.models import MMNet
 from htnet_jax.training import experiment, inputs
 
+# Compiling takes one to two minutes of a core. What is faster and goes the same way with another
+# network: tests/models/test_adding_a_model.py.
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "name": "MMNet",
     "num_classes": 4,
