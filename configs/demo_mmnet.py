@@ -2,10 +2,11 @@
 
   python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet
 
-12 subjects of 3 invented sources, rendered, aligned to 224 px and used at 64 px; 12 folds x 50 epochs
-of 58,000 parameters. About N minutes on 2 CPU cores; expect a `final` UF1 of .NN. Learning rate, decay,
-widths, epochs and variation were chosen on clips rendered with another seed, where two folds of four
-subjects each were left out.
+288 clips of 12 subjects of 3 invented sources, rendered, aligned to 224 px and used at 64 px;
+12 folds x 30 epochs, 36,931 parameters. About 4 minutes on 2 CPU cores; expect a `final` UF1 of
+.89. Learning rate, decay, widths and variation were chosen on clips rendered with another seed, of
+which two groups of four subjects were left out; then the clips were doubled (with 144 it has .82)
+and the epochs halved.
 With `--config.dataset.shuffle_labels=True` the same run must score near chance.
 """
 
@@ -18,16 +19,16 @@ def get_config() -> ConfigDict:
     """A network that trains in seconds a fold."""
     config = default_config()
     config.inputs = "onset,apex"
-    config.epochs = 50
+    config.epochs = 30
     config.batch_size = 8
     config.shuffle = True
     config.optimizer = "adamw"
     config.learning_rate = 4e-3
     config.weight_decay = 2.0
-    config.learning_rate_decay = 0.93
-    config.learning_rate_decay_epochs = 50
+    config.learning_rate_decay = 0.865
+    config.learning_rate_decay_epochs = 30
     config.augmentation.flip = 0.5
-    config.augmentation.shift = 2
+    config.augmentation.shift = 1
     # Synthetic clips have few frames from onset to apex: a quarter of the way is one.
     config.augmentation.onset_late = 0.25
     config.augmentation.apex_early = 0.25
@@ -35,7 +36,7 @@ def get_config() -> ConfigDict:
         {
             "name": "MMNet",
             "num_classes": 3,
-            "image_size": 96,
+            "image_size": 64,
             "stem": 16,
             "widths": (16, 16, 32, 32),
             "depth": 1,
@@ -47,5 +48,5 @@ def get_config() -> ConfigDict:
     )
     config.dataset.name = "synthetic"
     config.dataset.config = "frames_224"
-    config.dataset.frame_size = 96
+    config.dataset.frame_size = 64
     return config

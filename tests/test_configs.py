@@ -23,7 +23,7 @@ PARAMETERS = {
     "megc2019_narrow": 2_158_278,
     "casme2_mmnet_5class": 9_438_841,
     "casme2_mmnet_3class": 9_442_425,
-    "demo_mmnet": 41_155,
+    "demo_mmnet": 36_931,
 }
 BASELINES = {
     "baseline_majority": "MajorityClass",

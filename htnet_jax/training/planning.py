@@ -148,6 +148,12 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
                 f"config.inputs={config.inputs!r}: {config.model.name} takes {_size(shape)} where "
                 f"{name} is given, which is {_size(found)}"
             )
+        if config.model.get("image_size") != shape[0]:
+            raise UserError(
+                f"config.model: {config.model.name} takes {_size(shape)} as {name}, but that of "
+                f"{arrays.name} is {_size(found)}; set its attributes to fit, or choose another "
+                "config.dataset.config"
+            )
         another = "config.dataset.frame_size" if name in FRAMES else "config.dataset.config"
         what = ("frames", "are") if name in FRAMES else ("flow", "is")
         raise UserError(
