@@ -36,6 +36,8 @@ def kaiming_normal_fan_out(kernel_area: int) -> nn.initializers.Initializer:
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Cross-correlation of a map with a kernel, as PyTorch's `conv2d` without bias.
 
+    Its gradient is written by hand, so forward-mode differentiation (`jax.jvp`) is refused.
+
     Args:
         x: `(B, H, W, C)` floats.
         kernel: `(rows, columns, C, features)`; is converted to the type of x.
@@ -60,13 +62,26 @@ def _forward(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> Any:
 def _backward(
     stride: int, padding: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+    def own(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+        margins = [(padding, padding)] * 2
+        _, pull = jax.vjp(lambda x, k: _correlate(x, k, margins, strides=stride), x, kernel)
+        return pull(gradient)
+
+    def in_order(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
+        return _gradients_in_order(x, kernel, gradient, stride, padding)
+
+    return jax.lax.platform_dependent(*kept, gradient, cpu=in_order, default=own)
+
+
+def _gradients_in_order(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array]:
     """Both gradients as convolutions of channels-last maps with kernels in `convolve`'s order.
 
     XLA's CPU backend has a fast path for that order alone. It turns other orders into it, but not
     in the body of a loop, where JAX's own gradients were 20 to 100 times slower (a training epoch
-    is a loop over its steps).
+    is a loop over its steps). Other backends know JAX's own ones.
     """
-    x, kernel = kept
     maps, kernels = x.shape[1:3], kernel.shape[:2]
     starts = [stride * (length - 1) + 1 for length in gradient.shape[1:3]]
     # Of x: the gradient, spread out again, with the kernel upside down.

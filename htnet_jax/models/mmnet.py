@@ -62,7 +62,11 @@ def channel_mean(x: jax.Array) -> jax.Array:
 
     As a product with ones: XLA's CPU backend is slow at sums over the last axis.
     """
-    return product(x, jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype))
+    ones = jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    # In float32 even where products may be coarser.
+    mean = jnp.matmul(flat, ones, precision=jax.lax.Precision.HIGHEST)
+    return mean.reshape(*x.shape[:-1], 1)
 
 
 channel_mean.defvjp(

@@ -81,7 +81,7 @@ def _normalise(
 
     With a gradient of its own: XLA's CPU backend fuses the sums over positions that JAX would
     derive with all that is computed before them, and takes such a sum ten times as long as a
-    product with ones.
+    product with ones. Forward-mode differentiation (`jax.jvp`) is refused.
 
     Returns:
         The result, mean and biased variance `(C,)`, and the number of values behind each. Of no
@@ -95,8 +95,8 @@ def _forward(
 ) -> tuple[Any, Any]:
     count = weights.sum() * x.shape[1]
     divisor = jnp.maximum(count, 1)
-    mean = weights @ _sums(x) / divisor
-    variance = weights @ _sums(jnp.square(x - _along(mean))) / divisor
+    mean = _dot(weights, _sums(x)) / divisor
+    variance = _dot(weights, _sums(jnp.square(x - _along(mean)))) / divisor
     variance = jnp.where(count > 0, variance, 1)
     inverse = jax.lax.rsqrt(variance + eps)
     out = (x - _along(mean)) * _along(inverse * scale) + _along(bias)
@@ -109,8 +109,8 @@ def _backward(eps: float, kept: Any, gradients: Any) -> tuple[jax.Array, ...]:
     gradient = gradients[0]
     centred = x - _along(mean)
     ones = jnp.ones(len(x), x.dtype)
-    of_bias = ones @ _sums(gradient)
-    projected = ones @ _sums(gradient * centred)
+    of_bias = _dot(ones, _sums(gradient))
+    projected = _dot(ones, _sums(gradient * centred))
     # What moving the mean and the variance takes back from every clip that enters them.
     share = (weights / divisor).reshape(-1, 1, 1)
     back = share * (_along(of_bias) + centred * _along(jnp.square(inverse) * projected))
@@ -123,7 +123,13 @@ _normalise.defvjp(_forward, _backward)
 
 def _sums(x: jax.Array) -> jax.Array:
     """`(B, positions, C)` -> `(B, C)`; clip by clip, so that no sum is so long that it rounds."""
-    return jnp.einsum("bp,bpc->bc", jnp.ones(x.shape[:2], x.dtype), x)
+    ones = jnp.ones(x.shape[:2], x.dtype)
+    return jnp.einsum("bp,bpc->bc", ones, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Statistics are float32 even where products may be coarser.
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _along(values: jax.Array) -> jax.Array:
