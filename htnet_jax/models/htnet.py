@@ -14,7 +14,7 @@ With `mutable=["intermediates"]` the values between the layers (`positioned`, `a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -290,6 +290,9 @@ class HTNet(nn.Module):
         dropout: Dropout rate; with a rate above 0, `train=True` needs a `dropout` RNG.
         dtype: Type of the computation (parameters are float32).
     """
+
+    # What `config.inputs` names for it.
+    usual_inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     num_classes: int = 3
     image_size: int = 28

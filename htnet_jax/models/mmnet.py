@@ -13,7 +13,8 @@ nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -298,6 +299,9 @@ class MMNet(nn.Module):
         dtype: Type of the computation (parameters are float32).
     """
 
+    # What `config.inputs` names for it.
+    usual_inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
+
     num_classes: int = 5
     image_size: int = 224
     stem: int = 180
@@ -315,8 +319,8 @@ class MMNet(nn.Module):
                 raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
         if self.image_size % CELL:
             raise ValueError(f"image_size={self.image_size} is not divisible by {CELL}")
-        if len(self.widths) != 4 or min(self.widths) < 1:
-            raise ValueError(f"widths={tuple(self.widths)} must name four widths, 1 or more each")
+        if not isinstance(self.widths, Sequence) or len(self.widths) != 4 or min(self.widths) < 1:
+            raise ValueError(f"widths={self.widths} must name four widths, 1 or more each")
         if self.widths[-1] % self.heads:
             raise ValueError(
                 f"the last of widths={tuple(self.widths)} is not divisible by heads={self.heads}"

@@ -23,7 +23,8 @@ def default_config() -> ConfigDict:
     config.learning_rate = 5e-5
     # Of "adamw", on every parameter.
     config.weight_decay = 0.0
-    # After every epoch the learning rate is multiplied by this, as often as the next key says.
+    # After every epoch the learning rate is multiplied by this, as often as the next key says (0:
+    # always).
     config.learning_rate_decay = 1.0
     config.learning_rate_decay_epochs = 0
     # The network's inputs in the order of its arguments, comma-separated: "mosaic" (as
@@ -86,7 +87,8 @@ def default_config() -> ConfigDict:
     config.augmentation.flip = 0.0
     # Most degrees that a face is turned, either way; the nearest pixel, zeros from outside.
     config.augmentation.rotation = 0.0
-    # Most pixels that it is moved on each axis (a random crop after padding with so many zeros).
+    # Most pixels, of the frames as they are used, that it is moved on each axis (a random crop
+    # after padding with so many zeros).
     config.augmentation.shift = 0
     # Frames drawn instead of the exact ones: after the onset and before the apex by up to these
     # shares of the way from onset to apex, after the apex of the way from apex to offset.

@@ -26,7 +26,7 @@ from htnet_jax.training.events import Events
 from htnet_jax.training.feeds import Feed
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
 from htnet_jax.training.handover import Handover
-from htnet_jax.training.inputs import make_feed
+from htnet_jax.training.inputs import check_names, make_feed
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
@@ -51,6 +51,7 @@ def run(config: ConfigDict, folder: Path) -> Run | None:
         settings.check(config)
         as_json = json.loads(config.to_json())
         model = build_model(config)
+        check_names(config, model)
         if among.leads:
             workdir.create(folder)
             with workdir.locked(folder):

@@ -44,26 +44,45 @@ def make_feed(arrays: ClipArrays, config: ConfigDict) -> Feed:
     return Feed(names, found, Geometry(wanted.flip, wanted.rotation, wanted.shift))
 
 
-def check_names(config: ConfigDict) -> tuple[str, ...]:
+def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
     """The names in `config.inputs`.
 
+    Args:
+        config: The settings of a run.
+        model: The network or baseline; None: it is not asked how many inputs it takes.
+
     Raises:
-        UserError: Names that are unknown or repeated, none at all, or augmentation of inputs that
-            are no frames.
+        UserError: Names that are unknown or repeated, none at all, or not as many as the network
+            takes; variation of inputs that are no frames or not there.
     """
     names = settings.names(config.inputs)
     known = (*FLOWS, *FRAMES)
+    usual = getattr(model, "usual_inputs", ())
+    hint = f"; {config.model.name} usually takes --config.inputs={','.join(usual)}" if usual else ""
     unknown = [name for name in names if name not in known]
     if unknown or not names or len({*names}) != len(names):
         raise UserError(
             f"config.inputs={config.inputs!r}: name the network's inputs in their order, each "
-            f"once, comma-separated; there are {', '.join(known)}"
+            f"once, comma-separated; there are {', '.join(known)}{hint}"
+        )
+    wanted = model.input_shapes(1) if hasattr(model, "input_shapes") else names
+    if len(wanted) != len(names):
+        raise UserError(
+            f"config.inputs={config.inputs!r} names {len(names)}, but {config.model.name} takes "
+            f"{len(wanted)} of them{hint or '; name as many'}"
         )
     used = [key for key, value in config.augmentation.items() if value]
-    if used and not {*names} <= {*FRAMES}:
+    if not {*names} <= {*FRAMES}:
+        refused, why = used, "only face frames can be varied"
+    else:
+        # Their names begin with the frame that is drawn.
+        others = {"onset", "apex"} - {*names}
+        refused = [key for key in used if key.split("_")[0] in others]
+        why = "that frame is no input"
+    if refused:
+        keys = ", ".join(f"config.augmentation.{key}={config.augmentation[key]}" for key in refused)
         raise UserError(
-            f"config.augmentation.{used[0]}={config.augmentation[used[0]]}: only face frames can "
-            f"be varied, but config.inputs={config.inputs!r}; set it to 0"
+            f"{keys}: {why} (config.inputs={config.inputs!r}); set to 0, or change the inputs{hint}"
         )
     return tuple(names)
 
@@ -78,8 +97,25 @@ def _frame_arrays(
             "config.dataset.config with frames, such as frames_224 of the data set synthetic or "
             "tvl1_28+frames-neighbours of one made from raw clips"
         )
-    if config.dataset.frame_size:
-        frames = frames.resized(config.dataset.frame_size)
+    stored, size = frames.pixels.shape[1], config.dataset.frame_size
+    if size > stored:
+        raise UserError(
+            f"config.dataset.frame_size={size}, but {arrays.name} stores frames of {stored} px; "
+            f"set it to {stored} or less (0: as they are stored)"
+        )
+    if size:
+        frames = frames.resized(size)
+    if config.augmentation.shift >= frames.pixels.shape[1]:
+        raise UserError(
+            f"config.augmentation.shift={config.augmentation.shift} moves frames of "
+            f"{frames.pixels.shape[1]} px out of sight; lower it"
+        )
+    # Pixels are counted in 32 bits when frames are moved.
+    if frames.pixels.size // 3 >= 2**31:
+        raise UserError(
+            f"{arrays.name}: {len(frames.pixels)} frames of {frames.pixels.shape[1]} px are too "
+            "many; set a smaller --config.dataset.frame_size, or use fewer sources"
+        )
     found: dict[str, Any] = {PIXELS: frames.pixels}
     jitter = config.augmentation
     early = {"onset": 0.0, "apex": jitter.apex_early}
@@ -97,12 +133,13 @@ def _drawn(
     frames: FrameArrays, rows: np.ndarray, name: str, early: float, late: float, dataset: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(first, end)` of the rows to draw from: frames as far away as the jitter allows."""
-    if max(early, late) > frames.share:
-        raise UserError(
-            f"config.augmentation: a jitter of {max(early, late)} of the way, but {dataset} holds "
-            f"frames as far as {frames.share}; lower it, or choose a config.dataset.config with "
-            "more neighbours"
-        )
+    for key, share in ((f"{name}_early", early), (f"{name}_late", late)):
+        if share > frames.share:
+            raise UserError(
+                f"config.augmentation.{key}={share} of the way, but {dataset} holds frames as far "
+                f"as {frames.share}; lower it, or choose a config.dataset.config with more "
+                "neighbours"
+            )
     onset, apex, offset = frames.span.T
     rise, fall = apex - onset, offset - apex
     before = reach(rise, early)

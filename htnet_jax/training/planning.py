@@ -134,11 +134,6 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
     if not hasattr(model, "input_shapes"):
         return  # a baseline takes a flow of any size
     shapes = model.input_shapes(len(settings.names(config.dataset.channels)))
-    if len(shapes) != len(feed.names):
-        raise UserError(
-            f"config.inputs={config.inputs!r} names {len(feed.names)} inputs, but "
-            f"{config.model.name} takes {len(shapes)}"
-        )
     for name, shape, found in zip(feed.names, shapes, feed.shapes, strict=True):
         if shape == found:
             continue
@@ -154,11 +149,15 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
                 f"{arrays.name} is {_size(found)}; set its attributes to fit, or choose another "
                 "config.dataset.config"
             )
-        another = "config.dataset.frame_size" if name in FRAMES else "config.dataset.config"
-        what = ("frames", "are") if name in FRAMES else ("flow", "is")
+        if name in FRAMES:
+            first = f"--config.dataset.frame_size={shape[0]}, or " if size > shape[0] else ""
+            raise UserError(
+                f"config.model.image_size={shape[0]}, but the frames of {arrays.name} are {size} "
+                f"px; set {first}--config.model.image_size={size}"
+            )
         raise UserError(
-            f"config.model.image_size={shape[0]}, but the {what[0]} of {arrays.name} {what[1]} "
-            f"{size} px; set --config.model.image_size={size}, or choose another {another}"
+            f"config.model.image_size={shape[0]}, but the flow of {arrays.name} is {size} px; set "
+            f"--config.model.image_size={size}, or choose another config.dataset.config"
         )
 
 

@@ -59,7 +59,7 @@ def check(config: ConfigDict) -> None:
     ):
         # Not a comparison with 0 alone: NaN is neither.
         if not 0 <= flat[key] < float("inf"):
-            raise UserError(f"config.{key}={flat[key]} must not be negative, and finite")
+            raise UserError(f"config.{key}={flat[key]} must be at least 0, and finite")
     # JAX's keys take 32 bits of a seed.
     if config.seed + config.seeds > 2**32:
         raise UserError(f"config.seed={config.seed}: seeds must be below 2**32")
@@ -75,7 +75,13 @@ def check(config: ConfigDict) -> None:
         )
     if config.weight_decay and config.optimizer != "adamw":
         raise UserError(
-            f"config.weight_decay={config.weight_decay} is for adamw; set --config.optimizer=adamw"
+            f"config.weight_decay={config.weight_decay} is for adamw; set "
+            "--config.optimizer=adamw, or --config.weight_decay=0"
+        )
+    if config.augmentation.rotation > 180:
+        raise UserError(
+            f"config.augmentation.rotation={config.augmentation.rotation} is in degrees either "
+            "way: at most 180"
         )
     if config.augmentation.flip > 1:
         raise UserError(

@@ -134,7 +134,8 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
 
 def schedule_of(config: ConfigDict) -> Callable[[jax.Array], jax.Array] | None:
     """Epoch, from 0 -> the learning rate as a multiple of the first epoch's; None: always 1."""
-    decay, epochs = config.learning_rate_decay, config.learning_rate_decay_epochs
-    if decay == 1 or not epochs:
+    decay = config.learning_rate_decay
+    if decay == 1:
         return None
-    return lambda epoch: jnp.float32(decay) ** jnp.minimum(epoch, epochs)
+    times = config.learning_rate_decay_epochs or config.epochs
+    return lambda epoch: jnp.float32(decay) ** jnp.minimum(epoch, times)

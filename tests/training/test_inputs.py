@@ -219,8 +219,18 @@ def test_an_offset_before_the_apex_reaches_nowhere():
         ("apex,apex", {}, "each once, comma-separated; there are mosaic, flow, onset, apex"),
         (" ,", {}, "config.inputs=' ,': name the network's inputs"),
         ("mosaic", {"flip": 0.5}, "config.augmentation.flip=0.5: only face frames can be varied"),
-        ("flow", {"apex_early": 0.05}, "but config.inputs='flow'; set it to 0"),
-        ("onset", {"onset_late": 0.2}, "0.2 of the way, but invented/frames/1.0.0 holds frames"),
+        ("flow", {"apex_early": 0.05}, "can be varied (config.inputs='flow'); set to 0"),
+        (
+            *("mosaic", {"flip": 0.5, "shift": 2}),
+            "config.augmentation.flip=0.5, config.augmentation.shift=2: only face frames",
+        ),
+        (
+            "onset",
+            {"apex_late": 0.01},
+            "config.augmentation.apex_late=0.01: that frame is no input",
+        ),
+        ("onset", {"shift": 16}, "config.augmentation.shift=16 moves frames of 16 px out of sight"),
+        ("onset", {"onset_late": 0.2}, "onset_late=0.2 of the way, but invented/frames/1.0.0"),
         ("apex", {"apex_late": 0.06}, "lower it, or choose a config.dataset.config with more"),
     ],
 )
@@ -235,7 +245,9 @@ def test_a_data_set_without_frames():
 
 
 def test_frames_are_not_made_larger(arrays):
-    message = "frames of 17 pixels are asked for, but the data set stores 16; ask for 1 to 16"
+    message = (
+        r"config\.dataset\.frame_size=17, but invented.* stores frames of 16 px; set it to 16 or"
+    )
     with pytest.raises(UserError, match=message):
         inputs.make_feed(arrays, make_config("apex", {"frame_size": 17}))
 
@@ -247,13 +259,15 @@ HT = {"name": "HTNet", "num_classes": 3, "image_size": 28}
 @pytest.mark.parametrize(
     ("names", "attributes", "dataset", "message"),
     [
-        ("onset", MM, {}, "config.inputs='onset' names 1 inputs, but MMNet takes 2"),
-        ("flow,onset", HT, {}, "names 2 inputs, but HTNet takes 1"),
         ("onset,flow", MM, {"channels": "u,v"}, "MMNet takes 16 x 16 x 3 where flow is given"),
         (
             *("onset,apex", MM | {"image_size": 32}, {}),
             "config.model.image_size=32, but the frames of invented/frames/1.0.0 are 16 px; set "
-            "--config.model.image_size=16, or choose another config.dataset.frame_size",
+            "--config.model.image_size=16",
+        ),
+        (
+            *("onset,apex", MM | {"image_size": 8}, {}),
+            "are 16 px; set --config.dataset.frame_size=8, or --config.model.image_size=16",
         ),
         (
             *("mosaic", HT | {"image_size": 56}, {}),
@@ -275,6 +289,29 @@ def test_a_network_that_does_not_fit(arrays, names, attributes, dataset, message
     feed = inputs.make_feed(arrays, config)
     with pytest.raises(UserError, match=re.escape(message)):
         planning.check_fit(config, module, arrays, feed)
+
+
+@pytest.mark.parametrize(
+    ("names", "module", "message"),
+    [
+        (
+            "onset",
+            MMNet(),
+            "names 1, but MMNet takes 2 of them; MMNet usually takes --config.inputs=onset",
+        ),
+        (
+            "flow,onset",
+            HTNet(),
+            "HTNet takes 1 of them; HTNet usually takes --config.inputs=mosaic",
+        ),
+        ("onset,apx", MMNet(), "there are mosaic, flow, onset, apex; MMNet usually takes"),
+    ],
+)
+def test_inputs_that_the_network_does_not_take(names, module, message):
+    config = make_config(names)
+    config.model = ConfigDict({"name": type(module).__name__})
+    with pytest.raises(UserError, match=re.escape(message)):
+        inputs.check_names(config, module)
 
 
 def test_spare_outputs_are_part_of_the_fit(arrays):
