@@ -108,8 +108,10 @@ def test_mmnet(module):
         )
     )
     maps = sum(2 * 2 * side**2 for side in sides)
+    # Sums over channels count as element by element work, but are taken as products with ones.
+    means = sum(2 * side**2 * width for side, width in zip(sides, module.widths, strict=True))
     products = product_flops(program.jaxpr)
-    assert products == clips * (costs.forward_flops - convolutions - maps)
+    assert products == clips * (costs.forward_flops - convolutions - maps + means)
     patches = 2 * sides[-1] ** 2 * 3 * module.widths[-1]
     stem = 2 * convolution_taps(module.image_size, 2) * 3 * module.stem
     assert costs.embedding_flops == stem + patches

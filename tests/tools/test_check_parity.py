@@ -132,7 +132,13 @@ def test_wrong_input_is_one_message(tmp_path, checkpoint, state_dict):
     frames = f"--config={tmp_path / 'frames.py'}"
     runs = {
         "--mode=trains": start(*TINY, "--mode=eval,trains"),
-        "MMNet has 2": start(frames, "--data=dataset"),
+        "no face frames": start(
+            frames,
+            "--data=dataset",
+            "--config.dataset.name=synthetic",
+            "--config.dataset.config=tiny",
+            f"--config.dataset.data_dir={tmp_path / 'data'}",
+        ),
         "float16": start(*TINY, "--dtype=float16"),
         str(tmp_path / "nothing"): start(f"--flax={tmp_path / 'nothing'}"),
         "other.pth": start(f"--flax={checkpoint}", f"--torch={tmp_path / 'other.pth'}"),

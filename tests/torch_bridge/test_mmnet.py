@@ -328,6 +328,7 @@ def names(report, kind):
 MODES = [pytest.param("eval", marks=pytest.mark.slow), "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_float64_agrees_to_nine_digits(mm, mode):
     report = mm(f"{mode} float64").report
@@ -358,6 +359,7 @@ def test_logits_in_evaluation(quick_compiler):
     np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_array_and_every_layer_has_its_rows(mm, mode):
     one = mm(f"{mode} float64")
@@ -384,6 +386,7 @@ def test_every_array_and_every_layer_has_its_rows(mm, mode):
     assert layers[-3:] == ["layer_4/weighted", "calibrated", "head"]
 
 
+@pytest.mark.slow
 def test_training_moves_statistics_and_drops_branches(mm):
     ours = mm("train float64").ours
     for path, moved in ours.statistics.items():
@@ -396,6 +399,7 @@ def test_training_moves_statistics_and_drops_branches(mm):
     assert len({draw.tobytes() for draw in draws}) > 10
 
 
+@pytest.mark.slow
 def test_run_changes_neither_side(mm):
     one = mm("train float64")
     model = one.torch_model()
@@ -517,6 +521,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "name"), FAULTS, ids=[name for _, name in FAULTS])
 def test_a_fault_is_named_at_its_layer(mm, change, name):
     model = mm("train float64").torch_model()
@@ -529,6 +534,7 @@ def test_a_fault_is_named_at_its_layer(mm, change, name):
     assert (first.kind, first.name) == ("activation", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -546,6 +552,7 @@ def test_a_fault_in_running_statistics_is_named(mm, change, name):
     assert (first.kind, first.name) == ("statistics", f"batch_stats/{name}")
 
 
+@pytest.mark.slow
 def test_other_draws_of_drop_path_are_found(mm):
     one = mm("train float64")
     path = "position/block_1/attention_path"
@@ -555,6 +562,7 @@ def test_other_draws_of_drop_path_are_found(mm):
     assert (first.kind, first.name) == ("activation", path)
 
 
+@pytest.mark.slow
 def test_statistics_that_do_not_move_along_the_steps_are_found(mm):
     one = mm("train float64")
     ours = dataclasses.replace(

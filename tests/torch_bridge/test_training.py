@@ -69,6 +69,7 @@ def data():
     return inputs, labels
 
 
+@pytest.mark.slow  # test_folds.py has a plain loop, test_parity.py PyTorch's steps
 def test_trains_as_a_plain_pytorch_loop(data, monkeypatch):
     # Compiling takes nearly all the time: half as long with LLVM's optimisations off.
     monkeypatch.setitem(folds.CPU_COMPILER_OPTIONS, "xla_backend_optimization_level", 0)

@@ -7,6 +7,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from fakes.recording import log_gradients
 from flax import linen as nn
 
@@ -222,6 +223,7 @@ class Seen(nn.Module):
         return clip @ kernel * (brightness + augmentation.IMAGENET_MEAN[0])
 
 
+@pytest.mark.slow
 def test_draws_come_from_seed_fold_epoch_and_clip_alone():
     """Trained in new batches every epoch, on the frames that the documented keys choose."""
     clips, count, epochs, batch = 12, 50, 3, 5

@@ -197,8 +197,8 @@ def test_decay_and_schedule_matter():
     schedule = trainers.schedule_of(config)
     found = [float(schedule(jnp.int32(epoch))) for epoch in (0, 1, 3, 4, 50)]
     np.testing.assert_allclose(found, [1, 0.7, 0.343, 0.343, 0.343], rtol=1e-6)
-    config.learning_rate_decay_epochs = 0
-    assert trainers.schedule_of(config) is None
+    config.epochs, config.learning_rate_decay_epochs = 9, 0
+    assert float(trainers.schedule_of(config)(jnp.int32(8))) == pytest.approx(0.7**8, rel=1e-5)
     config.learning_rate_decay, config.learning_rate_decay_epochs = 1.0, 5
     assert trainers.schedule_of(config) is None
     grown = trainers.optimizer_of(make_config())
@@ -207,6 +207,7 @@ def test_decay_and_schedule_matter():
     np.testing.assert_allclose(update["scale"], -RATE * DECAY, rtol=1e-6)  # on gains as well
 
 
+@pytest.mark.slow
 def test_same_results_in_groups_and_with_test_clips_in_parts(monkeypatch):
     """ "e" has six test clips: three parts of two, of which the others need fewer."""
     monkeypatch.setattr(folds_module, "MAX_TEST_BYTES", 2 * 6 * 4)

@@ -174,7 +174,7 @@ def test_an_interrupted_run_with_inner_folds_has_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"protocol": "lodo"}, ["alpha", "beta", "gamma"]),
+        pytest.param({"protocol": "lodo"}, ["alpha", "beta", "gamma"], marks=pytest.mark.slow),
         ({"protocol": "kfold", "protocol_folds": 3}, ["fold1of3", "fold2of3", "fold3of3"]),
         ({"dataset__sources": "alpha, gamma"}, ["a01", "a02", "g01", "g02"]),
         (
