@@ -215,9 +215,10 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             for _ in range(count)
         ]
     from htnet_jax.datasets import loading
-    from htnet_jax.training.inputs import make_feed
+    from htnet_jax.training.inputs import check_names, make_feed
     from htnet_jax.training.planning import check_fit
 
+    check_names(config, module)
     arrays = loading.load(
         config.dataset.name,
         config=config.dataset.config,
