@@ -67,6 +67,7 @@ def checkpoint(tmp_path_factory, config, variables):
     return folder
 
 
+@pytest.mark.slow  # as test_parity.py without the command
 def test_random_weights_agree(tmp_path):
     table, plot = tmp_path / "figures.json", tmp_path / "losses.png"
     status, output, errors = finish(

@@ -177,6 +177,7 @@ def test_gradient_that_is_rounding_only(case):
     assert (report.first_difference.kind, report.first_difference.name) == ("gradient", name)
 
 
+@pytest.mark.slow  # as the steps of the other tests, more of them
 def test_loss_falls_along_the_same_trajectory(case):
     """50 steps on the tiny synthetic data set."""
     ours, theirs = case("28").report.losses

@@ -150,6 +150,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow  # as test_interruptions.py without inner folds
 def test_an_interrupted_run_with_inner_folds_has_the_same_bits(
     predictions, settings, run_quickly, tmp_path, monkeypatch, capfd
 ):
