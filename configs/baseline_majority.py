@@ -9,7 +9,7 @@ called negative). Seeds, batch size, learning rate and shuffling have no effect 
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

@@ -17,7 +17,7 @@ subject: accuracy .9551, F1 .9494. This toolkit has not been run on CASME II its
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ subject: accuracy .8835, F1 .8676. This toolkit has not been run on CASME II its
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ With `--config.dataset.shuffle_labels=True` the same run must score near chance.
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ Published, choosing the best epoch on the test subject: UF1 .8603, UAR .8475.
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

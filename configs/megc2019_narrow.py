@@ -11,7 +11,7 @@ Width, learning rate and epochs were fixed beforehand, not chosen on the results
 
 from ml_collections import ConfigDict
 
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:

@@ -27,10 +27,10 @@ from absl import flags
 
 from htnet_jax.errors import UserError, run_command
 from htnet_jax.evaluation import comparison, report, tables
-from htnet_jax.evaluation.plan import Store
 from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.evaluation.runs import Pictures, Run
+from htnet_jax.training.plan import Store
 
 # Of more runs not every pair is compared: the table would be longer than anyone reads.
 _ALL_PAIRS = 4

@@ -3,7 +3,7 @@
   python -m htnet_jax.train --config=configs/demo.py --workdir=runs/demo [--config.KEY=VALUE ...]
 
 `--config` is a Python file with `get_config()`; its keys are explained in
-`htnet_jax/training/config.py`. The run's folder receives `config.json`, `environment.json`,
+`htnet_jax/config.py`. The run's folder receives `config.json`, `environment.json`,
 `predictions.npz` (the test logits of every fold and epoch), `metrics.json`, `report.html` and the
 folds' final parameters in `checkpoints/`. An interrupted run (Ctrl-C and SIGTERM save the folds in
 training) goes on where it stopped when the same command is given again; a finished one is never
@@ -19,8 +19,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config_flags import parser_for
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the results of this run.")
@@ -58,7 +58,7 @@ def _set_up_jax(config: ConfigDict) -> None:
     """Settings that only work before JAX first uses a device."""
     import jax
 
-    from htnet_jax.cores import core_count
+    from htnet_jax.io import core_count
     from htnet_jax.training import cluster
 
     jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or core_count())

@@ -14,8 +14,8 @@ from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import page
 from htnet_jax.evaluation.drawing import Drawn
-from htnet_jax.evaluation.plan import Plan, Result, Store
 from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.training.plan import Plan, Result, Store
 
 ROOT = Path(__file__).parents[1]
 

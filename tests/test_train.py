@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # One token and one block: the quickest HTNet to compile.
 CONFIG = """
 from ml_collections import ConfigDict
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 def get_config():
     config = default_config()

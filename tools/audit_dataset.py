@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     _check_outputs()
     from htnet_jax.datasets import check_report, checks, loading, similarity
     from htnet_jax.evaluation import protocols
-    from htnet_jax.evaluation.files import write_atomically
+    from htnet_jax.io import write_atomically
 
     if _PROTOCOL.value not in protocols.PROTOCOLS:
         known = ", ".join(protocols.PROTOCOLS)

@@ -32,9 +32,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from htnet_jax.cores import core_count
+from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config_flags import parser_for
+from htnet_jax.io import core_count
 
 if TYPE_CHECKING:
     from htnet_jax.torch_bridge.speed_cases import Setup
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     figures["machine"] = {**machine, **_machine()}
     print(speed_report.table(figures))
     if _JSON.value:
-        from htnet_jax.evaluation.files import write_atomically
+        from htnet_jax.io import write_atomically
 
         text = json.dumps(figures, indent=2) + "\n"
         write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
@@ -320,8 +320,8 @@ def _measure(setup: Setup, builders: dict[str, Builder]) -> dict[str, Any]:
 
 def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
     """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
+    from htnet_jax.features.feeds import Feed
     from htnet_jax.torch_bridge import speed, speed_report, stopwatch
-    from htnet_jax.training.feeds import Feed
     from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
 
     inputs, labels = setup.batch(_CLIPS)

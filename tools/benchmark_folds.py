@@ -26,8 +26,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config_flags import parser_for
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -103,7 +103,7 @@ def _in_process(case: dict[str, Any]) -> dict[str, Any]:
 def _run_case(config: ConfigDict, case: dict[str, Any]) -> dict[str, Any]:
     import jax
 
-    from htnet_jax.cores import core_count
+    from htnet_jax.io import core_count
     from htnet_jax.training import fold_costs
 
     jax.config.update("jax_num_cpu_devices", config.cpu_devices or core_count())
@@ -174,7 +174,7 @@ def _table(figures: dict[str, Any]) -> str:
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:
-    from htnet_jax.evaluation.files import write_atomically
+    from htnet_jax.io import write_atomically
 
     text = json.dumps(figures, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

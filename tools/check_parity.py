@@ -25,8 +25,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config_flags import parser_for
 
 if TYPE_CHECKING:
     from htnet_jax.torch_bridge.parity import Report
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
-    from htnet_jax import optimizers
+    from htnet_jax.learn import optim
     from htnet_jax.torch_bridge import BRIDGES, parity, traces
 
     if not _DTYPE.value:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     # A checkpoint of an older version does not name its optimizer.
     own = config.get("optimizer", "adam")
     name, given = _OPTIMIZER.value or own, _WEIGHT_DECAY.value
-    usual = config.weight_decay if name == own == "adamw" else optimizers.WEIGHT_DECAY
+    usual = config.weight_decay if name == own == "adamw" else optim.WEIGHT_DECAY
     decay = usual if given is None else given
     optimizer = traces.Optimizer(name, learning_rate, decay)
     # In float32 a float64 run of PyTorch says how much of a difference is rounding.
@@ -215,7 +215,7 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             for _ in range(count)
         ]
     from htnet_jax.datasets import loading
-    from htnet_jax.training.inputs import check_names, make_feed
+    from htnet_jax.features.inputs import check_names, make_feed
     from htnet_jax.training.planning import check_fit
 
     check_names(config, module)
@@ -238,7 +238,7 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
 
 
 def _write(reports: Sequence[Report], config: ConfigDict) -> None:
-    from htnet_jax.evaluation.files import write_atomically
+    from htnet_jax.io import write_atomically
     from htnet_jax.torch_bridge import parity_report
 
     text = json.dumps(parity_report.as_json(reports), indent=2) + "\n"

@@ -23,9 +23,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from htnet_jax.config import default_config, parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.training.config import default_config
-from htnet_jax.training.config_flags import parser_for
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "from-torch: the settings to keep with the checkpoint; its sizes must fit."
@@ -176,7 +175,7 @@ def _stored(text: str, where: str) -> ConfigDict:
 def _check_config(config: ConfigDict) -> None:
     for key in ("model", "dataset"):
         if not isinstance(config.get(key), ConfigDict):
-            raise UserError(f"the config has no {key}; begin with training.config.default_config()")
+            raise UserError(f"the config has no {key}; begin with config.default_config()")
 
 
 def _bridge(config: ConfigDict) -> Any:

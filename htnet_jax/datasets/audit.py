@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 
 # What a finding is about, in the order of the report.
 KINDS = (

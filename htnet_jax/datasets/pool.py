@@ -17,7 +17,7 @@ from tqdm import tqdm
 from htnet_jax.datasets import extraction
 from htnet_jax.datasets.frames import EXAMPLE_KEYS
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 
 T = TypeVar("T")
 R = TypeVar("R")

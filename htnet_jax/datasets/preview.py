@@ -15,7 +15,7 @@ import numpy as np
 from htnet_jax.datasets import extraction
 from htnet_jax.datasets.frames import ClipFrames
 from htnet_jax.evaluation import markup
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.motion import flow, regions
 
 # Sides in pixels between which pictures are shown: a phone's width, and half a screen's.

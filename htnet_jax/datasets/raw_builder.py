@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from htnet_jax.cores import core_count
 from htnet_jax.datasets import clips, extraction, face_frames, pool, recipe, tables
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.frames import EXAMPLE_KEYS
 from htnet_jax.datasets.raw import LabelSet, RawClip
 from htnet_jax.datasets.tree import Tree
 from htnet_jax.errors import Problems, UserError
+from htnet_jax.io import core_count
 
 LANDMARKS = "landmarks.csv"
 _POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from htnet_jax import io
 from htnet_jax.errors import Problems, UserError
-from htnet_jax.evaluation import arrays
 from htnet_jax.evaluation.protocols import people
 
 FILE_NAME = "predictions.npz"
@@ -173,7 +173,7 @@ class Predictions:
         fields = {name: getattr(self, name) for name in _FIELDS}
         if self.inner is not None:
             fields |= {f"inner_{name}": getattr(self.inner, name) for name in _INNER_FIELDS}
-        arrays.save(path, fields, FORMAT_VERSION)
+        io.save_arrays(path, fields, FORMAT_VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
@@ -184,10 +184,10 @@ class Predictions:
                 version, or its content contradicts itself or is not finite.
         """
         path = Path(path)
-        found: dict[str, Any] = arrays.load(path, FORMAT_VERSION, "predictions file")
+        found: dict[str, Any] = io.load_arrays(path, FORMAT_VERSION, "predictions file")
         inner = {name.removeprefix("inner_"): v for name, v in found.items() if "inner_" in name}
         expected = set(_FIELDS) | ({f"inner_{name}" for name in _INNER_FIELDS} if inner else set())
-        arrays.check_names(path, found, expected)
+        io.check_names(path, found, expected)
         try:
             return cls(
                 **{name: found[name] for name in _FIELDS},
@@ -299,7 +299,7 @@ class Predictions:
 def _fit(
     owner: object, field: str, name: str, axes: str, dtype: type, sizes: dict[str, int]
 ) -> None:
-    array = arrays.typed(name, getattr(owner, field), dtype)
+    array = io.typed(name, getattr(owner, field), dtype)
     expected = tuple(sizes[axis] for axis in axes)
     if array.shape != expected:
         meaning = ", ".join(_AXES[axis] for axis in axes)

@@ -14,10 +14,10 @@ import numpy as np
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import export, page, tables
 from htnet_jax.evaluation.comparison import Pair
-from htnet_jax.evaluation.files import write_atomically
 from htnet_jax.evaluation.runs import Run
 from htnet_jax.evaluation.selection import Selection
 from htnet_jax.evaluation.summary import describe
+from htnet_jax.io import write_atomically
 
 METRICS = "metrics.json"
 COMPARISON = "comparison.json"

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from htnet_jax.errors import Problems, UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.torch_bridge import convert
 
 SAFETENSORS = ".safetensors"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.torch_bridge.parity import FLOAT32_MARGIN, KINDS, Comparison, Report
 
 # Of the runs in a plot: two types in two modes at most.

@@ -13,7 +13,7 @@ import optax
 import torch
 from flax import traverse_util
 
-from htnet_jax import optimizers
+from htnet_jax.learn import optim
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.drop_path import DropPath
 from htnet_jax.torch_bridge.tables import Bridge, match, translate
@@ -47,8 +47,8 @@ class Optimizer:
     def optax(self) -> optax.GradientTransformation:
         """The optax transformation."""
         if self.name == "adam":
-            return optimizers.adam(self.learning_rate)
-        return optimizers.adamw(self.learning_rate, self.weight_decay)
+            return optim.adam(self.learning_rate)
+        return optim.adamw(self.learning_rate, self.weight_decay)
 
     def torch(self, parameters: Any, **options: Any) -> torch.optim.Optimizer:
         """The PyTorch optimizer of these parameters; `options` as PyTorch's (`fused=True`)."""

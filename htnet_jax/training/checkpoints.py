@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from htnet_jax import models
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.training import manifest, storage
 
 

@@ -24,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.training.stopping import StopRequest
 
 _SECONDS_BETWEEN_LOOKS = 0.5

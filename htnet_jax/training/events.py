@@ -10,7 +10,7 @@ import numpy as np
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import metrics
-from htnet_jax.evaluation.plan import Plan, Result, Unit
+from htnet_jax.training.plan import Plan, Result, Unit
 
 
 class Events:

@@ -17,16 +17,16 @@ from htnet_jax.datasets import loading
 from htnet_jax.datasets.pictures import pictures
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions, report
-from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
 from htnet_jax.evaluation.runs import Run
+from htnet_jax.features.feeds import Feed
+from htnet_jax.features.inputs import check_names, make_feed
 from htnet_jax.training import cluster, planning, settings, workdir
 from htnet_jax.training.checkpoints import fold_folder, save_fold
 from htnet_jax.training.cluster import Cluster, Others
 from htnet_jax.training.events import Events
-from htnet_jax.training.feeds import Feed
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress, Regrouped
 from htnet_jax.training.handover import Handover
-from htnet_jax.training.inputs import check_names, make_feed
+from htnet_jax.training.plan import Plan, Result, Store, Unit
 from htnet_jax.training.snapshots import Snapshots
 from htnet_jax.training.stopping import StopRequest
 from htnet_jax.training.trainers import Trainer, build_model, make_trainer
@@ -36,7 +36,7 @@ def run(config: ConfigDict, folder: Path) -> Run | None:
     """Runs a whole experiment, or the rest of one that was interrupted.
 
     Args:
-        config: See `htnet_jax.training.config.default_config`.
+        config: See `htnet_jax.config.default_config`.
         folder: Folder for the results; created if missing.
 
     Returns:

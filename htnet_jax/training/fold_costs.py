@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
+from htnet_jax.features.feeds import Feed
+from htnet_jax.features.inputs import make_feed
 from htnet_jax.training import planning, settings
-from htnet_jax.training.feeds import Feed
 from htnet_jax.training.folds import Fold, FoldTrainer, Progress, train_rounds
-from htnet_jax.training.inputs import make_feed
 from htnet_jax.training.trainers import build_model, make_trainer
 
 

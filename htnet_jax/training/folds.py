@@ -33,9 +33,9 @@ import numpy as np
 import optax
 
 from htnet_jax.errors import UserError
+from htnet_jax.features.feeds import Feed
 from htnet_jax.models.idle import join, split
 from htnet_jax.training.cluster import ALONE, Cluster
-from htnet_jax.training.feeds import Feed
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
 from htnet_jax.training.snapshots import Snapshots

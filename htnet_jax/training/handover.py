@@ -14,9 +14,9 @@ from typing import Any
 
 from flax import traverse_util
 
+from htnet_jax import io
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation import arrays
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 
 FORMAT_VERSION = 1
 
@@ -39,7 +39,7 @@ class Handover:
             UserError: They cannot be written.
         """
         flat = traverse_util.flatten_dict(variables, sep="/")
-        arrays.save(self._variables(name), flat, FORMAT_VERSION, compress=False)
+        io.save_arrays(self._variables(name), flat, FORMAT_VERSION, compress=False)
 
     def take_variables(self, name: str, save: Callable[[Any], None]) -> None:
         """Lets `save` keep the variables of a fold, if they were left, and then removes them.
@@ -55,7 +55,7 @@ class Handover:
         if not path.is_file():
             return
         try:
-            flat = arrays.load(path, FORMAT_VERSION, "variables of a fold")
+            flat = io.load_arrays(path, FORMAT_VERSION, "variables of a fold")
         except UserError as error:
             raise UserError(
                 f"{error}\nDelete this file, and the fold's own beside it (fold-*.npz), to train "

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 
 NAME = "manifest.json"
 

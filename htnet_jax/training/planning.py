@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from htnet_jax.config import names_in
 from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import protocols
-from htnet_jax.evaluation.plan import Plan, Unit
+from htnet_jax.features.feeds import FRAMES, Feed
 from htnet_jax.training import settings
-from htnet_jax.training.feeds import FRAMES, Feed
 from htnet_jax.training.folds import Fold
+from htnet_jax.training.plan import Plan, Unit
 
 
 def of_sources(arrays: ClipArrays, wanted: str) -> ClipArrays:
@@ -133,7 +134,7 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
         )
     if not hasattr(model, "input_shapes"):
         return  # a baseline takes a flow of any size
-    shapes = model.input_shapes(len(settings.names(config.dataset.channels)))
+    shapes = model.input_shapes(len(names_in(config.dataset.channels)))
     for name, shape, found in zip(feed.names, shapes, feed.shapes, strict=True):
         if shape == found:
             continue

@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from htnet_jax.config import default_config, names_in
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import PROTOCOLS
-from htnet_jax.training.config import default_config
 from htnet_jax.training.folds import MATMUL_PRECISIONS
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
@@ -45,7 +45,7 @@ def check(config: ConfigDict) -> None:
     wrong += [f"config.{key} is missing" for key in sorted(known - given)]
     if wrong:
         raise UserError(
-            "the config does not have the keys of htnet_jax/training/config.py:\n"
+            "the config does not have the keys of htnet_jax/config.py:\n"
             + "\n".join(f"  {line}" for line in wrong)
         )
     for key in ("epochs", "batch_size", "seeds"):
@@ -133,11 +133,6 @@ def differences(
     ]
 
 
-def names(text: str) -> list[str]:
-    """The items of a comma-separated setting."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def chosen(key: str, text: str, known: list[str], what: str) -> set[str]:
     """The items of a comma-separated setting, each of which must be known.
 
@@ -150,7 +145,7 @@ def chosen(key: str, text: str, known: list[str], what: str) -> set[str]:
     Raises:
         UserError: Names all unknown items.
     """
-    found = names(text)
+    found = names_in(text)
     unknown = [name for name in found if name not in known]
     if unknown:
         raise UserError(

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from htnet_jax import baselines, models, optimizers
+from htnet_jax import baselines, models
+from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.plan import Plan
 from htnet_jax.evaluation.protocols import people
-from htnet_jax.training import settings
+from htnet_jax.features.feeds import FRAMES, Feed
+from htnet_jax.learn import optim
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
 from htnet_jax.training.cluster import ALONE, Cluster
-from htnet_jax.training.feeds import FRAMES, Feed
 from htnet_jax.training.folds import Fold, FoldTrainer
+from htnet_jax.training.plan import Plan
 
 Trainer = FoldTrainer | BaselineTrainer
 
@@ -40,7 +41,7 @@ def build_model(config: ConfigDict) -> Any:
             known = ", ".join([*models.MODELS, *baselines.BASELINES])
             raise UserError(f"config.model.name={name!r} is unknown; use {known}")
         return build_module(config.model)
-    inputs = settings.names(config.inputs)
+    inputs = names_in(config.inputs)
     if len(inputs) != 1 or inputs[0] in FRAMES:
         raise UserError(
             f"config.inputs={config.inputs!r}, but {name} takes one flow picture; set "
@@ -53,7 +54,7 @@ def build_model(config: ConfigDict) -> Any:
                 f"--config.{key}={value}"
             )
     order, given = config.model.get("channels"), config.dataset.channels
-    if order is not None and settings.names(order) != settings.names(given):
+    if order is not None and names_in(order) != names_in(given):
         raise UserError(
             f"config.model.channels={order!r}, but config.dataset.channels={given!r}; {name} must "
             "know which channel is which: give both the same names"
@@ -128,8 +129,8 @@ def make_trainer(
 def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer that a config names, with the learning rate of the first epoch."""
     if config.optimizer == "adamw":
-        return optimizers.adamw(config.learning_rate, config.weight_decay)
-    return optimizers.adam(config.learning_rate)
+        return optim.adamw(config.learning_rate, config.weight_decay)
+    return optim.adam(config.learning_rate)
 
 
 def schedule_of(config: ConfigDict) -> Callable[[jax.Array], jax.Array] | None:

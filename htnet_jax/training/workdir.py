@@ -19,7 +19,7 @@ import jax
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions
-from htnet_jax.evaluation.files import write_atomically
+from htnet_jax.io import write_atomically
 from htnet_jax.training import settings
 
 _PACKAGES = (

@@ -13,11 +13,11 @@ from fakes.linear import Linear
 from ml_collections import ConfigDict
 
 from htnet_jax import models
+from htnet_jax.config import default_config
 from htnet_jax.datasets import loading, pool, raw_builder
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.errors import UserError
 from htnet_jax.training import experiment
-from htnet_jax.training.config import default_config
 
 FAKES = {
     "casme2": casme2,

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 import htnet_jax
 from htnet_jax import models, torch_bridge
+from htnet_jax.config import default_config
 from htnet_jax.evaluation import report
 from htnet_jax.models.convolution import Conv
 from htnet_jax.models.layers import Dense
@@ -23,7 +24,6 @@ from htnet_jax.models.normalization import BatchNorm
 from htnet_jax.torch_bridge import Bridge, Rule, convert, parity
 from htnet_jax.torch_bridge.traces import Optimizer
 from htnet_jax.training import experiment
-from htnet_jax.training.config import default_config
 
 # --- 1. the module --------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from htnet_jax import optimizers
+from htnet_jax.learn import optim
 from htnet_jax.models import HTNet
 from htnet_jax.models.htnet import LocalAttention
 from htnet_jax.models.idle import join, split
@@ -61,7 +61,7 @@ def test_steps_without_the_idle_columns_are_those_with_them():
     module, columns = LocalAttention(heads=2), {"qkv": 16}
     x = np.random.default_rng(0).standard_normal((6, 1, 8)).astype(np.float32)
     labels = np.array([0, 1, 2, 0, 1, 2])
-    optimizer = optimizers.adam(1e-2)
+    optimizer = optim.adam(1e-2)
 
     def loss_fn(trained, idle):
         logits = module.apply({"params": join(trained, idle)}, x, train=True)[:, 0, :3]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from htnet_jax.config import default_config
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
 from htnet_jax.training.checkpoints import build_module, save_fold
-from htnet_jax.training.config import default_config
 
 ROOT = Path(__file__).parents[2]
 BRIDGE = BRIDGES["HTNet"]
@@ -22,7 +22,7 @@ TINY = [f"--config={ROOT / 'configs' / 'demo.py'}", "--batch_size=3"] + [
 ]
 MMNET = """
 from ml_collections import ConfigDict
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 def get_config():
     config = default_config()

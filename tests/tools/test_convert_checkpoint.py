@@ -14,10 +14,10 @@ import torch
 from ml_collections import ConfigDict
 
 import htnet_jax
+from htnet_jax.config import default_config
 from htnet_jax.models import HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, files, htnet, parity
 from htnet_jax.training.checkpoints import build_module, fold_folder, save_fold
-from htnet_jax.training.config import default_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
@@ -27,7 +27,7 @@ WORKER = """
 import contextlib, importlib.util, io, json, sys, traceback
 from absl import flags
 from htnet_jax.errors import run_command
-from htnet_jax.training.config_flags import parser_for
+from htnet_jax.config import parser_for
 import htnet_jax.torch_bridge
 spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
 tool = importlib.util.module_from_spec(spec)
@@ -162,7 +162,7 @@ def assert_nothing_written(tmp_path, *there):
 def config_file(folder, **attributes):
     path = folder / "config.py"
     path.write_text(
-        "from htnet_jax.training.config import default_config\n\n"
+        "from htnet_jax.config import default_config\n\n"
         "def get_config():\n"
         "    config = default_config()\n"
         f"    config.model.update({attributes!r})\n"

@@ -7,10 +7,10 @@ from fakes.linear import Linear
 from ml_collections import ConfigDict
 
 from htnet_jax import models
+from htnet_jax.config import default_config
 from htnet_jax.datasets import loading
 from htnet_jax.evaluation import report
 from htnet_jax.training import experiment
-from htnet_jax.training.config import default_config
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,12 +18,12 @@ import pytest
 
 import htnet_jax
 from htnet_jax.baselines import MajorityClass
+from htnet_jax.config import default_config
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training import cluster, storage
 from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.cluster import Cluster, Others
-from htnet_jax.training.config import default_config
 from htnet_jax.training.folds import Fold
 from htnet_jax.training.handover import Handover
 from htnet_jax.training.stopping import Stopped, StopRequest
@@ -31,7 +31,7 @@ from htnet_jax.training.stopping import Stopped, StopRequest
 TESTS = pathlib.Path(__file__).parents[1]
 CONFIG = """
 from ml_collections import ConfigDict
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 def get_config():
     config = default_config()

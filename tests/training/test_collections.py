@@ -11,11 +11,11 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+from htnet_jax.config import default_config
 from htnet_jax.errors import UserError
 from htnet_jax.models.normalization import BatchNorm
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training import trainers
-from htnet_jax.training.config import default_config
 from htnet_jax.training.folds import Fold, FoldTrainer, Keeping
 from htnet_jax.training.handover import Handover
 from htnet_jax.training.snapshots import Snapshots

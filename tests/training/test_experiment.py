@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.plan import Store
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 from htnet_jax.training import experiment, folds, trainers
+from htnet_jax.training.plan import Store
 from htnet_jax.training.workdir import locked
 
 SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 import htnet_jax
 from htnet_jax.datasets import loading
 from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.features import inputs
 from htnet_jax.models import MMNet
-from htnet_jax.training import experiment, inputs
+from htnet_jax.training import experiment
 
 # Compiling takes one to two minutes of a core. What is faster and goes the same way with another
 # network: tests/models/test_adding_a_model.py.

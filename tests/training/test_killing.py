@@ -16,7 +16,7 @@ from htnet_jax.evaluation.predictions import Predictions
 ROOT = pathlib.Path(__file__).parents[2]
 KILLS = 20
 CONFIG = """
-from htnet_jax.training.config import default_config
+from htnet_jax.config import default_config
 
 def get_config():
     config = default_config()

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from htnet_jax.cores import core_count
 from htnet_jax.datasets import raw_builder
 from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.megc2019 import composite, photographs, release
 from htnet_jax.datasets.raw import LabelSet, RawClip
 from htnet_jax.errors import UserError
+from htnet_jax.io import core_count
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -11,8 +11,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from htnet_jax.training import augmentation
-from htnet_jax.training.augmentation import Geometry
+from htnet_jax.features import augmentation
+from htnet_jax.features.augmentation import Geometry
 
 # Names of inputs: arrays of the data set, and face frames.
 FLOWS = ("mosaic", "flow")

@@ -5,7 +5,7 @@ import optax
 import pytest
 import torch
 
-from htnet_jax import optimizers
+from htnet_jax.learn import optim
 
 STEPS = 30
 
@@ -46,10 +46,10 @@ def torchs(make, seed, dtype=torch.float32):
 
 
 PAIRS = {
-    "adam": (optimizers.adam(3e-3), lambda p: torch.optim.Adam(p, lr=3e-3)),
-    "adamw": (optimizers.adamw(3e-3), lambda p: torch.optim.AdamW(p, lr=3e-3)),
+    "adam": (optim.adam(3e-3), lambda p: torch.optim.Adam(p, lr=3e-3)),
+    "adamw": (optim.adamw(3e-3), lambda p: torch.optim.AdamW(p, lr=3e-3)),
     "adamw decay": (
-        optimizers.adamw(3e-3, 0.6),
+        optim.adamw(3e-3, 0.6),
         lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.6),
     ),
 }
@@ -93,7 +93,7 @@ def test_single_precision_moves_as_far_as_double(name):
 def test_the_corrections_cancel_at_the_first_step():
     """Then the step is the learning rate in the gradient's direction, whatever its size."""
     gradient = jnp.asarray([1e3, -1.0, 1e-3, 0.0], jnp.float32)
-    transformation = optimizers.adam(1.0)
+    transformation = optim.adam(1.0)
     updates, _ = transformation.update(gradient, transformation.init(gradient), gradient)
     expected = -np.asarray(gradient) / (np.abs(gradient) + 1e-8)
     np.testing.assert_allclose(updates, expected, rtol=3e-7)
@@ -101,7 +101,7 @@ def test_the_corrections_cancel_at_the_first_step():
 
 def test_state_and_updates_keep_type_and_structure():
     params = {"a": jnp.ones((2, 3), jnp.float32), "b": [jnp.ones(4, jnp.float32)]}
-    transformation = optimizers.adamw(1e-3)
+    transformation = optim.adamw(1e-3)
     state = transformation.init(params)
     updates, after = transformation.update(params, state, params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)

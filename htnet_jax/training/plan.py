@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from htnet_jax import io
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation import arrays
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 
 FORMAT_VERSION = 1
@@ -103,7 +103,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name, dtype in _FIELDS.items():
             # The class is frozen for its users; here it is still being made.
-            object.__setattr__(self, name, arrays.typed(name, getattr(self, name), dtype))
+            object.__setattr__(self, name, io.typed(name, getattr(self, name), dtype))
 
     @property
     def inner_folds(self) -> int:
@@ -138,14 +138,14 @@ class Plan:
         return test if unit.inner is None else test | (self.validated[unit.fold] == unit.inner)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as `.npz`; errors as `arrays.save`."""
-        arrays.save(path, {name: getattr(self, name) for name in _FIELDS}, FORMAT_VERSION)
+        """Writes the plan as `.npz`; errors as `io.save_arrays`."""
+        io.save_arrays(path, {name: getattr(self, name) for name in _FIELDS}, FORMAT_VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Reads what `save` wrote; errors as `arrays.load`."""
-        found = arrays.load(path, FORMAT_VERSION, "plan of a run")
-        arrays.check_names(Path(path), found, set(_FIELDS))
+        """Reads what `save` wrote; errors as `io.load_arrays`."""
+        found = io.load_arrays(path, FORMAT_VERSION, "plan of a run")
+        io.check_names(Path(path), found, set(_FIELDS))
         return cls(**found)
 
 
@@ -183,8 +183,8 @@ class Store:
         return cls(folder, Plan.load(folder / cls.PLAN))
 
     def write(self, unit: Unit, result: Result) -> None:
-        """Keeps a unit's result; errors as `arrays.save`."""
-        arrays.save(self._path(unit), result._asdict(), FORMAT_VERSION, compress=False)
+        """Keeps a unit's result; errors as `io.save_arrays`."""
+        io.save_arrays(self._path(unit), result._asdict(), FORMAT_VERSION, compress=False)
 
     def read(self, unit: Unit) -> Result:
         """A unit's result.
@@ -194,8 +194,8 @@ class Store:
         """
         path = self._path(unit)
         try:
-            found = arrays.load(path, FORMAT_VERSION, "result of a fold")
-            arrays.check_names(path, found, set(Result._fields))
+            found = io.load_arrays(path, FORMAT_VERSION, "result of a fold")
+            io.check_names(path, found, set(Result._fields))
         except UserError as error:
             raise UserError(f"{error}\nDelete this file to train only this fold again.") from error
         epochs, classes = len(self.plan.epochs), len(self.plan.class_names)

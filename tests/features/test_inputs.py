@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from htnet_jax.config import default_config
 from htnet_jax.datasets import loading
 from htnet_jax.datasets.frames import FrameArrays
 from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
+from htnet_jax.features import augmentation, inputs
+from htnet_jax.features.feeds import Feed
 from htnet_jax.models import HTNet, MMNet
-from htnet_jax.training import augmentation, inputs, planning
-from htnet_jax.training.config import default_config
-from htnet_jax.training.feeds import Feed
+from htnet_jax.training import planning
 
 SIDE = 16
 # Frame numbers around the onset and around the apex of each clip, which says `SPANS`.

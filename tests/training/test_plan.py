@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.plan import Plan, Result, Store, Unit
+from htnet_jax.training.plan import Plan, Result, Store, Unit
 
 CLIPS = ["a1", "b1", "a2", "c1"]
 

@@ -1,21 +1,56 @@
-"""Named arrays in `.npz` files: checked types and shapes, never a pickle."""
+"""Files and the machine: atomic writes, named arrays without pickle, the cores there are."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.files import write_atomically
 
 _VERSION_KEY = "format_version"
 _KINDS = {np.float32: "f", np.int32: "iu", np.int64: "iu", np.str_: "U", np.bool_: "b"}
+
+
+def core_count() -> int:
+    """Cores this process may use; on Linux a container's share, not the whole machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then puts it in the place of `path`.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        write: called once with a binary file open for writing.
+
+    Raises:
+        UserError: the file cannot be written (disk full, no permission, no such folder). What was
+            at `path` before is then untouched, and no temporary file stays behind.
+    """
+    path = Path(path)
+    # In the same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path}: cannot be written ({reason}). "
+            "Free some space or choose a folder you can write to; the old file, if any, is kept."
+        ) from error
 
 
 def typed(name: str, value: object, dtype: type) -> np.ndarray:
@@ -30,7 +65,7 @@ def typed(name: str, value: object, dtype: type) -> np.ndarray:
     return array if dtype is np.str_ else array.astype(dtype, copy=False)
 
 
-def save(
+def save_arrays(
     path: str | os.PathLike[str], fields: Mapping[str, Any], version: int, *, compress: bool = True
 ) -> None:
     """Writes arrays as `.npz`, atomically.
@@ -50,8 +85,8 @@ def save(
     write_atomically(path, lambda file: write(file, **content))
 
 
-def load(path: str | os.PathLike[str], version: int, what: str) -> dict[str, np.ndarray]:
-    """Reads what `save` wrote, without its version.
+def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote, without its version.
 
     Args:
         path: The file.

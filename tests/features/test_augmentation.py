@@ -11,9 +11,9 @@ import pytest
 from fakes.recording import log_gradients
 from flax import linen as nn
 
-from htnet_jax.training import augmentation
-from htnet_jax.training.augmentation import Geometry, Move
-from htnet_jax.training.feeds import Feed
+from htnet_jax.features import augmentation
+from htnet_jax.features.augmentation import Geometry, Move
+from htnet_jax.features.feeds import Feed
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 SIDE = 9

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from htnet_jax.config import names_in
 from htnet_jax.datasets import loading
 from htnet_jax.datasets.frames import FrameArrays
 from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
-from htnet_jax.training import settings
-from htnet_jax.training.augmentation import Geometry
-from htnet_jax.training.feeds import COUNT, EXACT, FIRST, FLOWS, FRAMES, PIXELS, Feed
+from htnet_jax.features.augmentation import Geometry
+from htnet_jax.features.feeds import COUNT, EXACT, FIRST, FLOWS, FRAMES, PIXELS, Feed
 
 
 def make_feed(arrays: ClipArrays, config: ConfigDict) -> Feed:
@@ -35,7 +35,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict) -> Feed:
         found[name] = loading.network_inputs(
             arrays,
             layout=dataset.layout if name == "mosaic" else "none",
-            channels=settings.names(dataset.channels),
+            channels=names_in(dataset.channels),
             scaling=dataset.scaling,
         )
     wanted = config.augmentation
@@ -55,7 +55,7 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
         UserError: Names that are unknown or repeated, none at all, or not as many as the network
             takes; variation of inputs that are no frames or not there.
     """
-    names = settings.names(config.inputs)
+    names = names_in(config.inputs)
     known = (*FLOWS, *FRAMES)
     usual = getattr(model, "usual_inputs", ())
     hint = f"; {config.model.name} usually takes --config.inputs={','.join(usual)}" if usual else ""

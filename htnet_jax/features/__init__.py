@@ -1,0 +1,1 @@
+"""What a network can be fed, and how it is varied in training."""

@@ -1,0 +1,1 @@
+"""One training step, which the trainer, the parity check and the benchmark all run."""
