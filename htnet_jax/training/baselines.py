@@ -1,0 +1,5 @@
+from htnet_jax.training.baseline_folds import BaselineTrainer as _B
+
+
+def BaselineTrainer(*a, subjects, **k):
+    return _B(*a, persons=subjects, **k)
