@@ -1,3 +1,4 @@
+from htnet_jax.baselines import BASELINES as BASELINES
 from htnet_jax.training.baseline_folds import BaselineTrainer as _B
 
 

@@ -1,4 +1,4 @@
-from htnet_jax.training.checkpoints import *
+from htnet_jax.training.checkpoints import fold_folder, save_fold  # noqa
 from htnet_jax.training.snapshots import Snapshots as _S
 
 
