@@ -162,7 +162,7 @@ def test_file_order_equals_a_plain_loop(name):
     np.testing.assert_allclose(result.train_loss, losses, rtol=1e-4)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        result.params,
+        result.variables["params"],
         jax.device_get(params[-1]),
     )
     assert losses[-1] < 0.8 * losses[0]  # or the comparison above would see no training
