@@ -57,7 +57,7 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
     """
     names = names_in(config.inputs)
     known = (*FLOWS, *FRAMES)
-    usual = getattr(model, "usual_inputs", ())
+    usual = getattr(model, "inputs", ())
     hint = f"; {config.model.name} usually takes --config.inputs={','.join(usual)}" if usual else ""
     unknown = [name for name in names if name not in known]
     if unknown or not names or len({*names}) != len(names):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import inspect
 import math
 import sys
 import time
@@ -35,6 +34,7 @@ import optax
 from htnet_jax.errors import UserError
 from htnet_jax.features.feeds import Feed
 from htnet_jax.models.idle import join, split
+from htnet_jax.models.layers import batch_mask
 from htnet_jax.training.cluster import ALONE, Cluster
 from htnet_jax.training.grouping import balanced_size, groups, spread
 from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
@@ -232,8 +232,8 @@ class FoldTrainer:
         Args:
             module: Flax module; `apply(variables, *inputs, train=..., rngs=...)` gives logits.
                 Variables other than `params` (batch statistics) are carried along; they change in
-                training only. One that mixes the clips of a batch must take `weights` `(B,)`: 1,
-                or 0 for padding that must leave no trace.
+                training only. One that mixes the clips of a batch must heed `batch_mask`: padding
+                must leave no trace.
             optimizer: Optax transformation, one independent state a fold.
             inputs: `(N, ...)` network inputs of all clips, or the feed of several.
             labels: `(N,)` int32 classes.
@@ -280,7 +280,6 @@ class FoldTrainer:
 
         self._feed = inputs if isinstance(inputs, Feed) else Feed.of_array(inputs)
         self._schedule, self._classes = schedule, classes
-        self._takes_weights = "weights" in inspect.signature(module.__call__).parameters
         variables = jax.eval_shape(self._init_variables, jax.random.key(0))
         self.parameter_bytes = _bytes(variables)
         self._state_bytes = _bytes(jax.eval_shape(self._state_of, variables))
@@ -429,18 +428,17 @@ class FoldTrainer:
         (trained, idle, collections), optimizer_state = state
         count = weights.sum()
         inputs = self._feed.varied(arrays, rows, keys[1])
-        options = {"weights": weights} if self._takes_weights else {}
 
         def loss_fn(trained: Any) -> Any:
             variables = self._variables(trained, idle, collections)
-            out = self._module.apply(
-                variables,
-                *inputs,
-                train=True,
-                rngs={"dropout": keys[0]},
-                mutable=list(collections) or False,
-                **options,
-            )
+            with batch_mask(weights):
+                out = self._module.apply(
+                    variables,
+                    *inputs,
+                    train=True,
+                    rngs={"dropout": keys[0]},
+                    mutable=list(collections) or False,
+                )
             logits, changed = out if collections else (out, {})
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits.astype(jnp.float32), labels[rows]

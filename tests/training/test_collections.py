@@ -33,10 +33,10 @@ class Net(nn.Module):
     """With batch statistics and two outputs to spare; small, because compiling takes the time."""
 
     @nn.compact
-    def __call__(self, x, *, train, weights=None):
+    def __call__(self, x, *, train):
         # No bias: the next layer takes it away, and Adam would make steps of its rounding.
         x = nn.Dense(4, use_bias=False, name="first")(x)
-        x = BatchNorm(name="norm")(x, train=train, weights=weights)
+        x = BatchNorm(name="norm")(x, train=train)
         return nn.Dense(CLASSES + 2, name="last")(nn.relu(x))
 
 
