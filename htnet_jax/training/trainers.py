@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from htnet_jax import baselines, models
+from htnet_jax import models
 from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import people
 from htnet_jax.features.feeds import FRAMES, Feed
 from htnet_jax.learn import optim
-from htnet_jax.training.baseline_folds import BaselineTrainer
 from htnet_jax.training.checkpoints import attributes_of, build_module
 from htnet_jax.training.cluster import ALONE, Cluster
 from htnet_jax.training.folds import Fold, FoldTrainer
 from htnet_jax.training.plan import Plan
 
-Trainer = FoldTrainer | BaselineTrainer
+if TYPE_CHECKING:
+    from htnet_jax.training.baselines import BaselineTrainer
+
+Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 
 
 def build_model(config: ConfigDict) -> Any:
@@ -36,11 +38,14 @@ def build_model(config: ConfigDict) -> Any:
             network that a baseline does not have.
     """
     name = config.model.get("name")
-    if name not in baselines.BASELINES:
-        if name not in models.MODELS:
-            known = ", ".join([*models.MODELS, *baselines.BASELINES])
-            raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    if name in models.MODELS:
         return build_module(config.model)
+    # Here, because scikit-learn takes most of a second to import.
+    from htnet_jax.training.baselines import BASELINES
+
+    if name not in BASELINES:
+        known = ", ".join([*models.MODELS, *BASELINES])
+        raise UserError(f"config.model.name={name!r} is unknown; use {known}")
     inputs = names_in(config.inputs)
     if len(inputs) != 1 or inputs[0] in FRAMES:
         raise UserError(
@@ -60,7 +65,7 @@ def build_model(config: ConfigDict) -> Any:
             "know which channel is which: give both the same names"
         )
     try:
-        baseline = baselines.BASELINES[name](**attributes_of(config.model))
+        baseline = BASELINES[name](**attributes_of(config.model))
         baseline.check()
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
@@ -92,17 +97,18 @@ def make_trainer(
     Raises:
         UserError: As the trainers.
     """
-    if config.model.name in baselines.BASELINES:
+    if config.model.name not in models.MODELS:
+        from htnet_jax.training.baselines import BaselineTrainer
+
         return BaselineTrainer(
             model,
             feed.arrays[feed.names[0]],
             plan.labels,
             folds,
             seed=config.seed,
-            persons=people(plan.subjects, plan.sources),
+            subjects=people(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
-            cluster=cluster,
         )
     return FoldTrainer(
         model,
