@@ -10,12 +10,12 @@ import pytest
 import tensorflow_datasets as tfds
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
 from fakes.linear import Linear
+from htnet_jax.datasets.audit import Audit
 from ml_collections import ConfigDict
 
 from htnet_jax import models
 from htnet_jax.config import default_config
 from htnet_jax.datasets import loading, pool, raw_builder
-from htnet_jax.datasets.audit import Audit
 from htnet_jax.errors import UserError
 from htnet_jax.training import experiment
 
