@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from htnet_jax.datasets.checks import KINDS, Checkup, Finding
+from htnet_jax.datasets.checks import KINDS, Checkup
 from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.datasets.similarity import Closest
+from htnet_jax.datasets.survey import Finding
 
 # The console shows this many findings of a kind; the files have all.
 SHOWN = 10

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from htnet_jax.datasets import published, raw, similarity
+from htnet_jax.datasets import published, similarity
+from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
+from htnet_jax.datasets.survey import Finding
 from htnet_jax.evaluation.protocols import Split, classes_lost
 from htnet_jax.motion.regions import TEMPLATE_POINTS
 
@@ -36,25 +38,6 @@ KINDS: Mapping[str, str] = {
 _LEAST_MOTION = 1e-3
 # Points this near (in pixels) to the template are the template.
 _TEMPLATE_ROUNDING = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or worth knowing.
-
-    Attributes:
-        kind: One of `KINDS`.
-        is_problem: Whether it makes results wrong; otherwise it is a note.
-        clips: Ids of the clips concerned; empty if it is about missing ones.
-        folds: Names of the folds that test these clips.
-        what: In words.
-    """
-
-    kind: str
-    is_problem: bool
-    clips: tuple[str, ...]
-    folds: tuple[str, ...]
-    what: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +82,8 @@ class _Collector:
     def add(self, kind: str, what: str, rows: Iterable[int] = (), *, note: bool = False) -> None:
         rows = list(rows)
         clips = tuple(str(self.clips[row]) for row in rows)
-        self.found.append(Finding(kind, not note, clips, self.folds(rows), what))
+        folds = self.folds(rows)
+        self.found.append(Finding(kind, clips, "", what, is_problem=not note, folds=folds))
 
     def folds(self, rows: Iterable[int]) -> tuple[str, ...]:
         return tuple(sorted({self.fold_of[row] for row in rows} - {""}))
@@ -237,7 +221,7 @@ def _add_label_conflict(
 
 
 def _check_emotions(arrays: ClipArrays, collector: _Collector) -> None:
-    if arrays.class_names == raw.OBJECTIVE:
+    if arrays.class_names == OBJECTIVE:
         return  # classes by action units: one emotion may be in several
     rows_of = collections.defaultdict(list)
     for row, (source, emotion) in enumerate(zip(arrays.sources, arrays.emotions, strict=True)):

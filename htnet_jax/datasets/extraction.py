@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from htnet_jax.datasets import face_frames
-from htnet_jax.datasets.audit import Finding
 from htnet_jax.datasets.frames import ClipFrames
-from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import FACE_SIZE, Recipe
+from htnet_jax.datasets.survey import Finding, RawClip
 from htnet_jax.datasets.tree import frames, read_gray
 from htnet_jax.motion import regions
 
@@ -31,14 +30,12 @@ class Job:
 
     Attributes:
         clip: The clip.
-        label: Its class.
         recipe: How its tensor is made.
         model: File of dlib's 68-point model; None: the installed one.
         points: `(5, 2)` points on the onset frame for `landmarks=csv`, else None.
     """
 
     clip: RawClip
-    label: int
     recipe: Recipe
     model: Path | None = None
     points: np.ndarray | None = None
@@ -54,7 +51,7 @@ class Job:
             if clip.onset <= number <= clip.offset
         ]
         points = None if self.points is None else self.points.tolist()
-        text = repr((clip, self.label, self.recipe.canonical, str(self.model), points, stamps))
+        text = repr((clip, self.recipe.canonical, str(self.model), points, stamps))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -111,24 +108,25 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
     try:
         files = frames(clip.folder)
     except (OSError, ValueError) as error:
-        yield Finding("path", clip.id, str(clip.folder), str(error), drops=True)
+        yield Finding("path", (clip.id,), str(clip.folder), str(error), drops=True)
         return
     if not files:
-        yield Finding("folder", clip.id, str(clip.folder), "it holds no pictures", drops=True)
+        yield Finding("folder", (clip.id,), str(clip.folder), "it holds no pictures", drops=True)
         return
     span = f"the folder has frames {min(files)} to {max(files)}"
     if clip.onset not in files:
         what = f"onset frame {clip.onset} is not there; {span}"
-        yield Finding("onset", clip.id, str(clip.folder), what, drops=True)
+        yield Finding("onset", (clip.id,), str(clip.folder), what, drops=True)
     if _is_possible(clip) and clip.apex not in files:
         what = f"apex frame {clip.apex} is not there; {span}"
-        yield Finding("apex", clip.id, str(clip.folder), what, drops=True)
+        yield Finding("apex", (clip.id,), str(clip.folder), what, drops=True)
     if clip.offset not in files:
         what = f"offset frame {clip.offset} is not there; {span}"
         if known_gap:
-            yield Finding("note", clip.id, str(clip.folder), f"{what} ({known_gap})")
+            what = f"{what} ({known_gap})"
+            yield Finding("note", (clip.id,), str(clip.folder), what, is_problem=False)
         else:
-            yield Finding("offset", clip.id, str(clip.folder), what)
+            yield Finding("offset", (clip.id,), str(clip.folder), what)
 
 
 def inspect(job: Job) -> Inspection:
@@ -145,7 +143,7 @@ def inspect(job: Job) -> Inspection:
             if clip.apex is not None:
                 what = f"apex {clip.apex} is impossible (onset {clip.onset}, offset {clip.offset})"
                 note = f"{what}; {rule} gives {apex}"
-                found.append(Finding("note", clip.id, str(clip.folder), note))
+                found.append(Finding("note", (clip.id,), str(clip.folder), note, is_problem=False))
         picture = _read(clip, apex)
         if picture.shape != onset.shape:
             raise _Bad("image", f"apex is {_size(picture)} pixels, onset is {_size(onset)}")
@@ -154,9 +152,9 @@ def inspect(job: Job) -> Inspection:
         if recipe.frames != "none":
             unusable = face_frames.problems(clip, apex, recipe.frames, onset.shape)
             # The clip can do without: such a frame is one of several that jitter may take.
-            found += [Finding("image", clip.id, str(clip.folder), w) for w in unusable.values()]
+            found += [Finding("image", (clip.id,), str(clip.folder), w) for w in unusable.values()]
     except _Bad as bad:
-        return Inspection((Finding(bad.kind, clip.id, str(clip.folder), str(bad), drops=True),))
+        return Inspection((Finding(bad.kind, (clip.id,), str(clip.folder), str(bad), drops=True),))
     return Inspection(tuple(found), apex, rule, points, apex_points, how, tuple(unusable))
 
 
@@ -203,7 +201,7 @@ def single_threaded() -> Iterator[None]:
 
 
 class _Bad(Exception):
-    """A clip that cannot be built; `kind` as in `audit.KINDS`."""
+    """A clip that cannot be built; `kind` as in `survey.KINDS`."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from htnet_jax.datasets.frames import NEIGHBOUR_SHARE, ClipFrames, clip_frames, neighbours
-from htnet_jax.datasets.raw import RawClip
+from htnet_jax.datasets.survey import RawClip
 from htnet_jax.datasets.tree import frames, read_colour, read_gray
 
 

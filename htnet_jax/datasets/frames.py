@@ -18,7 +18,7 @@ CHOICES = ("none", "pair", "neighbours")
 # int(.05 * distance) is the same number.
 NEIGHBOUR_SHARE = 0.05
 
-# What examples with frames have besides, see `clips.frame_features`.
+# What examples with frames have besides, see `builder.frame_features`.
 EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows")
 
 
@@ -39,7 +39,7 @@ class ClipFrames:
     apex: np.ndarray
 
     def example(self) -> dict[str, np.ndarray]:
-        """What goes into a TFDS example, see `htnet_jax.datasets.clips.frame_features`."""
+        """What goes into a TFDS example, see `htnet_jax.datasets.builder.frame_features`."""
         values = (self.pixels, self.numbers, self.onset, self.apex)
         return dict(zip(EXAMPLE_KEYS, values, strict=True))
 

@@ -55,7 +55,6 @@ def write_preview(
     title: str,
     shown: Iterable[tuple[extraction.Job, extraction.Inspection, extraction.Steps]],
     notes: Sequence[str] = (),
-    classes: Sequence[str] = (),
 ) -> None:
     """Writes the page.
 
@@ -64,12 +63,11 @@ def write_preview(
         title: Heading of the page.
         shown: The clips, in the order of the page, with what was done to each.
         notes: Sentences that stand above the clips.
-        classes: Names of the classes, in the order of the labels; without them numbers are shown.
 
     Raises:
         UserError: The file cannot be written.
     """
-    clips = [_clip(*steps, classes) for steps in shown]
+    clips = [_clip(*steps) for steps in shown]
     body = "\n".join([_legend(notes), *(clips or ["<section><p>No clips.</p></section>"])])
     text = markup.document(title, body, markup.STYLE + STYLE)
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -219,21 +217,16 @@ def _frame_figures(stored: ClipFrames) -> list[tuple[np.ndarray, str]]:
     return found
 
 
-def _clip(
-    job: extraction.Job,
-    inspection: extraction.Inspection,
-    steps: extraction.Steps,
-    classes: Sequence[str],
-) -> str:
+def _clip(job: extraction.Job, inspection: extraction.Inspection, steps: extraction.Steps) -> str:
     clip, tensor, points = job.clip, steps.tensor, steps.landmarks
     size = len(tensor)
     vectors, strain = tensor[..., :2], tensor[..., 2]
     arrows, times = draw_arrows(steps.onset, vectors)
     fastest = float(np.linalg.norm(vectors, axis=-1).max())
     facts = (
-        f"class {classes[job.label] if classes else job.label}; emotion {clip.emotion}; "
-        f"onset {clip.onset}, apex {inspection.apex} ({_APEX[inspection.apex_rule]}), "
-        f"offset {clip.offset}; points: {inspection.found}"
+        f"emotion {clip.emotion}; onset {clip.onset}, "
+        f"apex {inspection.apex} ({_APEX[inspection.apex_rule]}), offset {clip.offset}; "
+        f"points: {inspection.found}"
     )
 
     def crops(layout: str) -> tuple[np.ndarray, str]:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from htnet_jax.datasets import extraction, raw, recipe, tree
+from htnet_jax.datasets import extraction, recipe, survey, tree
 from htnet_jax.motion import alignment, flow
 
 needs_dlib = pytest.mark.skipif(
@@ -28,7 +28,7 @@ def _write(folder, face, first=1):
     for number, frame in enumerate(face.frames, first):
         assert cv2.imwrite(str(folder / f"img{number}.png"), frame)
     numbers = (index + first for index in (face.onset, face.apex, face.offset))
-    return raw.RawClip("casme2", "sub01", "EP01", "happiness", folder, *numbers)
+    return survey.RawClip("casme2", "sub01", "EP01", "happiness", folder, *numbers)
 
 
 def _still(folder, picture, numbers):
@@ -36,7 +36,9 @@ def _still(folder, picture, numbers):
     folder.mkdir()
     for number in numbers:
         assert cv2.imwrite(str(folder / f"img{number}.png"), picture)
-    return raw.RawClip("smic", "s01", "c1", "positive", folder, numbers[0], numbers[1], numbers[-1])
+    return survey.RawClip(
+        "smic", "s01", "c1", "positive", folder, numbers[0], numbers[1], numbers[-1]
+    )
 
 
 def _picture(clip, number):
@@ -110,19 +112,19 @@ def test_folders_without_usable_frames(clip, tmp_path):
 def test_a_text_file_as_a_picture(clip, which):
     path = _picture(clip, getattr(clip, which))
     path.write_text("this is a text")
-    (finding,) = extraction.inspect(extraction.Job(clip, 1, TEMPLATE)).findings
+    (finding,) = extraction.inspect(extraction.Job(clip, TEMPLATE)).findings
     assert (finding.kind, finding.drops, finding.clip) == ("image", True, clip.id)
     assert path.name in finding.what
 
 
 def test_pictures_that_are_not_used_are_not_read(clip):
     _picture(clip, clip.onset + 1).write_text("this is a text")
-    assert extraction.inspect(extraction.Job(clip, 1, TEMPLATE)).findings == ()
+    assert extraction.inspect(extraction.Job(clip, TEMPLATE)).findings == ()
 
 
 def test_an_apex_of_another_size(clip):
     assert cv2.imwrite(str(_picture(clip, clip.apex)), np.zeros((120, 100), np.uint8))
-    (finding,) = extraction.inspect(extraction.Job(clip, 1, TEMPLATE)).findings
+    (finding,) = extraction.inspect(extraction.Job(clip, TEMPLATE)).findings
     assert (finding.kind, finding.drops) == ("image", True)
     assert finding.what == "apex is 100x120 pixels, onset is 128x128"
 
@@ -130,7 +132,7 @@ def test_an_apex_of_another_size(clip):
 def test_a_picture_too_small_for_a_method(tmp_path):
     small = _still(tmp_path / "clip", np.zeros((8, 8), np.uint8), [1, 2, 3])
     chosen = recipe.make(flow="dis", align="none", landmarks="template")
-    findings = extraction.inspect(extraction.Job(small, 1, chosen)).findings
+    findings = extraction.inspect(extraction.Job(small, chosen)).findings
     assert [(finding.kind, finding.drops) for finding in findings] == [("image", True)]
 
 
@@ -139,7 +141,7 @@ def test_a_picture_too_small_for_a_method(tmp_path):
 
 def _rule(clip, rule="midpoint", **changes):
     chosen = dataclasses.replace(TEMPLATE, apex=rule)
-    return extraction.inspect(extraction.Job(dataclasses.replace(clip, **changes), 1, chosen))
+    return extraction.inspect(extraction.Job(dataclasses.replace(clip, **changes), chosen))
 
 
 def test_a_possible_apex_is_the_sheet_s(clip):
@@ -193,7 +195,7 @@ def test_an_estimated_apex_is_near_the_true_one(tmp_path, faces, face):
     rendered = faces(*face)
     clip = dataclasses.replace(_write(tmp_path / "clip", rendered), apex=None)
     chosen = dataclasses.replace(CSV, apex="estimate")
-    job = extraction.Job(clip, 1, chosen, points=rendered.landmarks[rendered.onset])
+    job = extraction.Job(clip, chosen, points=rendered.landmarks[rendered.onset])
     found = extraction.inspect(job)
     assert found.apex_rule == "estimate"
     true = rendered.apex + 1
@@ -214,7 +216,7 @@ def test_an_unreadable_frame_among_those_that_are_looked_at(clip):
 
 def test_template_points_scale_with_the_picture(tmp_path):
     clip = _still(tmp_path / "clip", np.zeros((56, 112), np.uint8), [1, 2, 3])
-    found = extraction.inspect(extraction.Job(clip, 1, TEMPLATE))
+    found = extraction.inspect(extraction.Job(clip, TEMPLATE))
     assert found.found == "template"
     expected = alignment.CANONICAL * (112, 56) - 0.5
     np.testing.assert_allclose(found.points, expected, atol=1e-6)
@@ -223,16 +225,16 @@ def test_template_points_scale_with_the_picture(tmp_path):
 
 def test_points_from_a_file(clip):
     points = np.arange(10.0).reshape(5, 2)
-    found = extraction.inspect(extraction.Job(clip, 1, CSV, points=points))
+    found = extraction.inspect(extraction.Job(clip, CSV, points=points))
     assert found.found == "csv"
     np.testing.assert_array_equal(found.points, points)
-    (finding,) = extraction.inspect(extraction.Job(clip, 1, CSV)).findings
+    (finding,) = extraction.inspect(extraction.Job(clip, CSV)).findings
     assert (finding.kind, finding.drops) == ("landmarks", True)
     assert finding.what == "no row in landmarks.csv"
 
 
 def test_points_that_no_face_has_are_a_finding(clip):
-    job = extraction.Job(clip, 1, CSV, points=np.full((5, 2), 7.0))
+    job = extraction.Job(clip, CSV, points=np.full((5, 2), 7.0))
     findings = extraction.inspect(job).findings
     assert [(finding.kind, finding.drops) for finding in findings] == [("landmarks", True)]
 
@@ -242,7 +244,7 @@ def test_dlib_finds_rendered_faces(tmp_path, faces):
     for index, face in enumerate([(0, 1), (1, 2), (2, 0)]):
         rendered = faces(*face)
         clip = _write(tmp_path / str(index), rendered)
-        found = extraction.inspect(extraction.Job(clip, 1, recipe.make(align="head")))
+        found = extraction.inspect(extraction.Job(clip, recipe.make(align="head")))
         assert found.findings == ()
         assert found.found in ("detector", "upsampled", "whole picture")
         for points, frame in ((found.points, rendered.onset), (found.apex_points, rendered.apex)):
@@ -254,7 +256,7 @@ def test_dlib_finds_rendered_faces(tmp_path, faces):
 @needs_dlib
 def test_a_flat_picture_has_no_face(tmp_path):
     clip = _still(tmp_path / "clip", np.full((128, 128), 90, np.uint8), [1, 2, 3])
-    (finding,) = extraction.inspect(extraction.Job(clip, 1, recipe.Recipe())).findings
+    (finding,) = extraction.inspect(extraction.Job(clip, recipe.Recipe())).findings
     assert (finding.kind, finding.drops, finding.clip) == ("landmarks", True, clip.id)
     assert finding.what
 
@@ -271,7 +273,7 @@ def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
     median = {}
     for align in ("onset", "head"):
         chosen = recipe.make(flow="farneback", align=align)
-        tensor = _compute(extraction.Job(clip, 1, chosen)).tensor
+        tensor = _compute(extraction.Job(clip, chosen)).tensor
         median[align] = np.median(tensor[8:20, 8:20, 0])
     assert median["onset"] > 0.7
     assert abs(median["head"]) < median["onset"] / 4
@@ -289,7 +291,7 @@ def test_a_face_at_rest_has_neither_flow_nor_strain(tmp_path, faces, method, ord
         chosen = recipe.make(
             flow=method, order=order, landmarks="csv", strain=strain, align="onset"
         )
-        steps = _compute(extraction.Job(clip, 1, chosen, points=rendered.landmarks[0]))
+        steps = _compute(extraction.Job(clip, chosen, points=rendered.landmarks[0]))
         np.testing.assert_array_equal(steps.onset, steps.apex)
         if method == "farneback":
             # OpenCV's Farneback invents motion at the border: up to 0.2 px of 28 when frames are
@@ -305,7 +307,7 @@ def test_a_face_at_rest_has_neither_flow_nor_strain(tmp_path, faces, method, ord
 def test_sizes(clip, faces, size):
     points = faces(0, 1).landmarks[faces(0, 1).onset]
     chosen = dataclasses.replace(CSV, size=size)
-    steps = _compute(extraction.Job(clip, 1, chosen, points=points))
+    steps = _compute(extraction.Job(clip, chosen, points=points))
     assert steps.tensor.shape == (size, size, 3)
     assert steps.tensor.dtype == np.float32
     assert steps.landmarks.shape == (5, 2)
@@ -329,7 +331,7 @@ def test_aligned_points_lie_on_the_template(tmp_path, size, turn):
         cv2.circle(picture, (round(x * 16), round(y * 16)), 48, 255, -1, cv2.LINE_AA, 4)
     clip = _still(tmp_path / "clip", picture, [1, 2, 3])
     chosen = dataclasses.replace(CSV, size=size)
-    steps = _compute(extraction.Job(clip, 1, chosen, points=points))
+    steps = _compute(extraction.Job(clip, chosen, points=points))
     np.testing.assert_allclose(steps.landmarks, alignment.canonical_points(size), atol=0.01)
     # The picture itself went with its points.
     for x, y in alignment.canonical_points(recipe.FACE_SIZE).round().astype(int):
@@ -344,7 +346,7 @@ def test_aligned_points_of_rendered_faces_lie_near_the_template(tmp_path, faces)
         rendered = faces(*face)
         clip = _write(tmp_path / str(index), rendered)
         points = rendered.landmarks[rendered.onset]
-        landmarks = _compute(extraction.Job(clip, 1, CSV, points=points)).landmarks
+        landmarks = _compute(extraction.Job(clip, CSV, points=points)).landmarks
         expected = alignment.canonical_points(28)
         # A similarity keeps the centre exactly, and people's proportions.
         np.testing.assert_allclose(landmarks.mean(axis=0), expected.mean(axis=0), atol=1e-4)
@@ -356,7 +358,7 @@ def test_without_alignment_points_scale_with_the_picture(tmp_path):
     clip = _still(tmp_path / "clip", picture, [1, 2, 3])
     points = np.array([[0, 0], [127, 63], [-0.5, -0.5], [127.5, 63.5], [63.5, 31.5]])
     chosen = recipe.make(flow="farneback", align="none", landmarks="csv")
-    steps = _compute(extraction.Job(clip, 1, chosen, points=points))
+    steps = _compute(extraction.Job(clip, chosen, points=points))
     np.testing.assert_array_equal(steps.onset, picture)
     # Pixel centres are whole numbers, and the borders are half a pixel further out.
     expected = [
@@ -374,7 +376,7 @@ def test_flow_of_a_picture_that_is_not_square_is_in_the_tensor_s_pixels(tmp_path
         picture, np.float64([[1, 0, 4], [0, 1, 2]]), (280, 140), borderMode=cv2.BORDER_REPLICATE
     )
     assert cv2.imwrite(str(_picture(clip, 2)), moved)
-    tensor = _compute(extraction.Job(clip, 1, TEMPLATE)).tensor
+    tensor = _compute(extraction.Job(clip, TEMPLATE)).tensor
     inner = tensor[6:-6, 6:-6]
     np.testing.assert_allclose(inner[..., 0].mean(), 4 * 28 / 280, atol=0.03)
     np.testing.assert_allclose(inner[..., 1].mean(), 2 * 28 / 140, atol=0.03)
@@ -383,7 +385,7 @@ def test_flow_of_a_picture_that_is_not_square_is_in_the_tensor_s_pixels(tmp_path
 @pytest.mark.parametrize("method", flow.METHODS)
 def test_two_calls_give_the_same_bits(clip, faces, method):
     points = faces(0, 1).landmarks[faces(0, 1).onset]
-    job = extraction.Job(clip, 1, dataclasses.replace(CSV, flow=method), points=points)
+    job = extraction.Job(clip, dataclasses.replace(CSV, flow=method), points=points)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -403,9 +405,9 @@ def test_two_calls_give_the_same_bits(clip, faces, method):
 
 
 def test_the_digest_stays(clip):
-    job = extraction.Job(clip, 1, CSV, pathlib.Path("a"), np.ones((5, 2)))
+    job = extraction.Job(clip, CSV, pathlib.Path("a"), np.ones((5, 2)))
     again = extraction.Job(
-        dataclasses.replace(clip), 1, dataclasses.replace(CSV), pathlib.Path("a"), np.ones((5, 2))
+        dataclasses.replace(clip), dataclasses.replace(CSV), pathlib.Path("a"), np.ones((5, 2))
     )
     assert job.digest == again.digest
     # Frames outside of the clip, reading and other files do not matter.
@@ -420,7 +422,7 @@ def test_the_digest_stays(clip):
 
 
 def test_the_digest_follows_frames(clip):
-    job = extraction.Job(clip, 1, TEMPLATE)
+    job = extraction.Job(clip, TEMPLATE)
     path = _picture(clip, clip.apex)
     seen = [job.digest]
     times = path.stat()
@@ -434,11 +436,10 @@ def test_the_digest_follows_frames(clip):
 
 
 def test_the_digest_follows_everything_else(clip, tmp_path):
-    job = extraction.Job(clip, 1, CSV, None, np.ones((5, 2)))
+    job = extraction.Job(clip, CSV, None, np.ones((5, 2)))
     moved = np.ones((5, 2))
     moved[4, 1] += 1e-9
     others = [
-        dataclasses.replace(job, label=2),
         dataclasses.replace(job, points=None),
         dataclasses.replace(job, points=moved),
         dataclasses.replace(job, model=tmp_path / "model.dat"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fakes import work
 
-from htnet_jax import cores
-from htnet_jax.datasets import extraction, pool, raw, recipe
+from htnet_jax import io
+from htnet_jax.datasets import extraction, pool, recipe, survey
 from htnet_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ def test_a_run_that_is_left_early_ends_its_workers():
 
 
 def test_the_cores_of_this_process():
-    assert cores.core_count() == len(os.sched_getaffinity(0))
+    assert io.core_count() == len(os.sched_getaffinity(0))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def job(tmp_path, faces):
     for number, index in ((1, clip.onset), (2, clip.apex)):
         assert cv2.imwrite(str(folder / f"img{number}.png"), clip.frames[index])
     chosen = recipe.make(flow="farneback", align="none", landmarks="template")
-    return extraction.Job(raw.RawClip("x", "s1", "c1", "happy", folder, 1, 2, 2), 1, chosen)
+    return extraction.Job(survey.RawClip("x", "s1", "c1", "happy", folder, 1, 2, 2), chosen)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from htnet_jax.datasets import frames, preview
 from htnet_jax.datasets.extraction import Inspection, Job, Steps
-from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import Recipe
+from htnet_jax.datasets.survey import RawClip
 from htnet_jax.errors import UserError
 from htnet_jax.motion import flow, regions
 
@@ -66,7 +66,7 @@ def step(faces):
         landmarks = (rendered.landmarks[rendered.onset] + 0.5) * 28 / 128 - 0.5
         inspection = Inspection((), 66, "midpoint", found="upsampled")
         steps = Steps(onset, apex, tensor, landmarks.astype(np.float32))
-        return Job(clip, label, Recipe()), inspection, steps
+        return Job(clip, Recipe()), inspection, steps
 
     return make
 
@@ -79,7 +79,7 @@ def written(tmp_path, *args, **kwargs):
 
 def test_page_is_self_contained_and_says_what_was_done(step, tmp_path):
     shown = [step(0, 1), step(1, 2, "EP02_01", emotion="surprise")]
-    page = written(tmp_path, "CASME II", iter(shown), ["2 of 247 clips."], classes=("n", "p", "s"))
+    page = written(tmp_path, "CASME II", iter(shown), ["2 of 247 clips."])
     assert len(page.images) == 1 + 2 * PICTURES_PER_CLIP
     for image in page.images:
         assert image["alt"]
@@ -96,9 +96,8 @@ def test_page_is_self_contained_and_says_what_was_done(step, tmp_path):
         "CASME II",
         "2 of 247 clips.",
         "casme2/sub01/EP01_01",
-        "class p; emotion happiness; onset 46, apex 66 (by the midpoint rule), offset 86; "
-        "points: upsampled",
-        "class s; emotion surprise",
+        "emotion happiness; onset 46, apex 66 (by the midpoint rule), offset 86; points: upsampled",
+        "emotion surprise",
     ):
         assert words in page.text
     assert page.text.index("sub01/EP01_01") < page.text.index("sub02/EP02_01")
@@ -159,14 +158,10 @@ def test_face_frames_on_the_page(step, tmp_path):
         assert (tuple(sheet[y, x]) != colour) == has_frame
 
 
-def test_number_of_the_class_without_names(step, tmp_path):
-    assert "class 1; emotion" in written(tmp_path, "t", [step()]).text
-
-
 def test_text_from_outside_is_escaped(step, tmp_path):
     nasty = "<script>alert('\"&x')</script>"
     shown = step(name=nasty, emotion=nasty)
-    page = written(tmp_path, nasty, [shown], [nasty], classes=[nasty] * 3)
+    page = written(tmp_path, nasty, [shown], [nasty])
     assert "script" not in page.tags
     assert page.text.count(nasty) >= 5
     assert nasty in page.images[-1]["alt"]
