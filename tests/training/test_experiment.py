@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
-from htnet_jax.training import experiment, folds, trainers
+from htnet_jax.training import experiment, folds
 from htnet_jax.training.plan import Store
 from htnet_jax.training.workdir import locked
 
@@ -76,7 +76,7 @@ def begin(monkeypatch, tmp_path):
 
         seen = []
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainers, "FoldTrainer", stop)
+            patch.setattr(experiment, "FoldTrainer", stop)
             experiment.run(config, workdir)
         return seen[0]
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from htnet_jax.training.grouping import balanced_size, groups, spread
+from htnet_jax.training.memory import balanced_size, groups, spread
 
 
 # Folds, devices, how many fit on one -> folds a device, sizes of the groups of each round.
