@@ -13,7 +13,7 @@ from htnet_jax import config as settings
 from htnet_jax.datasets.raw_builder import RawBuilder
 from htnet_jax.features import inputs
 from htnet_jax.training import settings as training_settings
-from htnet_jax.training.checkpoints import build_module
+from htnet_jax.training.state import build_module
 from htnet_jax.training.trainers import build_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
