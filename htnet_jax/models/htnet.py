@@ -24,6 +24,7 @@ from htnet_jax.models.layers import (
     Conv3x3,
     Dense,
     LayerNorm,
+    check_images,
     gelu,
     max_pool_3x3_stride_2,
     product,
@@ -291,8 +292,8 @@ class HTNet(nn.Module):
         dtype: Type of the computation (parameters are float32).
     """
 
-    # What `config.inputs` names for it.
     inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
+    privileged: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int = 3
     image_size: int = 28
@@ -378,11 +379,7 @@ class HTNet(nn.Module):
             ValueError: The attributes do not fit together, or x does not fit `image_size`.
         """
         self.check_sizes()
-        if x.ndim != 4 or x.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"x has shape {x.shape}; image_size={self.image_size} needs "
-                f"(batch, {self.image_size}, {self.image_size}, channels)"
-            )
+        check_images("x", x, self.image_size)
         x = patchify(x.astype(self.dtype), self.patch_size)
         x = Dense(self.dim, self.dtype, name="patch_embedding")(x)
         for index, repeats in enumerate(self.block_repeats):

@@ -30,6 +30,67 @@ FEW_ROWS = 4
 # slower.
 _TERMS = 8
 
+# The mask of `batch_mask`.
+_MASK: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar("mask", default=None)
+
+
+@contextlib.contextmanager
+def batch_mask(mask: jax.Array | None) -> Iterator[None]:
+    """Tells batch normalisation which clips of a batch are padding.
+
+        with batch_mask(mask):
+            logits, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    So a network need not hand the mask down to its layers. The mask is read while `apply` is
+    traced: enter the block inside the function that is jitted, vmapped, scanned or differentiated.
+    Around a jitted function it would be read in the first call only.
+
+    Args:
+        mask: `(B,)`, 1 for a clip and 0 for padding; None: all are clips.
+    """
+    token = _MASK.set(mask)
+    try:
+        yield
+    finally:
+        _MASK.reset(token)
+
+
+def masked_batch(size: int) -> jax.Array:
+    """`(B,)`: the mask of the surrounding `batch_mask`, or ones.
+
+    Raises:
+        ValueError: The mask has another length than `size`.
+    """
+    mask = _MASK.get()
+    if mask is None:
+        return jnp.ones(size)
+    if mask.shape != (size,):
+        raise ValueError(
+            f"batch_mask holds a mask of shape {mask.shape}, but the batch that is normalised has "
+            f"{size} clips; keep clips on the first axis, and frames of a clip on the next one"
+        )
+    return mask
+
+
+def check_images(name: str, x: jax.Array, side: int, channels: int | None = None) -> None:
+    """Raises a ValueError that names the remedy if a network's input is not of its size.
+
+    Args:
+        name: Of the input.
+        x: Should be `(B, side, side, channels)`.
+        side: The network's `image_size`.
+        channels: None: any number.
+    """
+    if x.ndim == 4 and x.shape[1:3] == (side, side) and channels in (None, x.shape[3]):
+        return
+    wanted = "channels" if channels is None else channels
+    message = (
+        f"{name} has shape {x.shape}, but image_size={side} needs (batch, {side}, {side}, {wanted})"
+    )
+    if x.ndim == 4 and x.shape[1] == x.shape[2] != side and channels in (None, x.shape[3]):
+        message += f"; set image_size={x.shape[1]}"
+    raise ValueError(message)
+
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     """PyTorch's default for the weights *and* biases of linear and convolution layers.
@@ -265,16 +326,3 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """
     # Columns first, so that a tie goes to the first element in row-major order.
     return _halve(_halve(x, x.ndim - 2), x.ndim - 3)
-
-
-_MASK: contextvars.ContextVar = contextvars.ContextVar("batch_mask", default=None)
-
-
-@contextlib.contextmanager
-def batch_mask(mask: jax.Array | None) -> Iterator[None]:
-    """STUB."""
-    token = _MASK.set(mask)
-    try:
-        yield
-    finally:
-        _MASK.reset(token)

@@ -25,6 +25,7 @@ from htnet_jax.models.convolution import Conv, Pointwise, kaiming_normal_fan_out
 from htnet_jax.models.layers import (
     Dense,
     LayerNorm,
+    check_images,
     first_maximum,
     max_pool_3x3_stride_2,
     product,
@@ -116,12 +117,12 @@ class ConvNorm(nn.Module):
     kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, H / stride, W / stride, features)`; see `BatchNorm`."""
         init = self.kernel_init or kaiming_normal_fan_out(self.kernel_size**2)
         layer = {3: Conv, 1: Pointwise}[self.kernel_size]
         x = layer(self.features, self.stride, self.dtype, init, name="conv")(x)
-        return BatchNorm(self.dtype, name="norm")(x, train=train, weights=weights)
+        return BatchNorm(self.dtype, name="norm")(x, train=train)
 
 
 class AttentionMap(nn.Module):
@@ -137,14 +138,14 @@ class AttentionMap(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, H, W, 1)`, values in (0, 1); see `BatchNorm`."""
         # Kaiming normal by fan-out, as all other kernels: a single output makes it sqrt(2).
         kernel = self.param("kernel", nn.initializers.normal(2**0.5), (2,)).astype(x.dtype)
         mean, most = channel_mean(x), channel_maximum(x)
         joined = kernel[0] * mean + kernel[1] * most
         self.sow("intermediates", "joined", joined)
-        return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train, weights=weights))
+        return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train))
 
 
 class ContinuousAttentionBlock(nn.Module):
@@ -171,7 +172,6 @@ class ContinuousAttentionBlock(nn.Module):
         attention: jax.Array | None = None,
         *,
         train: bool,
-        weights: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs the block.
 
@@ -179,7 +179,6 @@ class ContinuousAttentionBlock(nn.Module):
             x: `(B, H, W, C)`.
             attention: `(B, H, W, 1)`, the previous block's map, or None for the first block.
             train: See `BatchNorm`.
-            weights: See `BatchNorm`.
 
         Returns:
             `(B, H / stride, W / stride, features)` and the map, the same with 1 channel.
@@ -189,14 +188,13 @@ class ContinuousAttentionBlock(nn.Module):
         """
         if attention is not None and self.stride != 2:
             raise ValueError(f"a map from the previous block needs stride 2; got {self.stride}")
-        batch = {"train": train, "weights": weights}
-        out = ConvNorm(self.features, 3, self.stride, self.dtype, name="first")(x, **batch)
-        out = ConvNorm(self.features, 1, 1, self.dtype, name="second")(nn.relu(out), **batch)
+        out = ConvNorm(self.features, 3, self.stride, self.dtype, name="first")(x, train=train)
+        out = ConvNorm(self.features, 1, 1, self.dtype, name="second")(nn.relu(out), train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = ConvNorm(self.features, 1, self.stride, self.dtype, name="skip")(x, **batch)
+            x = ConvNorm(self.features, 1, self.stride, self.dtype, name="skip")(x, train=train)
         out = nn.relu(out + x)
         self.sow("intermediates", "joined", out)
-        own = AttentionMap(self.dtype, name="attention")(out, **batch)
+        own = AttentionMap(self.dtype, name="attention")(out, train=train)
         if attention is not None:
             own = max_pool_3x3_stride_2(attention) * own
         self.sow("intermediates", "map", own)
@@ -299,8 +297,8 @@ class MMNet(nn.Module):
         dtype: Type of the computation (parameters are float32).
     """
 
-    # What `config.inputs` names for it.
     inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
+    privileged: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int = 5
     image_size: int = 224
@@ -346,7 +344,6 @@ class MMNet(nn.Module):
         apex: jax.Array,
         *,
         train: bool,
-        weights: jax.Array | None = None,
     ) -> jax.Array:
         """Classifies clips by two of their frames.
 
@@ -355,9 +352,7 @@ class MMNet(nn.Module):
                 deviation.
             apex: The same.
             train: Whether the batch's own statistics and drop path are used; `batch_stats` must
-                then be mutable.
-            weights: `(B,)`, 1 for a clip and 0 for padding, which does not enter the batch's
-                statistics; None: all are clips.
+                then be mutable. `layers.batch_mask` keeps the padding of a batch out of them.
 
         Returns:
             `(B, num_classes)` logits in `dtype`.
@@ -367,12 +362,7 @@ class MMNet(nn.Module):
         """
         self.check_sizes()
         for name, frames in (("onset", onset), ("apex", apex)):
-            if frames.ndim != 4 or frames.shape[1:] != (self.image_size, self.image_size, 3):
-                raise ValueError(
-                    f"{name} has shape {frames.shape}; image_size={self.image_size} needs "
-                    f"(batch, {self.image_size}, {self.image_size}, 3)"
-                )
-        batch = {"train": train, "weights": weights}
+            check_images(name, frames, self.image_size, channels=3)
         onset, apex = onset.astype(self.dtype), apex.astype(self.dtype)
         grid = shrink(onset)
         self.sow("intermediates", "grid", grid)
@@ -387,13 +377,13 @@ class MMNet(nn.Module):
         )(grid, train=train)
         # The release leaves PyTorch's default here; all other kernels are kaiming normal.
         stem = ConvNorm(self.stem, 3, 2, self.dtype, torch_uniform(9 * 3), name="stem")
-        x = nn.relu(stem(apex - onset, **batch))
-        x = nn.relu(ConvNorm(self.widths[0], 3, 1, self.dtype, name="entry")(x, **batch))
+        x = nn.relu(stem(apex - onset, train=train))
+        x = nn.relu(ConvNorm(self.widths[0], 3, 1, self.dtype, name="entry")(x, train=train))
         attention = None
         for number, width in enumerate(self.widths, 1):
             x, attention = ContinuousAttentionBlock(
                 width, 1 if number == 1 else 2, self.dtype, name=f"layer_{number}"
-            )(x, attention, **batch)
+            )(x, attention, train=train)
         x = x + position
         self.sow("intermediates", "calibrated", x)
         return MapHead(self.num_classes, self.dtype, name="head")(x)

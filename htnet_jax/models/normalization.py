@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from htnet_jax.models.layers import masked_batch
+
 # torch.nn.BatchNorm2d's defaults. (Flax writes the momentum the other way round: its 0.9 is 0.1.)
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_MOMENTUM = 0.1
@@ -36,23 +38,21 @@ class BatchNorm(nn.Module):
     eps: float = BATCH_NORM_EPS
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises a batch.
 
         Args:
             x: `(B, ..., C)` floats.
-            train: Whether the batch's own statistics are used, and the running ones moved.
-            weights: `(B,)`, 1 for a clip and 0 for padding, which does not enter any statistics
-                (but is normalised as well); None: all are clips. If all are padding, the running
-                statistics stay, and the result is finite.
+            train: Whether the batch's own statistics are used, and the running ones moved. Padding,
+                as `batch_mask` tells it, is normalised but enters no statistics. If all is padding,
+                the running statistics stay, and the result is finite.
 
         Returns:
             The same shape, in `dtype`.
-        """
-        from htnet_jax.models import layers
 
-        if weights is None:
-            weights = layers._MASK.get()
+        Raises:
+            ValueError: In training, the mask of `batch_mask` is not `(B,)`.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
             gain = jax.lax.rsqrt(running_var.value.astype(wide) + self.eps) * scale
             out = (positions - _along(running_mean.value.astype(wide))) * _along(gain)
             return (out + _along(bias)).astype(self.dtype).reshape(x.shape)
-        clips = jnp.ones(len(x), wide) if weights is None else weights.astype(wide)
+        clips = masked_batch(len(x)).astype(wide)
         out, mean, variance, count = _normalise(positions, scale, bias, clips, self.eps)
         if not self.is_initializing():
             share = self.momentum * (count > 0).astype(wide)

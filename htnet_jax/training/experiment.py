@@ -10,14 +10,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from typing import Any as Trainer
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from htnet_jax import models
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import predictions, report
@@ -27,13 +27,17 @@ from htnet_jax.features import Feed, check_names, make_feed
 from htnet_jax.learn import step
 from htnet_jax.training import hosts, settings, workdir
 from htnet_jax.training import plan as plans
-from htnet_jax.training.baselines import BASELINES, BaselineTrainer
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
 from htnet_jax.training.plan import Plan, Result, Store, Unit
 from htnet_jax.training.state import Snapshots, fold_folder, save_fold
+
+if TYPE_CHECKING:
+    from htnet_jax.training.baselines import BaselineTrainer
+
+Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 
 
 def run(config: ConfigDict, folder: Path) -> Run | None:
@@ -330,7 +334,10 @@ def make_trainer(
     Raises:
         UserError: As the trainers.
     """
-    if config.model.name in BASELINES:
+    if config.model.name not in models.MODELS:
+        # Here, because scikit-learn takes most of a second to import.
+        from htnet_jax.training.baselines import BaselineTrainer
+
         return BaselineTrainer(
             model,
             feed.arrays[feed.names[0]],

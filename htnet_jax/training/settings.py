@@ -19,7 +19,6 @@ from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.features import FEATURES, Feed
 from htnet_jax.learn import losses, optim
 from htnet_jax.learn.step import logits_of
-from htnet_jax.training.baselines import BASELINES
 from htnet_jax.training.folds import MATMUL_PRECISIONS
 from htnet_jax.training.state import attributes_of, build_module
 
@@ -119,12 +118,15 @@ def build_model(config: ConfigDict) -> Any:
             network that a baseline does not have.
     """
     name = config.model.get("name")
-    if name not in BASELINES:
-        if name not in models.MODELS:
-            known = ", ".join([*models.MODELS, *BASELINES])
-            raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    if name in models.MODELS:
         return build_module(config.model)
-    inputs = names_in(config.inputs) or ["mosaic"]
+    # Here, because scikit-learn takes most of a second to import.
+    from htnet_jax.training.baselines import BASELINES
+
+    if name not in BASELINES:
+        known = ", ".join([*models.MODELS, *BASELINES])
+        raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    inputs = names_in(config.inputs) or BASELINES[name].inputs
     if len(inputs) != 1 or (inputs[0] in FEATURES and FEATURES[inputs[0]].kind == "image"):
         raise UserError(
             f"config.inputs={config.inputs!r}, but {name} takes one flow image; set "

@@ -5,6 +5,8 @@ statistics. Only `register` touches the package: there a real network gets one l
 `htnet_jax/models/__init__.py` and one in `htnet_jax/torch_bridge/__init__.py`.
 """
 
+from typing import ClassVar
+
 import flax
 import jax
 import numpy as np
@@ -31,6 +33,9 @@ from htnet_jax.training import experiment
 class TwoLooks(nn.Module):
     """A convolution of the frame, averaged, beside the mean flow; then a linear layer."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("onset", "flow")  # names of features, in their order
+    privileged: ClassVar[tuple[str, ...]] = ()  # those fed by keyword, in training only
+
     num_classes: int = 3
     image_size: int = 56  # of the frame
     flow_size: int = 28
@@ -48,11 +53,10 @@ class TwoLooks(nn.Module):
         return (frame, (self.flow_size, self.flow_size, flow_channels))
 
     @nn.compact
-    def __call__(self, onset, flow, *, train, weights=None):
-        """`weights` is there because batch statistics must not see the padding of a batch."""
+    def __call__(self, onset, flow, *, train):
         dtype = jnp.dtype(self.dtype)
         x = Conv(self.width, 2, dtype, name="look")(onset.astype(dtype))
-        x = nn.relu(BatchNorm(dtype, name="norm")(x, train=train, weights=weights))
+        x = nn.relu(BatchNorm(dtype, name="norm")(x, train=train))
         seen = jnp.concatenate([x.mean(axis=(1, 2)), flow.astype(dtype).mean(axis=(1, 2))], axis=-1)
         return Dense(self.num_classes, dtype, name="head")(seen)
 

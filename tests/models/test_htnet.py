@@ -320,13 +320,20 @@ def test_attributes_that_do_not_fit(attributes, message):
 
 
 @pytest.mark.parametrize(
-    "shape", [(28, 28, 3), (2, 28, 14, 3), (2, 3, 28, 28), (2, 56, 56, 3), (1, 2, 28, 28, 3)]
+    ("shape", "remedy"),
+    [
+        ((2, 56, 56, 3), "; set image_size=56"),
+        *[
+            (shape, "")
+            for shape in [(28, 28, 3), (2, 28, 14, 3), (2, 3, 28, 28), (1, 2, 28, 28, 3)]
+        ],
+    ],
 )
-def test_input_of_the_wrong_shape(shape):
+def test_input_of_the_wrong_shape(shape, remedy):
     with pytest.raises(ValueError) as caught:
         init_shapes(HTNet(dim=6, heads=2), jnp.zeros(shape))
     assert str(caught.value) == (
-        f"x has shape {shape}; image_size=28 needs (batch, 28, 28, channels)"
+        f"x has shape {shape}, but image_size=28 needs (batch, 28, 28, channels){remedy}"
     )
 
 

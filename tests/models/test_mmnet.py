@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from htnet_jax.models import MODELS, MMNet
+from htnet_jax.models.layers import batch_mask
 from htnet_jax.models.mmnet import (
     AttentionMap,
     ContinuousAttentionBlock,
@@ -66,14 +67,9 @@ def learn():
     """`(variables, onset, apex, weights) -> gradients, (logits, running statistics)`."""
 
     def loss(params, stats, onset, apex, weights):
-        logits, moved = SMALL.apply(
-            {"params": params, "batch_stats": stats},
-            onset,
-            apex,
-            train=True,
-            weights=weights,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": stats}
+        with batch_mask(weights):
+            logits, moved = SMALL.apply(variables, onset, apex, train=True, mutable=["batch_stats"])
         return (jnp.sin(logits).sum(axis=1) * weights).sum(), (logits, moved["batch_stats"])
 
     gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from htnet_jax.models.layers import batch_mask
 from htnet_jax.models.normalization import BatchNorm
 
 assert_close = np.testing.assert_allclose
@@ -40,8 +41,9 @@ def channels_first(x):
 
 
 @jax.jit
-def train(variables, x, weights=None):
-    out, moved = NORM.apply(variables, x, train=True, weights=weights, mutable=["batch_stats"])
+def train(variables, x, mask=None):
+    with batch_mask(mask):
+        out, moved = NORM.apply(variables, x, train=True, mutable=["batch_stats"])
     return out, {**variables, **moved}
 
 
@@ -136,6 +138,41 @@ def test_bfloat16_keeps_statistics_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {np.dtype(np.float32)}
     wide = np.asarray(x, np.float64)
     assert_close(moved["batch_stats"]["mean"], 0.1 * wide.mean((0, 1, 2)), rtol=1e-6)
+
+
+def test_mask_is_read_inside_every_transformation():
+    """jit, scan, vmap and grad trace inside the block; outside of it there is no mask."""
+    variables, x, mask = start(3), normal(0, 2, 3, 2, 3), np.array([1, 0, 1], np.float32)
+
+    def loss(scale, mask, x):
+        learned = {**variables, "params": {**variables["params"], "scale": scale}}
+        with batch_mask(mask):
+            out, moved = NORM.apply(learned, x, train=True, mutable=["batch_stats"])
+        return (out**2 * mask[:, None, None]).sum(), moved["batch_stats"]["mean"]
+
+    def scanned(mask, x):
+        def step(scale, x):
+            gradient, mean = jax.grad(loss, has_aux=True)(scale, mask, x)
+            return scale - 0.01 * gradient, mean
+
+        return jax.lax.scan(step, variables["params"]["scale"], x)
+
+    masks = np.stack([mask, mask[[1, 0, 2]]])
+    scales, means = jax.jit(jax.vmap(scanned, (0, None)))(masks, x)
+    assert not np.allclose(scales[0], scales[1])
+    for index in range(2):
+        clips = x[0, masks[index] == 1].astype(np.float64)
+        expected = 0.9 * variables["batch_stats"]["mean"] + 0.1 * clips.mean((0, 1))
+        assert_close(means[index, 0], expected, rtol=1e-5, atol=1e-6)
+    everything = train(variables, x[0])[1]["batch_stats"]["mean"]
+    expected = 0.9 * variables["batch_stats"]["mean"] + 0.1 * x[0].mean((0, 1))
+    assert_close(everything, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mask_of_another_length_is_refused():
+    """Frames of clips on the first axis would take each other's mask."""
+    with pytest.raises(ValueError, match=r"mask of shape \(2,\), but .* has 4 clips; keep clips"):
+        train(start(3), normal(0, 4, 2, 3), np.ones(2, np.float32))
 
 
 def test_training_needs_statistics_that_may_change():
