@@ -174,7 +174,7 @@ def test_importing_the_package_is_light():
 
 def test_importing_training_needs_no_image_or_data_set_library():
     loaded = modules_after(
-        "htnet_jax.models", "htnet_jax.training.folds", "htnet_jax.training.checkpoints"
+        "htnet_jax.models", "htnet_jax.training.folds", "htnet_jax.training.state"
     )
     assert {"jax", "flax"} <= loaded
     assert not loaded & {"torch", "cv2", "dlib", "tensorflow_datasets", "tensorflow"}

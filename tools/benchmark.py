@@ -221,8 +221,8 @@ def _set_up(config: ConfigDict, threads: int) -> Setup:
     from htnet_jax.torch_bridge.speed import TorchSide
     from htnet_jax.torch_bridge.speed_cases import Setup
     from htnet_jax.torch_bridge.traces import Optimizer
-    from htnet_jax.training.checkpoints import build_module
     from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
+    from htnet_jax.training.state import build_module
 
     jax.config.update("jax_num_cpu_devices", threads)
     torch.set_num_threads(threads)
@@ -321,6 +321,7 @@ def _measure(setup: Setup, builders: dict[str, Builder]) -> dict[str, Any]:
 def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
     """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
     from htnet_jax.features.feeds import Feed
+
     from htnet_jax.torch_bridge import speed, speed_report, stopwatch
     from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
 

@@ -157,7 +157,7 @@ def _check_outputs() -> None:
 def _flax_side(config: ConfigDict) -> tuple[Any, Any, ConfigDict]:
     """`(module, variables, config)`; variables are None for random weights."""
     import htnet_jax
-    from htnet_jax.training.checkpoints import build_module
+    from htnet_jax.training.state import build_module
 
     if _FLAX.value:
         return htnet_jax.load(_FLAX.value)
@@ -214,9 +214,10 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             )
             for _ in range(count)
         ]
-    from htnet_jax.datasets import loading
     from htnet_jax.features.inputs import check_names, make_feed
     from htnet_jax.training.planning import check_fit
+
+    from htnet_jax.datasets import loading
 
     check_names(config, module)
     arrays = loading.load(

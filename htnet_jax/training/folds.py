@@ -478,29 +478,22 @@ class FoldTrainer:
     def _save(
         snapshots: Snapshots, done: int, state: State, logits: list[Any], losses: list[Any]
     ) -> None:
-        leaves = {f"state_{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         results = {
             "logits": np.concatenate(logits, axis=1),
             "losses": np.concatenate(losses, axis=1),
         }
-        snapshots.save(done, leaves, results)
+        snapshots.save(done, state, results)
 
     def _restored(self, keeping: Keeping | None, tables: dict[str, jax.Array]) -> Any:
         """(epochs done, state, logits, losses) of the newest snapshot; else (0, None, [], [])."""
-        found = keeping.snapshots.latest() if keeping else None
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._split),
+            jax.eval_shape(self._init, tables["origin"]),
+        )
+        found = keeping.snapshots.latest(like) if keeping else None
         if found is None:
             return 0, None, [], []
-        expected, structure = jax.tree.flatten(jax.eval_shape(self._init, tables["origin"]))
-        leaves = [found.arrays[f"state_{i:05}"] for i in range(structure.num_leaves)]
-        if [a.shape for a in leaves] != [a.shape for a in expected]:
-            print(
-                "discarding a snapshot: its folds were grouped differently",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 0, None, [], []
-        (state,) = self._place(jax.tree.unflatten(structure, leaves))
-        return found.epoch, state, [found.arrays["logits"]], [found.arrays["losses"]]
+        return found.epoch, found.state, [found.results["logits"]], [found.results["losses"]]
 
 
 def _check(folds: Sequence[Fold], batch_size: int) -> None:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, say
 
 # How long processes wait for each other before they are connected.
 CONNECTING_S = 300
@@ -60,11 +60,9 @@ def connect(config: ConfigDict) -> None:
         return
     _check_flags(address, processes, process)
     where = f" at {address}" if address else ""
-    print(
+    say(
         f"joining the other processes{where}, for up to {CONNECTING_S} s (--config.coordinator, "
-        "--config.processes)",
-        file=sys.stderr,
-        flush=True,
+        "--config.processes)"
     )
     if address:
         _find(address, wait=process > 0)

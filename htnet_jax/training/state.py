@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from htnet_jax import models
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, say
 from htnet_jax.io import write_atomically
 from htnet_jax.training import hosts
 
@@ -145,7 +144,9 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
             stored = checkpointer.metadata(arrays).item_metadata.tree
             _check_shapes(folder / "variables", stored, expected)
             numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), expected)
-            variables = checkpointer.restore(arrays, args=ocp.args.PyTreeRestore(restore_args=numpy))
+            variables = checkpointer.restore(
+                arrays, args=ocp.args.PyTreeRestore(restore_args=numpy)
+            )
     except UserError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many types for damaged files
@@ -297,7 +298,7 @@ class Snapshots:
             except UserError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many types
-                _say(f"{folder}: damaged ({_one_line(error)}); resuming from an older one")
+                say(f"{folder}: damaged ({_one_line(error)}); resuming from an older one")
                 self._manager.delete(epoch)
         return None
 
@@ -314,7 +315,7 @@ class Snapshots:
         leaves, structure = jax.tree.flatten(_everywhere(like))
         stored = self._manager.item_metadata(epoch).tree
         if [tuple(leaf.shape) for leaf in stored["state"].values()] != [a.shape for a in leaves]:
-            _say(f"Discarding {self._folder}: its folds were grouped differently.")
+            say(f"Discarding {self._folder}: its folds were grouped differently.")
             self.clear()
             return None
         restore_args = {
@@ -453,11 +454,6 @@ def _hashes(folder: Path, arrays: str) -> dict[str, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.relative_to(folder).as_posix()] = digest
     return found
-
-
-def _say(message: str) -> None:
-    if hosts.leads():
-        print(message, file=sys.stderr, flush=True)
 
 
 def _one_line(reason: object) -> str:
