@@ -7,17 +7,19 @@ import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax import io
 from htnet_jax.config import chosen_in
-from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import protocols
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+
+if TYPE_CHECKING:
+    from htnet_jax.datasets.loading import ClipArrays
 
 FORMAT_VERSION = 1
 

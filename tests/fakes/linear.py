@@ -1,11 +1,15 @@
 """A network that compiles in a moment: nothing in training may depend on HTNet."""
 
+from typing import ClassVar
+
 import numpy as np
 from flax import linen as nn
 
 
 class Linear(nn.Module):
     """Softmax regression on the flattened input."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     num_classes: int
     image_size: int
