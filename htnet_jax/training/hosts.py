@@ -228,7 +228,9 @@ def _exchange(content: bytes) -> list[bytes]:
             "finished is kept; give the same commands again to resume."
         )
     # Rounded up, so that few sizes are compiled for.
-    size = 1 << max(6, int(heads[:, 1].max()).bit_length())
+    longest = int(heads[:, 1].max())
+    unit = 1 << max(6, longest.bit_length() - 3)
+    size = -(-max(1, longest) // unit) * unit
     rows = _line.send(np.frombuffer(content.ljust(size, b"\0"), np.uint8))
     return [row[:length].tobytes() for row, length in zip(rows, heads[:, 1], strict=True)]
 
