@@ -142,8 +142,10 @@ class FlowBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @classmethod
     def get_metadata(cls) -> dataset_metadata.DatasetMetadata:
-        """Description, citation and tags: the files in `about/NAME/`."""
-        return dataset_metadata.load(_ABOUT / cls.name)
+        """Description, citation and tags: files in `about/NAME/`, else the class's docstring."""
+        if (_ABOUT / cls.name).is_dir():
+            return dataset_metadata.load(_ABOUT / cls.name)
+        return dataset_metadata.DatasetMetadata(cls.__doc__ or cls.name, "", [])
 
     def flow_info(
         self, feature_dict: Mapping[str, Any], homepage: str | None = None
