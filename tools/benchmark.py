@@ -1,19 +1,24 @@
 """Times ours against PyTorch in one process, in turn, on the same weights, inputs and batch.
 
   python tools/benchmark.py --json=speed.json                    # published size, 14 GB on 2 cores
-  python tools/benchmark.py --config=configs/megc2019_narrow.py --cases=fold_epoch --folds=68
-  python tools/benchmark.py --cases=forward_1 --weights=bfloat16 --compile
+  python tools/benchmark.py --cases=forward_1 --weights=bfloat16
+  python tools/benchmark.py --config=configs/megc2019_narrow.py --cases=folds --folds=68
 
-Cases: `train_step` (forward, gradient, Adam on --batch_size clips), `forward_N` (logits of N clips)
-and `fold_epoch` (an epoch of a fold of 442 clips of 68 subjects, with the prediction of its test
-clips: ours trains --folds folds on all devices, PyTorch one fold in a plain loop). Before the
-timing both must compute the same. Rates count useful arithmetic only (`htnet_jax.models.costs`) and
-are compared with what a large product and a large sum reach in the same rounds. On a CPU both use
---threads threads; on a GPU both use it. Exit status 2: the input is wrong, or the results differ.
+Cases: `train_step` (the step that training takes, on --batch_size clips), `forward_N` (logits of N
+clips) and `folds` (epochs of --folds folds with the prediction of their test clips, as a run trains
+them on all devices, against PyTorch's plain loop over one fold; the folds are those of random clips
+as many as MEGC 2019 has). `folds` also tells what compiling took and the peak of memory: time it
+alone for that. Before the timing both must compute the same.
+
+Rates count useful arithmetic only: products of matrices and convolutions, without taps on padding
+and without the q and k of a single token, which cannot change the result. They stand beside what a
+large product and a large sum reach in the same rounds. On a CPU both use --threads threads; on a
+GPU both use it. Exit status 2: the input is wrong, or the results differ.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import importlib.metadata
@@ -22,10 +27,12 @@ import math
 import os
 import platform
 import re
+import resource
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -34,56 +41,68 @@ from tqdm import tqdm
 
 from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.io import core_count
-
-if TYPE_CHECKING:
-    from htnet_jax.torch_bridge.speed_cases import Setup
-    from htnet_jax.torch_bridge.speed_report import Case
-    from htnet_jax.torch_bridge.stopwatch import Measure
+from htnet_jax.io import core_count, write_atomically
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(Path(__file__).parents[1] / "configs" / "megc2019_htnet.py"),
-    "Network and learning rate; keys can be overridden.",
+    "Network and optimizer; keys can be overridden.",
 )
 _CASES = flags.DEFINE_list(
     "cases",
-    "train_step,forward_1,forward_32,forward_256,fold_epoch",
-    "What to time: train_step, forward_N for any N, fold_epoch.",
+    "train_step,forward_1,forward_32,forward_256,folds",
+    "What to time: train_step, forward_N for any N, folds.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Clips a training step.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each side.", lower_bound=1)
-_FOLDS = flags.DEFINE_integer(
-    "folds", 4, "Folds that ours trains in fold_epoch.", lower_bound=1, upper_bound=68
-)
-_EPOCHS = flags.DEFINE_integer(
-    "epochs", 0, "Epochs of a measurement of fold_epoch; 0: a second's worth.", lower_bound=0
-)
+_FOLDS = flags.DEFINE_integer("folds", 4, "Folds to train.", lower_bound=1, upper_bound=68)
+_GROUP = flags.DEFINE_integer("group", 0, "Folds a device; 0: chosen as in a run.", lower_bound=0)
+_EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of a measurement of folds.", lower_bound=1)
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU cores for both; default: all there are.", lower_bound=1
 )
-_COMPILE = flags.DEFINE_bool(
-    "compile", False, "Time PyTorch under torch.compile with its fused Adam as well."
-)
 _WEIGHTS = flags.DEFINE_enum(
     "weights", "float32", ["float32", "bfloat16"], "Type that ours keeps weights in (forward_N)."
-)
-_TORCH_DTYPE = flags.DEFINE_enum(
-    "torch_dtype", "float32", ["float32", "bfloat16"], "bfloat16: PyTorch under autocast."
 )
 _TF32 = flags.DEFINE_bool("tf32", False, "GPU: float32 products in TF32 on both sides.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights and inputs.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
 # The released MEGC 2019 data: clips and subjects.
-_CLIPS, _SUBJECTS = 442, 68
-# A product that takes about a fifth of a second, arrays that no cache holds.
-_CEILINGS = {"cpu": (2048, 256 << 20), "cuda": (8192, 1 << 30)}
-# A measurement of fold_epoch lasts at least so long, or so many epochs.
-_EPOCH_SECONDS, _MAX_EPOCHS = 1.0, 64
+CLIPS, SUBJECTS = 442, 68
+# A product that takes about a fifth of a second, an array that no cache holds (bytes).
+CEILINGS = {"cpu": (2048, 256 << 20), "cuda": (8192, 1 << 30)}
+# One measurement repeats a short call until it lasts about this long.
+SECONDS_PER_MEASUREMENT, MAX_CALLS = 0.3, 1000
+# Steps whose losses must agree: the second one depends on the gradient and the optimizer as well.
+COMPARED_STEPS = 2
+# Largest difference of logits or losses that passes, relative to the largest value: rounding of
+# sums over ten thousand terms, computed in the type, through fifty layers.
+TOLERANCES = {"float32": 1e-3, "tensorfloat32": 2e-2, "bfloat16": 5e-2}
+
+# Measures once: seconds a unit of work. By side: "ours" and "torch".
+Measure = Callable[[], float]
+Sides = dict[str, Measure]
+Clips = tuple[tuple[np.ndarray, ...], np.ndarray]
 
 
-Builder = Callable[["Setup"], tuple["Case", dict[str, "Measure"]]]
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What was measured on both sides.
+
+    Attributes:
+        unit: What the seconds are for, in words.
+        flops: Useful FLOPs a unit.
+        bytes: Bytes a unit that cannot be avoided; None: the arithmetic takes longer.
+        difference: Of the two sides' results, relative; measured before the timing.
+        more: Further figures.
+    """
+
+    unit: str
+    flops: int
+    bytes: int | None
+    difference: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,72 +112,57 @@ def main(argv: Sequence[str]) -> None:
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
     builders = _builders()
-    machine = {"cores": core_count(), "load_average": _load()}
-    threads = machine["threads"] = _limit_threads()
+    load = os.getloadavg()[0]
+    threads = _limit_threads()
     _check(_CONFIG.value)
-    _warn_if_busy(machine)
-    setup = _set_up(_CONFIG.value, threads)
-    from htnet_jax.torch_bridge import speed_report
-
-    figures = _measure(setup, builders)
-    figures["machine"] = {**machine, **_machine()}
-    print(speed_report.table(figures))
+    # A load of up to 1 may be left over from something that has ended.
+    if core_count() - load < threads - 1:
+        print(
+            f"warning: other work keeps this machine busy (load average {load:.1f}, {core_count()} "
+            "cores): times will be too long, PyTorch's most of all, because its threads wait for "
+            "each other in every operation",
+            file=sys.stderr,
+        )
+    figures = _measure(Bench(_CONFIG.value, threads), builders)
+    figures["machine"] = {"load_average": load, "threads": threads, **_machine()}
+    print(table(figures))
     if _JSON.value:
-        from htnet_jax.io import write_atomically
-
         text = json.dumps(figures, indent=2) + "\n"
         write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
         print(f"Written: {_JSON.value}")
 
 
-def _builders() -> dict[str, Builder]:
+def _builders() -> dict[str, Callable[[Bench], tuple[Case, Sides]]]:
     """Case -> what builds it, in the order of the flag."""
-    builders: dict[str, Builder] = {}
-    unknown = []
+    known = {"train_step": train_step, "folds": folds}
     for name in _CASES.value:
-        if forward := re.fullmatch(r"forward_([1-9]\d*)", name):
-            builders[name] = functools.partial(_forward, clips=int(forward[1]))
-        elif name in ("train_step", "fold_epoch"):
-            builders[name] = _train_step if name == "train_step" else _fold_epoch
-        else:
-            unknown.append(repr(name))
-    if unknown or not builders:
-        named = ", ".join(unknown) or "nothing"
+        if found := re.fullmatch(r"forward_([1-9]\d*)", name):
+            known[name] = functools.partial(forward, clips=int(found[1]))
+    unknown = [repr(name) for name in _CASES.value if name not in known]
+    if unknown or not _CASES.value:
         raise UserError(
-            f"--cases names {named}; use train_step, fold_epoch or forward_N (forward_1, ...)"
+            f"--cases names {', '.join(unknown) or 'nothing'}; use train_step, folds or forward_N "
+            "(forward_1, ...)"
         )
-    return builders
-
-
-def _forward(setup: Setup, clips: int) -> tuple[Case, dict[str, Measure]]:
-    from htnet_jax.torch_bridge import speed_cases
-
-    return speed_cases.forward(setup, clips, _WEIGHTS.value)
-
-
-def _train_step(setup: Setup) -> tuple[Case, dict[str, Measure]]:
-    from htnet_jax.torch_bridge import speed_cases
-
-    return speed_cases.train_step(setup, _BATCH_SIZE.value)
+    return {name: known[name] for name in _CASES.value}
 
 
 def _check(config: ConfigDict) -> None:
     """What cannot work, before anything is loaded or computed."""
-    # A model that is no network has neither; it is refused below.
     dtype = config.model.get("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={dtype}: use float32 or bfloat16 here")
     for key in ("dropout", "drop_path"):
-        if config.model.get(key, 0) and {"train_step", "fold_epoch"} & {*_CASES.value}:
+        if config.model.get(key, 0) and {"train_step", "folds"} & {*_CASES.value}:
             raise UserError(
                 f"config.model.{key}={config.model[key]} draws other random numbers in PyTorch: "
                 f"training cannot be compared; set --config.model.{key}=0.0"
             )
-    smallest = _CLIPS - math.ceil(_CLIPS / _SUBJECTS)
-    if "fold_epoch" in _CASES.value and _BATCH_SIZE.value > smallest:
+    smallest = CLIPS - math.ceil(CLIPS / SUBJECTS)
+    if "folds" in _CASES.value and _BATCH_SIZE.value > smallest:
         raise UserError(
             f"--batch_size={_BATCH_SIZE.value} is larger than the {smallest} training clips of a "
-            "fold in fold_epoch; use a smaller one"
+            "fold; use a smaller one"
         )
     if _JSON.value:
         path = Path(_JSON.value)
@@ -169,14 +173,9 @@ def _check(config: ConfigDict) -> None:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give a file name")
     # Last, because it imports PyTorch.
-    from htnet_jax.torch_bridge import BRIDGES
+    from htnet_jax.torch_bridge import bridge_of
 
-    name = config.model.get("name")
-    if name not in BRIDGES:
-        raise UserError(
-            f"config.model.name={name!r} has no network in PyTorch to compare with; use "
-            f"{', '.join(BRIDGES)}"
-        )
+    bridge_of(config.model.get("name"))
 
 
 def _limit_threads() -> int:
@@ -192,252 +191,333 @@ def _limit_threads() -> int:
     return threads
 
 
-def _load() -> float | None:
-    """How many programs wanted a core during the last minute, before this one began."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+class Bench:
+    """Both frameworks on one kind of device, and a network in both; what all cases share."""
 
+    def __init__(self, config: ConfigDict, threads: int) -> None:
+        # Else JAX takes most of a GPU's memory at once and leaves PyTorch little.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        import jax
+        import torch
 
-def _warn_if_busy(machine: dict[str, Any]) -> None:
-    idle = machine["cores"] - (machine["load_average"] or 0)
-    # A load of up to 1 may be left over from something that has ended.
-    if idle < machine["threads"] - 1:
-        print(
-            f"warning: other work keeps this machine busy (load average "
-            f"{machine['load_average']:.1f}, {machine['cores']} cores): times will be too long, "
-            "PyTorch's most of all, because its threads wait for each other in every operation",
-            file=sys.stderr,
-        )
+        from htnet_jax.learn import step as learn
+        from htnet_jax.models import build
+        from htnet_jax.torch_bridge import bridge_of
+        from htnet_jax.torch_bridge.traces import Optimizer
+        from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
 
-
-def _set_up(config: ConfigDict, threads: int) -> Setup:
-    """Starts both frameworks on one kind of device and draws the weights."""
-    # Else JAX takes most of a GPU's memory at once and leaves PyTorch little.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-    import torch
-
-    from htnet_jax.models.costs import COSTS
-    from htnet_jax.torch_bridge import BRIDGES, parity
-    from htnet_jax.torch_bridge.speed import TorchSide
-    from htnet_jax.torch_bridge.speed_cases import Setup
-    from htnet_jax.torch_bridge.traces import Optimizer
-    from htnet_jax.training.checkpoints import build_module
-    from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
-
-    jax.config.update("jax_num_cpu_devices", threads)
-    torch.set_num_threads(threads)
-    on_gpu = jax.default_backend() == "gpu"
-    if not on_gpu and jax.default_backend() != "cpu":
-        raise UserError(
-            f"JAX runs on {jax.default_backend()}, PyTorch cannot; set JAX_PLATFORMS=cpu"
-        )
-    if on_gpu:
-        if not torch.cuda.is_available():
+        jax.config.update("jax_num_cpu_devices", threads)
+        torch.set_num_threads(threads)
+        backend = jax.default_backend()
+        if backend not in ("cpu", "gpu") or (backend == "gpu" and not torch.cuda.is_available()):
             raise UserError(
-                "JAX runs on a GPU, but this PyTorch sees none; install a PyTorch with CUDA, or "
-                "set JAX_PLATFORMS=cpu to compare on the CPU"
+                f"JAX runs on {backend}, but this PyTorch cannot; install one that can, or set "
+                "JAX_PLATFORMS=cpu to compare on the CPU"
             )
-        jax.config.update(
-            "jax_default_matmul_precision", "tensorfloat32" if _TF32.value else "float32"
+        self.device = "cuda" if backend == "gpu" else "cpu"
+        if _TF32.value and backend == "cpu":
+            raise UserError("--tf32 is for GPUs; leave it out on a CPU")
+        self.precision = "tensorfloat32" if _TF32.value else "float32"
+        if backend == "gpu":
+            jax.config.update("jax_default_matmul_precision", self.precision)
+            torch.backends.cuda.matmul.allow_tf32 = _TF32.value
+            torch.backends.cudnn.allow_tf32 = _TF32.value
+        if "bfloat16" in (config.model.get("dtype"), _WEIGHTS.value):
+            self.precision = "bfloat16"
+        self.compiler_options = CPU_COMPILER_OPTIONS if backend == "cpu" else None
+        self.module = build(config.model)
+        self.bridge = bridge_of(config.model.name)
+        self.channels = len(config.dataset.channels.split(","))
+        self.learner = learn.make(self.module, config)
+        self.optimizer = Optimizer.of_config(config)
+        self.rng = np.random.default_rng(_SEED.value)
+        with torch.device("meta"):
+            shapes = self.module.input_shapes(self.channels)
+            clip = [torch.empty(1, shape[-1], *shape[:-1]) for shape in shapes]
+            self.work = count_work(self.bridge.build(self.module, self.channels), clip)
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Any]:
+        """The network's weights, NumPy float32."""
+        from htnet_jax.torch_bridge import parity
+
+        return parity.random_variables(self.module, self.bridge, self.channels, _SEED.value)
+
+    def clips(self, count: int) -> Clips:
+        """Inputs, in 0..255 for a single one and N(0, 1) for several, and labels, drawn anew."""
+        shapes = [(count, *shape) for shape in self.module.input_shapes(self.channels)]
+        inputs = (
+            self.rng.uniform(0, 255, shape) if len(shapes) == 1 else self.rng.normal(size=shape)
+            for shape in shapes
         )
-        torch.backends.cuda.matmul.allow_tf32 = _TF32.value
-        torch.backends.cudnn.allow_tf32 = _TF32.value
-    elif _TF32.value:
-        raise UserError("--tf32 is for GPUs; leave it out on a CPU")
-    module = build_module(config.model)
-    bridge = BRIDGES[config.model.name]
-    channels = len(config.dataset.channels.split(","))
-    side = TorchSide(
-        device="cuda" if on_gpu else "cpu",
-        autocast=torch.bfloat16 if _TORCH_DTYPE.value == "bfloat16" else None,
+        labels = self.rng.integers(0, self.module.num_classes, count).astype(np.int32)
+        return tuple(one.astype(np.float32) for one in inputs), labels
+
+    def wait(self, result: Any = None) -> None:
+        """Waits until PyTorch's work is done."""
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def torch_model(self, variables: Mapping[str, Any]) -> Any:
+        """The network in PyTorch, with weights of its own memory."""
+        import torch
+
+        from htnet_jax.torch_bridge import convert
+
+        # Weights that are replaced at once need neither memory nor random numbers.
+        with torch.device("meta"):
+            model = self.bridge.build(self.module, self.channels)
+        state_dict = convert.to_state_dict(variables, self.bridge.table)
+        model.load_state_dict(state_dict, strict=True, assign=True)
+        return model.to(self.device)
+
+    def torch_clips(self, clips: Clips) -> tuple[list[Any], Any]:
+        """Inputs, channels first, and labels on PyTorch's device."""
+        import torch
+
+        first = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))) for x in clips[0])
+        labels = torch.from_numpy(clips[1].astype(np.int64))
+        return [x.to(self.device) for x in first], labels.to(self.device)
+
+    def torch_forward(self, model: Any, clips: Clips) -> Callable[[], Any]:
+        """A call that gives the logits of a batch, and waits for them."""
+        import torch
+
+        inputs, _ = self.torch_clips(clips)
+        model.eval()
+
+        def call() -> Any:
+            with torch.inference_mode():
+                logits = model(*inputs)
+            self.wait()
+            return logits
+
+        return call
+
+    def torch_epoch(
+        self, model: Any, batches: Sequence[Clips], test: Clips | None
+    ) -> Callable[[], Any]:
+        """A call that trains on every batch in turn and predicts the test clips, if there are any.
+
+        It gives the mean loss of the last batch.
+        """
+        import torch
+
+        steps = [self.torch_clips(batch) for batch in batches]
+        predicted = self.torch_clips(test)[0] if test else None
+        optimizer = self.optimizer.torch(model.parameters())
+
+        def call() -> Any:
+            model.train()
+            for inputs, labels in steps:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(*inputs), labels)
+                loss.backward()
+                optimizer.step()
+            if predicted:
+                model.eval()
+                with torch.no_grad():
+                    model(*predicted)
+            return loss.detach()
+
+        return call
+
+
+def forward(bench: Bench, clips: int) -> tuple[Case, Sides]:
+    """The logits of a batch; ours keeps its weights in --weights, PyTorch in float32."""
+    import jax
+    import jax.numpy as jnp
+
+    batch, dtype = bench.clips(clips), _WEIGHTS.value
+    variables = jax.tree.map(lambda a: jax.device_put(jnp.asarray(a, dtype)), bench.variables)
+    inputs = jax.device_put(batch[0])
+    program = jax.jit(bench.learner.predict).lower(variables, inputs)
+    compiled = program.compile(bench.compiler_options)
+
+    def ours() -> jax.Array:
+        return jax.block_until_ready(compiled(variables, inputs))
+
+    theirs = bench.torch_forward(bench.torch_model(bench.variables), batch)
+    apart = compare(f"forward_{clips}", ours(), theirs(), bench.precision)
+    sides = {"ours": per_call(ours, jax.block_until_ready), "torch": per_call(theirs, bench.wait)}
+    read = bench.work.read_parameters * jnp.dtype(dtype).itemsize
+    unit = f"batch of {clips}; weights {dtype}"
+    return Case(unit, clips * bench.work.forward_flops, read, apart), sides
+
+
+def train_step(bench: Bench) -> tuple[Case, Sides]:
+    """The training step on one batch again and again, from the same weights."""
+    import jax
+
+    from htnet_jax.learn import step as learn
+    from htnet_jax.learn.optim import Moment
+
+    clips = bench.clips(_BATCH_SIZE.value)
+    inputs, labels = clips
+    mask = np.ones(len(labels), np.float32)
+    batch = learn.Batch(inputs, {}, labels, mask, jax.random.key(0), Moment(0))
+    batch = jax.device_put(batch)
+    # Compiled, because the two moments of Adam would else be one and the same zeros.
+    state = [jax.jit(bench.learner.state_of)(bench.variables)]
+    program = jax.jit(bench.learner.step, donate_argnums=0).lower(state[0], batch)
+    compiled = program.compile(bench.compiler_options)
+
+    def ours() -> Any:
+        state[0], metrics = compiled(state[0], batch)
+        return metrics["loss"] / len(labels)
+
+    theirs = bench.torch_epoch(bench.torch_model(bench.variables), [clips], None)
+    apart = max(
+        compare(f"train_step, loss {index + 1}", ours(), theirs(), bench.precision)
+        for index in range(COMPARED_STEPS)
     )
-    sides = {"torch": side}
-    if _COMPILE.value:
-        sides["torch_compile"] = TorchSide(side.device, side.autocast, compiled=True)
-    coarse = "bfloat16" in (config.model.dtype, _WEIGHTS.value, _TORCH_DTYPE.value)
-    return Setup(
-        module=module,
-        bridge=bridge,
-        costs=COSTS[config.model.name](module, channels),
-        channels=channels,
-        optimizer=Optimizer(config.optimizer, config.learning_rate, config.weight_decay),
-        variables=parity.random_variables(module, bridge, channels, _SEED.value),
-        torch_sides=sides,
-        options=None if on_gpu else CPU_COMPILER_OPTIONS,
-        precision="bfloat16" if coarse else "tensorfloat32" if _TF32.value else "float32",
-        rng=np.random.default_rng(_SEED.value),
+    sides = {"ours": per_call(ours, jax.block_until_ready), "torch": per_call(theirs, bench.wait)}
+    return Case(f"step of {len(labels)} clips", len(labels) * bench.work.step_flops, None, apart), (
+        sides
     )
 
 
-def _measure(setup: Setup, builders: dict[str, Builder]) -> dict[str, Any]:
-    """All figures; the ceilings take their turns in every case, so that load meets them alike."""
-    from htnet_jax.torch_bridge import ceilings, speed_report
-    from htnet_jax.torch_bridge.stopwatch import alternate
-
-    repeats = _REPEATS.value
-    device, dtype = setup.torch_sides["torch"].device, _CONFIG.value.model.dtype
-    figures: dict[str, Any] = {}
-    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
-    total = 1 + len(builders) * (1 + repeats * (1 + len(setup.torch_sides) + 6))
-    with tqdm(total=total, mininterval=1) as bar:
-        bar.set_description("ceilings: compiling")
-        limits = ceilings.measures(device, dtype, *_CEILINGS[device], setup.options)
-        bar.update()
-        of_limits = {
-            (name, side): measure
-            for name, limit in limits.items()
-            for side, measure in limit.sides.items()
-        }
-        for case_name, build in builders.items():
-            bar.set_description(f"{case_name}: compiling")
-            case, sides = build(setup)
-            bar.update()
-            bar.set_description(case_name)
-            seconds = alternate({**sides, **of_limits}, repeats, bar.update)
-            now = {
-                name: speed_report.ceiling_figures(
-                    limit.work, limit.unit, {side: seconds[name, side] for side in limit.sides}
-                )
-                for name, limit in limits.items()
-            }
-            of_case = {side: seconds[side] for side in sides}
-            figures[case_name] = speed_report.case_figures(case, of_case, now)
-            for key in of_limits:
-                pooled.setdefault(key, []).append(seconds[key])
-            # They hold weights and optimizer states: free them before the next case has its own.
-            del sides
-            gc.collect()
-    figures["ceilings"] = {
-        name: speed_report.ceiling_figures(
-            limit.work,
-            limit.unit,
-            {side: np.concatenate(pooled[name, side]) for side in limit.sides},
-        )
-        for name, limit in limits.items()
-    }
-    return figures
-
-
-def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
-    """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
-    from htnet_jax.features.feeds import Feed
-    from htnet_jax.torch_bridge import speed, speed_report, stopwatch
+def folds(bench: Bench) -> tuple[Case, Sides]:
+    """Ours by the trainer of runs; PyTorch resumes the first fold after its first epoch."""
+    from htnet_jax.features.features import Feed
     from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
 
-    inputs, labels = setup.batch(_CLIPS)
+    inputs, labels = bench.clips(CLIPS)
     names = tuple(f"input {number}" for number in range(1, len(inputs) + 1))
-    subjects = np.arange(_CLIPS) % _SUBJECTS
-    folds = [
-        Fold(f"s{index:02}", train=subjects != index, test=subjects == index)
-        for index in range(_FOLDS.value)
-    ]
+    subjects = np.arange(CLIPS) % SUBJECTS
+    which = range(_FOLDS.value)
+    chosen = [Fold(f"s{i:02}", train=subjects != i, test=subjects == i) for i in which]
     trainer = FoldTrainer(
-        setup.module,
-        setup.optimizer.optax(),
+        bench.learner,
         Feed(names, dict(zip(names, inputs, strict=True))),
         labels,
-        folds,
+        chosen,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
+        folds_per_device=_GROUP.value,
         matmul_precision="tf32" if _TF32.value else "float32",
-        idle=setup.idle,
     )
+    compiling: list[float] = []
     # All once: should the memory not suffice, the groups become smaller here.
-    first, *_ = train_rounds(trainer, 1)
-    rounds = trainer.rounds()
-    logits = first.logits[-1]
-    train, test = np.flatnonzero(folds[0].train), np.flatnonzero(folds[0].test)
-    size = _BATCH_SIZE.value
-    steps = [train[at : at + size] for at in range(0, len(train), size)]
-
-    def clips(rows: np.ndarray) -> Any:
-        return tuple(one[rows] for one in inputs), labels[rows]
-
-    batches = [clips(rows) for rows in steps]
-    sides: dict[str, Measure] = {"ours": _folds_measure(trainer, rounds)}
-    apart = 0.0
-    for name, side in setup.torch_sides.items():
-        model = setup.torch_model(side, first.variables)
-        theirs = side.forward(model, clips(test))()
-        apart = max(apart, speed.compare(f"fold_epoch, {name}", logits, theirs, setup.precision))
-        epoch = side.epoch(model, setup.optimizer, batches, clips(test))
-        sides[name] = stopwatch.per_call(epoch, side.wait)
-    counts = [(int(fold.train.sum()), int(fold.test.sum())) for fold in folds]
-    flops = sum(
-        train * setup.costs.step_flops + test * setup.costs.forward_flops for train, test in counts
-    )
-    unit = f"epoch of a fold; ours {len(folds)} folds, {trainer.folds_per_device} a device at once"
-    return speed_report.Case(unit, flops // len(folds), None, apart), sides
-
-
-def _folds_measure(trainer: Any, rounds: Sequence[Any]) -> Measure:
-    """Measures seconds a fold-epoch: a longer run less a run of one epoch.
-
-    The difference leaves out the initial parameters and fetching the final ones, which a run does
-    once in hundreds of epochs.
-    """
-    from htnet_jax.torch_bridge.stopwatch import timed
+    first, *_ = train_rounds(trainer, 1, lambda progress: compiling.append(progress.compiling_s))
+    peak, rounds = _peak_bytes(), trainer.rounds()
 
     def seconds(epochs: int) -> float:
-        def run() -> None:
-            for folds in rounds:
-                trainer.train(folds, epochs)
+        return timed(lambda: [trainer.train(group, epochs) for group in rounds])
 
-        return timed(run)
-
-    extra = _EPOCHS.value or 1
-    if not _EPOCHS.value:
-        short = min(seconds(1), seconds(1))
-        while extra < _MAX_EPOCHS and seconds(1 + extra) - short < _EPOCH_SECONDS:
-            extra *= 2
-    count = extra * sum(map(len, rounds))
-
-    def measure() -> float:
-        longer, shorter = seconds(1 + extra), seconds(1)
+    def ours() -> float:
+        # The difference leaves out the initial parameters and fetching the final ones.
+        longer, shorter = seconds(1 + _EPOCHS.value), seconds(1)
         if longer <= shorter:
             raise UserError(
-                f"fold_epoch: {1 + extra} epochs took no longer than 1: the machine is too busy to "
-                "measure so little; raise --epochs"
+                f"folds: {1 + _EPOCHS.value} epochs took no longer than 1: the machine is too busy "
+                "to measure so little; raise --epochs"
             )
-        return (longer - shorter) / count
+        return (longer - shorter) / (_EPOCHS.value * len(chosen))
 
-    return measure
+    def clips(rows: np.ndarray) -> Clips:
+        return tuple(one[rows] for one in inputs), labels[rows]
+
+    train, test = np.flatnonzero(chosen[0].train), clips(np.flatnonzero(chosen[0].test))
+    starts = range(0, len(train), _BATCH_SIZE.value)
+    batches = [clips(train[start : start + _BATCH_SIZE.value]) for start in starts]
+    model = bench.torch_model(first.variables)
+    theirs = bench.torch_forward(model, test)()
+    apart = compare("folds, logits after an epoch", first.logits[-1], theirs, bench.precision)
+    work = bench.work
+    flops = [f.train.sum() * work.step_flops + f.test.sum() * work.forward_flops for f in chosen]
+    more = {
+        "folds": len(chosen),
+        "folds_per_device": trainer.folds_per_device,
+        "devices": trainer.device_count,
+        "compile_s": sum(compiling),
+        "program_bytes": trainer.program_bytes,
+        "peak_bytes": peak,
+    }
+    epoch = bench.torch_epoch(model, batches, test)
+    sides = {"ours": ours, "torch": per_call(epoch, bench.wait)}
+    return Case("epoch of a fold", int(sum(flops)) // len(flops), None, apart, more), sides
 
 
-def _machine() -> dict[str, Any]:
-    """Where and how the figures were measured."""
+def _peak_bytes() -> int:
+    """The most that the fullest accelerator has held; on a CPU, this process."""
     import jax
+
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if peaks := [one["peak_bytes_in_use"] for one in stats if one]:
+        return max(peaks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def compare(what: str, ours: Any, theirs: Any, precision: str) -> float:
+    """The largest difference of two results, relative to PyTorch's largest value.
+
+    Raises:
+        UserError: It is above the tolerance of `precision` (times of different computations cannot
+            be compared), or a result is not finite.
+    """
+    one, other = np.asarray(ours, np.float32), theirs.float().cpu().numpy()
+    if one.shape != other.shape:
+        raise ValueError(f"{what}: shapes {one.shape} and {other.shape}")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise UserError(f"{what}: ours or PyTorch's is not finite; lower the learning rate")
+    apart = float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
+    if apart > TOLERANCES[precision]:
+        raise UserError(
+            f"{what}: ours and PyTorch's differ by {apart:.1e}, more than {precision} allows "
+            f"({TOLERANCES[precision]:.0e}); find the first difference by tools/check_parity.py"
+        )
+    return apart
+
+
+@dataclasses.dataclass
+class Work:
+    """Useful work of a network; FLOPs are those of one clip, a multiply-add counted as 2.
+
+    Attributes:
+        forward_flops: Of the products of a forward pass.
+        step_flops: Of forward and backward pass: a product has two gradients, but only one if what
+            it reads needs none.
+        read_parameters: Numbers that a forward pass reads.
+    """
+
+    forward_flops: int = 0
+    step_flops: int = 0
+    read_parameters: int = 0
+
+    def add(self, flops: int, read: Any) -> None:
+        """Adds a product of some tensor."""
+        self.forward_flops += flops
+        self.step_flops += flops * (3 if read.requires_grad else 2)
+
+
+def count_work(model: Any, clip: Sequence[Any]) -> Work:
+    """The work of a PyTorch network on the inputs of one clip; meta tensors do."""
     import torch
 
-    import htnet_jax
+    from htnet_jax.torch_bridge.layers import Attention
 
-    names = ("jax", "jaxlib", "flax", "numpy", "torch")
-    device = jax.local_devices()[0]
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "processor": _processor(),
-        "platform": device.platform,
-        "device": device.device_kind,
-        "devices": jax.local_device_count(),
-        "torch_device": torch.cuda.get_device_name() if device.platform == "gpu" else "cpu",
-        "versions": {
-            "python": platform.python_version(),
-            "htnet_jax": htnet_jax.__version__,
-            **{name: importlib.metadata.version(name) for name in names},
-        },
-        "model": _CONFIG.value.model.to_dict(),
-    }
+    work = Work(read_parameters=sum(parameter.numel() for parameter in model.parameters()))
 
+    def product(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        places = inputs[0].numel() // layer.weight.shape[1]
+        if isinstance(layer, torch.nn.Conv2d):
+            places = math.prod(map(_taps, inputs[0].shape[2:], *_window(layer)))
+            places *= len(inputs[0])
+            work.add(2 * places * math.prod(layer.weight.shape[:2]), inputs[0])
+        else:
+            work.add(2 * places * layer.weight.numel(), inputs[0])
 
-def _processor() -> str:
-    """The processor's name; on Linux as the kernel says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.machine()
-
-
-if __name__ == "__main__":
-    run_command(main, flags_parser=parser_for(_CONFIG))
+    def attention(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        blocks, tokens, width = layer.attended_shape
+        if tokens > 1:  # scores, and the weighted sum
+            work.add(2 * 2 * blocks * tokens**2 * width, inputs[0])
+        else:
+            idle = 2 * next(layer.parameters()).numel() // 3
+            work.add(-2 * blocks * idle, inputs[0])
+            work.read_parameters -= idle
+    raise NotImplementedError

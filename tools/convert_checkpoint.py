@@ -190,7 +190,7 @@ def _bridge(config: ConfigDict) -> Any:
 def _guess_network(config: ConfigDict, state_dict: Mapping[str, Any]) -> None:
     """Without settings, the network is the one whose names a file has, if there is one."""
     from htnet_jax.torch_bridge import BRIDGES
-    from htnet_jax.torch_bridge.tables import match
+    from htnet_jax.torch_bridge.convert import match
 
     def known_names(name: str) -> int:
         rules = BRIDGES[name].table

@@ -18,7 +18,7 @@ import torch
 from htnet_jax.errors import UserError
 from htnet_jax.models.idle import join, split
 from htnet_jax.torch_bridge import convert
-from htnet_jax.torch_bridge.tables import Bridge
+from htnet_jax.torch_bridge.convert import Bridge
 from htnet_jax.torch_bridge.traces import Batch, Optimizer, inputs_of
 
 # Largest difference of logits or losses that passes, relative to the largest value: rounding of

@@ -12,9 +12,9 @@ import numpy as np
 
 from htnet_jax.models.costs import Costs
 from htnet_jax.torch_bridge import speed
+from htnet_jax.torch_bridge.convert import Bridge
 from htnet_jax.torch_bridge.speed_report import Case
 from htnet_jax.torch_bridge.stopwatch import Measure, per_call
-from htnet_jax.torch_bridge.tables import Bridge
 from htnet_jax.torch_bridge.traces import Optimizer
 
 # Steps whose losses must agree: the second one depends on the gradient and Adam as well.
