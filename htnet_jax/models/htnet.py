@@ -292,7 +292,7 @@ class HTNet(nn.Module):
     """
 
     # What `config.inputs` names for it.
-    usual_inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
+    inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     num_classes: int = 3
     image_size: int = 28

@@ -6,6 +6,9 @@ matter only for speed; the functions computed are the textbook ones.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -262,3 +265,16 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """
     # Columns first, so that a tie goes to the first element in row-major order.
     return _halve(_halve(x, x.ndim - 2), x.ndim - 3)
+
+
+_MASK: contextvars.ContextVar = contextvars.ContextVar("batch_mask", default=None)
+
+
+@contextlib.contextmanager
+def batch_mask(mask: jax.Array | None) -> Iterator[None]:
+    """STUB."""
+    token = _MASK.set(mask)
+    try:
+        yield
+    finally:
+        _MASK.reset(token)

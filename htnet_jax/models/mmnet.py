@@ -300,7 +300,7 @@ class MMNet(nn.Module):
     """
 
     # What `config.inputs` names for it.
-    usual_inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
+    inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
 
     num_classes: int = 5
     image_size: int = 224

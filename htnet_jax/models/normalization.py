@@ -49,6 +49,10 @@ class BatchNorm(nn.Module):
         Returns:
             The same shape, in `dtype`.
         """
+        from htnet_jax.models import layers
+
+        if weights is None:
+            weights = layers._MASK.get()
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))

@@ -16,7 +16,7 @@ import optax
 import torch
 
 from htnet_jax.errors import UserError
-from htnet_jax.models.idle import join, split
+from htnet_jax.learn.idle import join, split
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Bridge
 from htnet_jax.torch_bridge.traces import Batch, Optimizer, inputs_of

@@ -17,7 +17,9 @@ from scipy import special
 from htnet_jax.baselines import Baseline, Fitted
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import metrics, protocols
-from htnet_jax.training.cluster import ALONE, Cluster
+
+ALONE = type("C", (), {"index": 0, "count": 1})()
+Cluster = object
 from htnet_jax.training.folds import Fold, FoldResult, Keeping, Progress
 
 
@@ -172,7 +174,7 @@ class BaselineTrainer:
                 f"fold {fold.name}: loss or logits are not finite; check the inputs and {baseline}"
             )
         self.choices[fold.name] = baseline.chosen_from(self._baseline)
-        return FoldResult(fold, logits[None], np.array([loss], np.float32), None)
+        return FoldResult(fold, logits[None], np.array([loss], np.float32))
 
     def _choose(self, fold: Fold, unconverged: list[str]) -> Baseline:
         """The candidate that best predicts the training people, each part from the others."""

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from htnet_jax.learn import optim
+from htnet_jax.learn.idle import join, split
 from htnet_jax.models import HTNet
 from htnet_jax.models.htnet import LocalAttention
-from htnet_jax.models.idle import join, split
 
 PARAMS = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "b": np.arange(4.0)}
 

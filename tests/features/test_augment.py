@@ -11,9 +11,9 @@ import pytest
 from fakes.recording import log_gradients
 from flax import linen as nn
 
-from htnet_jax.features import augmentation
-from htnet_jax.features.augmentation import Geometry, Move
-from htnet_jax.features.feeds import Feed
+from htnet_jax.features import Feed, augment
+from htnet_jax.features.augment import Geometry, Move
+from htnet_jax.learn.step import Learner
 from htnet_jax.training.folds import Fold, FoldTrainer
 
 SIDE = 9
@@ -34,7 +34,7 @@ MOVES = [
 GEOMETRY = Geometry(flip=0.25, rotation=4.0, shift=3)
 
 
-draw_moves = jax.jit(augmentation.draw_moves, static_argnums=1)
+draw_moves = jax.jit(augment.draw_moves, static_argnums=1)
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def keys():
     return jax.random.split(jax.random.key(0), 3000)
 
 
-def pictures(count, seed=0, side=SIDE):
+def images(count, seed=0, side=SIDE):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
@@ -79,10 +79,10 @@ def by_numpy(frame, flipped, angle, down, right):
 def test_moves_equal_plain_numpy():
     flipped, angle, down, right = (np.array(values) for values in zip(*MOVES, strict=True))
     move = Move(flipped, np.float32(angle), down.astype(np.int32), right.astype(np.int32))
-    pixels = pictures(20)
+    pixels = images(20)
     rows = np.arange(len(MOVES), dtype=np.int32) + 5
-    where = augmentation.sources(move, SIDE)
-    found = augmentation.moved(jnp.asarray(pixels), rows, where)
+    where = augment.sources(move, SIDE)
+    found = augment.moved_images(jnp.asarray(pixels), rows, where)
     assert found.shape == (len(MOVES), SIDE, SIDE, 3)
     assert found.dtype == np.float32
     for clip, move in enumerate(MOVES):
@@ -98,8 +98,61 @@ def test_positive_angles_turn_clockwise():
     pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     pixels[0, 4, 7] = 255
     move = Move(*(np.array([value]) for value in (False, np.float32(90), 0, 0)))
-    found = augmentation.moved(pixels, np.array([0]), augmentation.sources(move, SIDE))
+    found = augment.moved_images(pixels, np.array([0]), augment.sources(move, SIDE))
     assert np.argwhere(found[0, ..., 0] == found[0, ..., 0].max()).tolist() == [[7, 4]]
+
+
+def test_a_field_turns_with_its_vectors():
+    """A quarter turn clockwise: the vector right of the centre comes below, and points down."""
+    field = np.zeros((1, SIDE, SIDE, 3), np.float32)
+    field[0, 4, 7] = (1.0, 0.25, 9.0)  # u, v, strain
+    move = Move(*(np.array([value]) for value in (False, np.float32(90), 0, 0)))
+    where = augment.sources(move, SIDE)
+    found = np.array(augment.moved_fields(field, np.array([0]), where, move, (0, 1)))
+    np.testing.assert_allclose(found[0, 7, 4], (-0.25, 1.0, 9.0), atol=1e-6)
+    found[0, 7, 4] = 0
+    assert not found.any()
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_moved_flow_is_the_flow_of_the_moved_face(move):
+    """A linear motion field v = A (x - centre) turns as R A R^-1, and is mirrored as M A M."""
+    flipped, angle, down, right = move
+    matrix = np.array([[0.3, -0.2], [0.5, 0.1]])
+    row, column = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    field = np.stack([column, row], axis=-1) @ matrix.T
+    drawn = Move(*(np.array([value]) for value in (flipped, np.float32(angle), down, right)))
+    where = augment.sources(drawn, SIDE)
+    found = augment.moved_fields(np.float32(field[None]), np.array([0]), where, drawn, (0, 1))[0]
+    turn = np.radians(angle)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    change = rotation @ np.diag([-1.0 if flipped else 1.0, 1.0])
+    moved = change @ matrix @ np.linalg.inv(change)
+    expected = np.stack([column - right, row - down], axis=-1) @ moved.T
+    inside = np.asarray(where[2][0])
+    # The nearest pixel is up to half a diagonal away.
+    nearest = np.abs(matrix).sum() * 0.75
+    assert np.abs(np.where(inside[..., None], found - expected, 0)).max() < nearest
+    assert not found[~inside].any()
+
+
+def test_smaller_images_are_shifted_by_as_much_of_the_face():
+    move = Move(*(np.array([value]) for value in (False, np.float32(0), 4, -2)))
+    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, axis=-1)
+    found = augment.gathered(images, np.array([0]), augment.sources(move, 4, scale=0.5))
+    # By 2 down and 1 to the left.
+    np.testing.assert_array_equal(found[0, 2:, :3, 0], images[0, :2, 1:, 0])
+
+
+def test_clips_of_several_images_are_moved_alike():
+    move = draw_moves(keys()[:2], Geometry(flip=0.5, rotation=20.0, shift=2))
+    where, bank = augment.sources(move, SIDE), images(6)
+    rows = np.array([[0, 3, 1], [5, 2, 4]])
+    found = augment.moved_images(bank, rows, where)
+    assert found.shape == (2, 3, SIDE, SIDE, 3)
+    for place in range(3):
+        alone = augment.moved_images(bank, rows[:, place], where)
+        np.testing.assert_array_equal(found[:, place], alone)
 
 
 def test_draws_lie_within_bounds_on_both_sides():
@@ -131,7 +184,7 @@ def test_what_is_not_asked_for_is_not_moved():
 
 def test_normalise_with_imagenets_constants():
     """(value / 255 - mean) / std of each channel, as torchvision's documentation gives them."""
-    found = augmentation.normalise(jnp.array([[0, 0, 0], [255, 255, 255], [100, 150, 200]], "u1"))
+    found = augment.normalise(jnp.array([[0, 0, 0], [255, 255, 255], [100, 150, 200]], "u1"))
     expected = [
         [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
         [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225],
@@ -144,7 +197,7 @@ def test_normalise_with_imagenets_constants():
 def test_jitter_draws_all_frames_of_a_clip_and_no_others():
     first = np.repeat(np.array([0, 7, 20], np.int32), 1000)
     count = np.repeat(np.array([1, 4, 10], np.int32), 1000)
-    found = np.asarray(augmentation.jittered(keys(), first, count)).reshape(3, 1000)
+    found = np.asarray(augment.jittered(keys(), first, count)).reshape(3, 1000)
     for drawn, start, length in zip(found, (0, 7, 20), (1, 4, 10), strict=True):
         values, counts = np.unique(drawn, return_counts=True)
         assert values.tolist() == [*range(start, start + length)]
@@ -161,10 +214,11 @@ def frames_feed():
     """Five onset and five apex frames a clip, with jitter of both."""
     starts = 10 * CLIPS
     five = np.full(len(CLIPS), 5, np.int32)
-    arrays = {"frames": pictures(10 * len(CLIPS))}
+    arrays = {"frames": images(10 * len(CLIPS))}
     arrays |= {"onset/exact": starts, "onset/first": starts, "onset/count": five}
     arrays |= {"apex/exact": starts + 7, "apex/first": starts + 5, "apex/count": five}
-    return Feed(("onset", "apex"), arrays, GEOMETRY)
+    banks = {"onset": "frames", "apex": "frames"}
+    return Feed(("onset", "apex"), arrays, GEOMETRY, banks=banks)
 
 
 FEED = frames_feed()
@@ -172,7 +226,7 @@ FEED = frames_feed()
 
 @jax.jit
 def varied_by(arrays, rows, seed):
-    return FEED.varied(arrays, rows, jax.random.key(seed))
+    return FEED.varied(arrays, rows, jax.random.key(seed))[0]
 
 
 def varied(rows=CLIPS, seed=1, **changes):
@@ -192,10 +246,10 @@ def test_another_epoch_varies_otherwise():
 
 def test_both_frames_of_a_clip_are_moved_alike():
     """All frames of a clip look the same here, so that only the move shows."""
-    alike = np.repeat(pictures(len(CLIPS)), 10, axis=0)
+    alike = np.repeat(images(len(CLIPS)), 10, axis=0)
     onset, apex = varied(frames=alike)
     np.testing.assert_array_equal(onset, apex)
-    exact = augmentation.normalise(jnp.asarray(alike[::10]))
+    exact = augment.normalise(jnp.asarray(alike[::10]))
     assert all(not np.array_equal(a, b) for a, b in zip(onset, exact, strict=True))
 
 
@@ -219,8 +273,8 @@ class Seen(nn.Module):
     def __call__(self, clip, apex, *, train):
         kernel = self.param("kernel", nn.initializers.zeros, (self.clips, 3))
         self.param("log", nn.initializers.zeros, (self.steps, self.clips))
-        brightness = apex[:, 0, 0, :1] * augmentation.IMAGENET_STD[0]
-        return clip @ kernel * (brightness + augmentation.IMAGENET_MEAN[0])
+        brightness = apex[:, 0, 0, :1] * augment.IMAGENET_STD[0]
+        return clip @ kernel * (brightness + augment.IMAGENET_MEAN[0])
 
 
 @pytest.mark.slow
@@ -240,9 +294,8 @@ def test_draws_come_from_seed_fold_epoch_and_clip_alone():
         Fold("a again", ~test, test, repetition=1, stream="a"),
     ]
     trainer = FoldTrainer(
-        Seen(clips, steps=epochs * 3),
-        log_gradients(),
-        Feed(("flow", "apex"), arrays),
+        Learner(Seen(clips, steps=epochs * 3), log_gradients()),
+        Feed(("flow", "apex"), arrays, banks={"apex": "frames"}),
         np.zeros(clips, np.int32),
         folds,
         batch_size=batch,
@@ -253,7 +306,7 @@ def test_draws_come_from_seed_fold_epoch_and_clip_alone():
     found = []
     for result in trainer.train(trainer.rounds()[0], epochs):
         # The gradient of the mean over a batch, at a uniform softmax.
-        log = result.params["log"].reshape(epochs, 3, clips)
+        log = result.variables["params"]["log"].reshape(epochs, 3, clips)
         sizes = (log > 0).sum(axis=2, keepdims=True)
         assert sizes[..., 0].tolist() == [[5, 5, 1]] * epochs
         length = np.sqrt(1 / 9 + 1 / 9 + 4 / 9)

@@ -12,14 +12,12 @@ from flax import linen as nn
 from flax import traverse_util
 
 from htnet_jax.config import default_config
-from htnet_jax.errors import UserError
+from htnet_jax.learn import epochs, optim, step
 from htnet_jax.models.normalization import BatchNorm
 from htnet_jax.training import folds as folds_module
-from htnet_jax.training import trainers
 from htnet_jax.training.folds import Fold, FoldTrainer, Keeping
-from htnet_jax.training.handover import Handover
-from htnet_jax.training.snapshots import Snapshots
-from htnet_jax.training.stopping import StopRequest
+from htnet_jax.training.interrupts import Stopped, StopRequest
+from htnet_jax.training.state import Snapshots
 
 BATCH, EPOCHS, SEED, CLASSES = 4, 5, 3, 3
 # They train on 15, 14, 12 and 10 clips: "d" has no clip for the fourth step of the others, "e"
@@ -33,10 +31,10 @@ class Net(nn.Module):
     """With batch statistics and two outputs to spare; small, because compiling takes the time."""
 
     @nn.compact
-    def __call__(self, x, *, train, weights=None):
+    def __call__(self, x, *, train):
         # No bias: the next layer takes it away, and Adam would make steps of its rounding.
         x = nn.Dense(4, use_bias=False, name="first")(x)
-        x = BatchNorm(name="norm")(x, train=train, weights=weights)
+        x = BatchNorm(name="norm")(x, train=train)
         return nn.Dense(CLASSES + 2, name="last")(nn.relu(x))
 
 
@@ -53,6 +51,7 @@ def make_folds(names=NAMES):
 def make_config():
     config = default_config()
     config.optimizer, config.learning_rate, config.weight_decay = "adamw", RATE, DECAY
+    config.schedule, config.ema = "step", 0.0
     config.learning_rate_decay, config.learning_rate_decay_epochs = LESS, TIMES
     return config
 
@@ -60,15 +59,13 @@ def make_config():
 def make_trainer(devices, group):
     config = make_config()
     return FoldTrainer(
-        Net(),
-        trainers.optimizer_of(config),
+        step.make(Net(), config),
         *make_data(),
         make_folds(),
         batch_size=BATCH,
         seed=SEED,
         folds_per_device=group,
         devices=jax.local_devices()[:devices],
-        schedule=trainers.schedule_of(config),
         classes=CLASSES,
     )
 
@@ -186,22 +183,16 @@ def test_equals_a_plain_loop(name):
     assert result.variables.keys() == {"params", "batch_stats"}
     assert_close(result.variables, variables)
     assert losses[-1] < 0.8 * losses[0]
-    statistics = result.collections["batch_stats"]["norm"]
+    statistics = result.variables["batch_stats"]["norm"]
     assert np.abs(statistics["mean"]).min() > 1e-3  # they started at 0
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(result.variables))
 
 
 def test_decay_and_schedule_matter():
     """Without either of them the loop above would not agree."""
-    config = make_config()
-    schedule = trainers.schedule_of(config)
-    found = [float(schedule(jnp.int32(epoch))) for epoch in (0, 1, 3, 4, 50)]
+    grown, schedule = optim.make(make_config())
+    found = [float(schedule(optim.Moment(jnp.int32(epoch)))) for epoch in (0, 1, 3, 4, 50)]
     np.testing.assert_allclose(found, [1, 0.7, 0.343, 0.343, 0.343], rtol=1e-6)
-    config.epochs, config.learning_rate_decay_epochs = 9, 0
-    assert float(trainers.schedule_of(config)(jnp.int32(8))) == pytest.approx(0.7**8, rel=1e-5)
-    config.learning_rate_decay, config.learning_rate_decay_epochs = 1.0, 5
-    assert trainers.schedule_of(config) is None
-    grown = trainers.optimizer_of(make_config())
     params = {"scale": jnp.ones(2)}
     update, _ = grown.update({"scale": jnp.zeros(2)}, grown.init(params), params)
     np.testing.assert_allclose(update["scale"], -RATE * DECAY, rtol=1e-6)  # on gains as well
@@ -210,7 +201,7 @@ def test_decay_and_schedule_matter():
 @pytest.mark.slow
 def test_same_results_in_groups_and_with_test_clips_in_parts(monkeypatch):
     """ "e" has six test clips: three parts of two, of which the others need fewer."""
-    monkeypatch.setattr(folds_module, "MAX_TEST_BYTES", 2 * 6 * 4)
+    monkeypatch.setattr(epochs, "MAX_TEST_BYTES", 2 * 6 * 4)
     for name, result in train_all(make_trainer(2, 2)).items():
         assert_close(parts(result), parts(outcome(4, 1)[name]))
 
@@ -228,7 +219,7 @@ def test_same_results_in_groups():
 
 @pytest.mark.slow
 def test_same_results_with_test_clips_in_parts(monkeypatch):
-    monkeypatch.setattr(folds_module, "MAX_TEST_BYTES", 2 * 6 * 4)
+    monkeypatch.setattr(epochs, "MAX_TEST_BYTES", 2 * 6 * 4)
     for name, result in train_all(make_trainer(4, 1)).items():
         assert_close(parts(result), parts(outcome(4, 1)[name]))
 
@@ -236,54 +227,25 @@ def test_same_results_with_test_clips_in_parts(monkeypatch):
 # --- kept on disk ---------------------------------------------------------------------------------
 
 
-def test_an_interrupted_round_goes_on_with_its_statistics(monkeypatch, tmp_path):
+def test_an_interrupted_round_resumes_with_its_statistics(monkeypatch, tmp_path):
     trainer, expected = trainer_of(4, 1), outcome(4, 1)
     monkeypatch.setattr(folds_module, "SECONDS_PER_CALL", 0)  # an epoch a call
     monkeypatch.setattr(trainer, "_epochs_per_call", 1)
     (folds,) = trainer.rounds()
     seen = []
-    stop = StopRequest(lambda: "stopped" if seen and seen[-1].epoch == 2 else "")
-    keeping = Keeping(Snapshots(tmp_path / "state", {"of": "this"}), 0, stop)
-    with pytest.raises(UserError, match="stopped"):
+
+    class Asked:
+        """A stop that is asked for after the second epoch."""
+
+        @property
+        def number(self):
+            return 15 * (bool(seen) and seen[-1].epoch == 2)
+
+    keeping = Keeping(Snapshots(tmp_path / "state", {"of": "this"}), 0, Asked())
+    with pytest.raises(Stopped):
         trainer.train(folds, EPOCHS, seen.append, keeping)
     seen = []
     again = Keeping(Snapshots(tmp_path / "state", {"of": "this"}), 0, StopRequest())
     results = trainer.train(folds, EPOCHS, seen.append, again)
     assert [progress.epoch for progress in seen] == [2, 3, 4, 5]
     assert_same_bits({result.fold.name: result for result in results}, expected)
-
-
-def test_a_helper_hands_over_all_collections(tmp_path):
-    variables = outcome(4, 1)["e"].variables
-    Handover(tmp_path).leave_variables("e", variables)
-    taken = []
-    Handover(tmp_path).take_variables("e", taken.append)
-    (found,) = taken
-    jax.tree.map(np.testing.assert_array_equal, found, variables)
-    Handover(tmp_path).take_variables("e", taken.append)
-    assert len(taken) == 1  # taken once
-
-
-# --- from a config --------------------------------------------------------------------------------
-
-
-class WithIdleColumns(Net):
-    def idle_columns(self):
-        return {"last/bias": 1}
-
-
-@pytest.mark.parametrize(("decay", "idle"), [(0.0, {"last/bias": 1}), (0.1, None)])
-def test_idle_columns_are_trained_if_weights_decay(monkeypatch, decay, idle):
-    """AdamW moves every parameter; Adam leaves alone what has no gradient."""
-    seen = {}
-    monkeypatch.setattr(trainers, "FoldTrainer", lambda *_, **options: seen.update(options))
-    config = make_config()
-    config.weight_decay, config.spare_outputs = decay, 2
-
-    class Plan:
-        labels, class_names = make_data()[1], ("negative", "positive", "surprise")
-
-    trainers.make_trainer(WithIdleColumns(), config, Plan, None, make_folds(), 0)
-    assert seen["idle"] == idle
-    assert seen["classes"] == 3
-    assert float(seen["schedule"](jnp.int32(2))) == pytest.approx(LESS**2)
