@@ -214,9 +214,10 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             )
             for _ in range(count)
         ]
-    from htnet_jax.datasets import loading
     from htnet_jax.features.inputs import check_names, make_feed
     from htnet_jax.training.planning import check_fit
+
+    from htnet_jax.datasets import loading
 
     check_names(config, module)
     arrays = loading.load(

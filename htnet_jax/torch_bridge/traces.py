@@ -44,6 +44,12 @@ class Optimizer:
     learning_rate: float = 5e-5
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of_config(cls, config: Any) -> Optimizer:
+        """The one that a run's settings name."""
+        keys = optim.OPTIMIZERS[config.optimizer].settings
+        return cls(config.optimizer, config.learning_rate, {key: config[key] for key in keys})
+
     def optax(self) -> optax.GradientTransformation:
         """As training uses it."""
         return optim.OPTIMIZERS[self.name].make(self.learning_rate, **self.settings)
