@@ -235,6 +235,12 @@ def run(
     return reports
 
 
+def parts(dtypes: Sequence[str], steps: int) -> int:
+    """At most how often `run` tells its progress."""
+    sides = 2 * len(dtypes) + ("float64" not in dtypes)
+    return sides * (1 + max(1, steps))
+
+
 def compare(ours: Trace, theirs: Trace, dtype: str, reference: Trace | None = None) -> Report:
     """All differences between two traces, in order of computation.
 
