@@ -22,4 +22,6 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
+        if x.shape[1] != self.image_size:
+            raise ValueError(f"x has {x.shape[1]} px; set image_size={x.shape[1]}")
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1) / np.float32(255))
