@@ -18,7 +18,7 @@ from torch import nn
 
 from htnet_jax.errors import Problems
 from htnet_jax.models import mmnet as flax_mmnet
-from htnet_jax.models.vit import VIT_LAYER_NORM_EPS
+from htnet_jax.models.layers import VIT_LAYER_NORM_EPS
 from htnet_jax.torch_bridge.drop_path import DropPath
 from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape
 

@@ -22,7 +22,7 @@ from htnet_jax.config import default_config
 from htnet_jax.evaluation import report
 from htnet_jax.models.convolution import Conv
 from htnet_jax.models.layers import Dense
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm
 from htnet_jax.torch_bridge import Bridge, Rule, convert, parity
 from htnet_jax.torch_bridge.traces import Optimizer
 from htnet_jax.training import experiment

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from htnet_jax.models.layers import batch_mask
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm
 
 assert_close = np.testing.assert_allclose
 NORM = BatchNorm()
