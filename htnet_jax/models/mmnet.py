@@ -7,7 +7,7 @@ and used on their own.
 The main branch sees `apex - onset` and carries a map of attention from block to block; the
 position-calibration branch sees the onset frame on a coarse grid. Their sum is classified.
 
-With `mutable=["intermediates"]` the values between the layers can be had as well; else they cost
+With `mutable=["intermediates"]` the values between the layers are returned as well; else they cost
 nothing.
 """
 
@@ -21,18 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from htnet_jax.models.convolution import Conv, Pointwise, kaiming_normal_fan_out
 from htnet_jax.models.layers import (
+    VIT_LAYER_NORM_EPS,
+    BatchNorm,
+    Block,
+    Conv,
     Dense,
     LayerNorm,
     check_images,
-    first_maximum,
-    max_pool_3x3_stride_2,
-    product,
+    kaiming_normal_fan_out,
     torch_uniform,
+    vit_normal,
 )
-from htnet_jax.models.normalization import BatchNorm
-from htnet_jax.models.vit import VIT_LAYER_NORM_EPS, ViTBlock, vit_normal
+from htnet_jax.models.xla_cpu import channel_maximum, channel_mean, max_pool_3x3_stride_2, product
 
 # Pixels a side of a cell of the coarse grid: what strides of 2 in the stem and in three of the four
 # blocks make of a pixel of the last map.
@@ -58,53 +59,12 @@ def shrink(frames: jax.Array) -> jax.Array:
     return cells[:, :, middle, :, middle].mean(axis=(2, 4))
 
 
-@jax.custom_vjp
-def channel_mean(x: jax.Array) -> jax.Array:
-    """The mean of the channels of every position, `(..., C)` -> `(..., 1)`.
-
-    As a product with ones: XLA's CPU backend is slow at sums over the last axis.
-    """
-    ones = jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
-    flat = x.reshape(-1, x.shape[-1])
-    # In float32 even where products may be coarser.
-    mean = jnp.matmul(flat, ones, precision=jax.lax.Precision.HIGHEST)
-    return mean.reshape(*x.shape[:-1], 1)
-
-
-channel_mean.defvjp(
-    lambda x: (channel_mean(x), x.shape),
-    lambda shape, gradient: (jnp.broadcast_to(gradient / shape[-1], shape),),
-)
-
-
-def channel_maximum(x: jax.Array) -> jax.Array:
-    """The largest channel of every position; the gradient of a tie goes to one of them.
-
-    By halves, because XLA's CPU backend is slow at maxima over the last axis. The gradient of
-    `x.max(axis=-1)` divides by the number of channels that equal the maximum. XLA may compute x
-    once more for that comparison, rounded otherwise: then none does, and 0 / 0 is NaN (seen on a
-    CPU, with optimisations off).
-
-    Args:
-        x: `(..., C)` floats.
-
-    Returns:
-        `(..., 1)`.
-    """
-    while (count := x.shape[-1]) > 1:
-        half = count // 2
-        left = [] if count % 2 == 0 else [x[..., 2 * half :]]
-        larger = first_maximum(x[..., :half], x[..., half : 2 * half])
-        x = jnp.concatenate([larger, *left], axis=-1) if left else larger
-    return x
-
-
 class ConvNorm(nn.Module):
     """A convolution without bias and batch normalisation.
 
     Attributes:
         features: Output channels.
-        kernel_size: 3 (with padding 1) or 1.
+        kernel_size: Side of the kernel, odd; padding keeps the map's size at stride 1.
         stride: Pixels between two windows.
         dtype: Type of the computation.
         kernel_init: How the kernel starts; default: kaiming normal by fan-out.
@@ -120,8 +80,16 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, H / stride, W / stride, features)`; see `BatchNorm`."""
         init = self.kernel_init or kaiming_normal_fan_out(self.kernel_size**2)
-        layer = {3: Conv, 1: Pointwise}[self.kernel_size]
-        x = layer(self.features, self.stride, self.dtype, init, name="conv")(x)
+        x = Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            self.kernel_size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=init,
+            name="conv",
+        )(x)
         return BatchNorm(self.dtype, name="norm")(x, train=train)
 
 
@@ -149,7 +117,7 @@ class AttentionMap(nn.Module):
 
 
 class ContinuousAttentionBlock(nn.Module):
-    """A residual block whose output is weighted by a map of attention that the next block goes on.
+    """A residual block whose output is weighted by a map of attention, which it hands on.
 
     3x3 convolution, BN, ReLU, 1x1 convolution, BN; plus the skip, which is the identity or, with
     stride 2 or another width, a 1x1 convolution and BN; ReLU; times the map. The block's own map is
@@ -235,9 +203,17 @@ class PositionCalibration(nn.Module):
         x = x + place.astype(x.dtype)[None]
         self.sow("intermediates", "positioned", x)
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
-            x = ViTBlock(self.heads, self.mlp_mult, float(rate), self.dtype, name=f"block_{index}")(
-                x, train=train
-            )
+            x = Block(
+                self.heads,
+                self.mlp_mult,
+                drop_path=float(rate),
+                qkv_bias=True,
+                norm_eps=VIT_LAYER_NORM_EPS,
+                dtype=self.dtype,
+                kernel_init=vit_normal,
+                bias_init=nn.initializers.zeros,
+                name=f"block_{index}",
+            )(x, train=train)
         x = LayerNorm(self.dtype, VIT_LAYER_NORM_EPS, name="norm")(x)
         return x.reshape(batch, height, width, self.features)
 

@@ -20,9 +20,7 @@ import htnet_jax
 from htnet_jax import models, torch_bridge
 from htnet_jax.config import default_config
 from htnet_jax.evaluation import report
-from htnet_jax.models.convolution import Conv
-from htnet_jax.models.layers import Dense
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm, Conv, Dense, check_images
 from htnet_jax.torch_bridge import Bridge, Rule, convert, parity
 from htnet_jax.torch_bridge.traces import Optimizer
 from htnet_jax.training import experiment
@@ -54,8 +52,10 @@ class TwoLooks(nn.Module):
 
     @nn.compact
     def __call__(self, onset, flow, *, train):
+        check_images("onset", onset, self.image_size, channels=3)
         dtype = jnp.dtype(self.dtype)
-        x = Conv(self.width, 2, dtype, name="look")(onset.astype(dtype))
+        look = Conv(self.width, (3, 3), 2, 1, use_bias=False, dtype=dtype, name="look")
+        x = look(onset.astype(dtype))
         x = nn.relu(BatchNorm(dtype, name="norm")(x, train=train))
         seen = jnp.concatenate([x.mean(axis=(1, 2)), flow.astype(dtype).mean(axis=(1, 2))], axis=-1)
         return Dense(self.num_classes, dtype, name="head")(seen)

@@ -6,16 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from fakes.modules import normal
 
-from htnet_jax.models.layers import batch_mask
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm, batch_mask
 
 assert_close = np.testing.assert_allclose
 NORM = BatchNorm()
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def start(channels, seed=0):
