@@ -51,7 +51,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """`(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 (grey, RGB, RGBA) as a PNG; same pixels, same bytes."""
+    """`(H, W)`, `(H, W, 3)` or `(H, W, 4)` uint8 (grey, RGB, RGBA) as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", optimize=True)
     return buffer.getvalue()
@@ -105,7 +105,7 @@ def colour_wheel(side: int = 128) -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """`image` repeated a whole number of times, so that its longer side has at least `side` pixels."""
+    """`(H, W, ...)` with every pixel repeated, so that the longer side is at least `side`."""
     times = -(-side // max(image.shape[:2]))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
