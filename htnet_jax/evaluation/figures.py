@@ -376,9 +376,7 @@ def draw_intervals(runs: Sequence[Run], mark: str = "") -> Drawn:
     return _drawn(figure, mark, "Scores of all runs with their intervals. " + " ".join(words))
 
 
-def agreement(
-    first: Sequence[Subject], second: Sequence[Subject]
-) -> tuple[np.ndarray, np.ndarray]:
+def agreement(first: Sequence[Subject], second: Sequence[Subject]) -> tuple[np.ndarray, np.ndarray]:
     """Two runs' accuracies of the same subjects.
 
     Args:
@@ -414,9 +412,7 @@ def draw_agreement(
         mark: A warning that is drawn below.
     """
     # Equal on paper may differ by rounding: means over different numbers of seeds.
-    points, there = np.unique(
-        np.round(np.stack(shares, axis=1), 9), axis=0, return_counts=True
-    )
+    points, there = np.unique(np.round(np.stack(shares, axis=1), 9), axis=0, return_counts=True)
     figure, axes = _square(4.5, 0.09)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.scatter(*points.T, 28 * there, color=BLUE, alpha=0.55, linewidths=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -108,12 +109,12 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, plots
         runs=[_run_values(runs, run, drawn) for run in runs],
         pairs=[_pair_values(runs, pair, drawn) for pair in pairs],
         intervals=drawn["intervals"] if len(runs) > 1 else None,
-        curves=drawn["learning_curves"] if "learning_curves" in drawn else None,
+        curves=drawn.get("learning_curves"),
         selections={one.value: one.description for one in Selection},
         used=[one for one in Selection if any(one.value in run.summary for run in runs)],
-        metrics=METRICS,
-        headline=HEADLINE,
-        titles={name: metric.title for name, metric in METRICS.items()},
+        metrics=METRICS.values(),
+        titles=[metric.title for metric in METRICS.values()],
+        headline=" / ".join(METRICS[name].title for name in HEADLINE),
         groups=list(groups.values()),
         score_rows=_score_rows(runs, others, groups),
         full_rows=_full_rows(runs),
@@ -203,9 +204,7 @@ def _comparable(runs: Sequence[Run]) -> list[published.PublishedRow]:
     return found[0] if all(rows == found[0] for rows in found) else []
 
 
-def _run_values(
-    runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn]
-) -> dict[str, Any]:
+def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn]) -> dict[str, Any]:
     """What the template shows of one run."""
     known = describe(run.predictions)
     final = run.summary[_FINAL]
@@ -223,17 +222,15 @@ def _run_values(
             entry = run.summary[name][COMPOSITE]
             keys = ("ece", "nll", "ece_scaled", "nll_scaled", "temperature")
             cells = [_or_dash(entry.get(key), ".3f") for key in keys]
-            calibration_rows.append(
-                pages.Row(f"{name}: {Selection(name).description}", cells)
-            )
+            calibration_rows.append(pages.Row(f"{name}: {Selection(name).description}", cells))
     selected = select(run.predictions, _FINAL)
+    records = {"Configuration": run.config, "Environment": run.environment}
     return {
         "name": run.name,
         "mark": run.partial,
         "known": known,
         "missing": shortened(run.predictions.missing_folds, 10),
-        "folds": f"{known['folds']} of "
-        + pages.count(len(run.predictions.protocol_folds), "fold"),
+        "folds": f"{known['folds']} of " + pages.count(len(run.predictions.protocol_folds), "fold"),
         "entry": final[COMPOSITE],
         "headlines": [
             (name, [_headline(run.summary[name][COMPOSITE], score) for score in HEADLINE])
@@ -252,8 +249,8 @@ def _run_values(
         "calibration": calibration_rows,
         "calibration_plot": drawn[f"calibration{end}"],
         "records": [
-            (heading, content)
-            for heading, content in (("Configuration", run.config), ("Environment", run.environment))
+            (heading, json.dumps(content, indent=2, default=str))
+            for heading, content in records.items()
             if content is not None
         ],
     }

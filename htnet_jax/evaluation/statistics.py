@@ -308,9 +308,7 @@ def _draw(strata: np.ndarray, rows: int, seed: int) -> np.ndarray:
     return weights
 
 
-def _swap_test(
-    first: np.ndarray, second: np.ndarray, permutations: int, seed: int
-) -> np.ndarray:
+def _swap_test(first: np.ndarray, second: np.ndarray, permutations: int, seed: int) -> np.ndarray:
     """(K,) two-sided p-values of two (S, P, C, C) runs, for each of `metrics.METRICS`."""
     subjects = first.shape[1]
     if subjects < 2:

@@ -148,9 +148,7 @@ def compare(first: Predictions, second: Predictions, names: tuple[str, str]) -> 
     masks = source_masks(first)
     differences: Differences = {}
     for selection in (Selection.FINAL, Selection.INNER):
-        taken = [
-            Selection.FINAL if len(run.epochs) == 1 else selection for run in (first, second)
-        ]
+        taken = [Selection.FINAL if len(run.epochs) == 1 else selection for run in (first, second)]
         if taken == [Selection.FINAL] * 2 and differences:
             continue
         if not all(one in available(run) for one, run in zip(taken, (first, second), strict=True)):

@@ -272,7 +272,7 @@ def _aligned(frame: pd.DataFrame) -> list[str]:
     widths = [max(len(name), *map(len, lines[name])) for name in lines]
     rule = pd.DataFrame([["-" * width for width in widths[:-1]] + ["-" * len(_CHOSEN)]])
     lines = pd.concat([rule.set_axis(lines.columns, axis=1), lines])
-    pad: list[Callable[[str], str]] = [f"{{:<{width}}}".format for width in widths]
+    pad: list[Callable[[str], str]] = [f"{{:<{width + 1}}}".format for width in widths]
     shown = lines.to_string(index=False, justify="left", formatters=pad)
     return [line.rstrip() for line in shown.splitlines()]
 
