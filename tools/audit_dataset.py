@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         manual_dir=_MANUAL_DIR.value,
         data_dir=_DATA_DIR.value,
     )
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    persons = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(
         _PROTOCOL.value, persons, arrays.sources, count=_PROTOCOL_FOLDS.value, seed=_SEED.value
     )

@@ -101,7 +101,7 @@ def check(
 
     Args:
         arrays: The data set, N clips.
-        persons: `(N,)` str, from `protocols.people`.
+        persons: `(N,)` str, from `protocols.unique_subjects`.
         folds: Of a protocol, see `protocols.splits`.
         metadata: What the builder recorded (`info.metadata`).
         threshold: Similarity from which two flows are one clip's, see `similarity`.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from htnet_jax.datasets.loading import ClipArrays
-from htnet_jax.evaluation.runs import Pictures
+from htnet_jax.evaluation.summary import Images
 
 
-def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Pictures:
+def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
     """The pictures of a data set's clips.
 
     Args:
@@ -22,7 +22,7 @@ def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Pict
     """
     if inputs is not None and len(inputs) != len(arrays.clips):
         raise ValueError(f"{len(inputs)} inputs for {len(arrays.clips)} clips")
-    return Pictures(
+    return Images(
         clips=arrays.clips,
         flow=arrays.flow,
         mosaic=None if inputs is None or layout == "none" else inputs,

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from htnet_jax import models
 from htnet_jax.datasets import loading
+from htnet_jax.datasets.pictures import pictures
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import predictions, report
-from htnet_jax.evaluation.protocols import people
-from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation.protocols import unique_subjects
+from htnet_jax.evaluation.summary import Run
 from htnet_jax.features import Feed, check_names, make_feed
 from htnet_jax.learn import step
 from htnet_jax.training import hosts, settings, workdir
@@ -186,7 +187,7 @@ class _Experiment:
             store.assemble(),
             config=self.as_json,
             environment=self.record,
-            pictures=_pic(self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout),
+            images=pictures(self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout),
         )
         report.write_run(finished, self.folder)
         finished.predictions.save(self.folder / predictions.FILE_NAME)
@@ -344,7 +345,7 @@ def make_trainer(
             plan.labels,
             folds,
             seed=config.seed,
-            subjects=people(plan.subjects, plan.sources),
+            subjects=unique_subjects(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
         )
@@ -418,6 +419,3 @@ def _labels(arrays: loading.ClipArrays, config: ConfigDict) -> np.ndarray:
         return arrays.labels
     say("control experiment: the labels are permuted over all clips")
     return np.random.default_rng(config.seed).permutation(arrays.labels)
-
-
-from htnet_jax.datasets.pictures import pictures as _pic

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 
 
 def check(arrays, protocol="loso", metadata=None, **options):
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    persons = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(protocol, persons, arrays.sources, count=3)
     return checks.check(arrays, persons, folds, metadata, **options)
 
@@ -288,7 +288,7 @@ def test_a_class_of_one_person_is_lost_in_its_fold(tiny):
 
 
 def test_wrong_lengths_are_a_programming_error(tiny):
-    persons = protocols.people(tiny.subjects, tiny.sources)
+    persons = protocols.unique_subjects(tiny.subjects, tiny.sources)
     folds = protocols.splits("loso", persons, tiny.sources)
     with pytest.raises(ValueError, match="of the same clips"):
         checks.check(dataclasses.replace(tiny, flow=tiny.flow[:5]), persons, folds)
