@@ -268,7 +268,7 @@ def _pictures(config: dict[str, Any] | None, predictions: Predictions, data_dir:
         raise UserError(absent)
 
     from htnet_jax.datasets import loading
-    from htnet_jax.datasets.pictures import pictures
+    from htnet_jax.datasets.loading import pictures
 
     if loading.built(name, config=dataset["config"], data_dir=str(where)) is None:
         raise UserError(absent)

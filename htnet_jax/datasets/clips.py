@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from htnet_jax.datasets.frames import example_keys
+
 # The three classes of MEGC 2019 (See et al., FG 2019), in the order of its label file.
 CLASSES = ("negative", "positive", "surprise")
 
@@ -70,13 +72,14 @@ def features(size: int, classes: Sequence[str] = CLASSES) -> tfds.features.Featu
     )
 
 
-def frame_features(side: int) -> dict[str, tfds.features.FeatureConnector]:
+def frame_features(side: int, rule: str) -> dict[str, tfds.features.FeatureConnector]:
     """What examples with face frames have besides, see `htnet_jax.datasets.frames.ClipFrames`.
 
     Args:
         side: Side of the frames in pixels.
+        rule: Which frames are stored, see `htnet_jax.datasets.frames`.
     """
-    return {
+    found = {
         # Plain integers would be stored with 64 bits each.
         "frames": tfds.features.Tensor(
             shape=(None, side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
@@ -84,7 +87,9 @@ def frame_features(side: int) -> dict[str, tfds.features.FeatureConnector]:
         "frame_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32),
         "onset_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
         "apex_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
+        "frame_times": tfds.features.Tensor(shape=(None,), dtype=np.float64),
     }
+    return {key: found[key] for key in example_keys(rule)}
 
 
 def raw_features(size: int, classes: Sequence[str]) -> tfds.features.FeaturesDict:

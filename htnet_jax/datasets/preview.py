@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from htnet_jax.datasets import extraction
+from htnet_jax.datasets import process
 from htnet_jax.datasets.frames import ClipFrames
 from htnet_jax.evaluation import markup
 from htnet_jax.io import write_atomically
@@ -53,9 +53,8 @@ figcaption { color: var(--soft); font-size: .85rem; margin-top: .3rem; }
 def write_preview(
     path: Path,
     title: str,
-    shown: Iterable[tuple[extraction.Job, extraction.Inspection, extraction.Steps]],
+    shown: Iterable[tuple[process.Job, process.Inspection, process.Steps]],
     notes: Sequence[str] = (),
-    classes: Sequence[str] = (),
 ) -> None:
     """Writes the page.
 
@@ -64,12 +63,11 @@ def write_preview(
         title: Heading of the page.
         shown: The clips, in the order of the page, with what was done to each.
         notes: Sentences that stand above the clips.
-        classes: Names of the classes, in the order of the labels; without them numbers are shown.
 
     Raises:
         UserError: The file cannot be written.
     """
-    clips = [_clip(*steps, classes) for steps in shown]
+    clips = [_clip(*steps) for steps in shown]
     body = "\n".join([_legend(notes), *(clips or ["<section><p>No clips.</p></section>"])])
     text = markup.document(title, body, markup.STYLE + STYLE)
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -220,10 +218,9 @@ def _frame_figures(stored: ClipFrames) -> list[tuple[np.ndarray, str]]:
 
 
 def _clip(
-    job: extraction.Job,
-    inspection: extraction.Inspection,
-    steps: extraction.Steps,
-    classes: Sequence[str],
+    job: process.Job,
+    inspection: process.Inspection,
+    steps: process.Steps,
 ) -> str:
     clip, tensor, points = job.clip, steps.tensor, steps.landmarks
     size = len(tensor)
@@ -231,7 +228,7 @@ def _clip(
     arrows, times = draw_arrows(steps.onset, vectors)
     fastest = float(np.linalg.norm(vectors, axis=-1).max())
     facts = (
-        f"class {classes[job.label] if classes else job.label}; emotion {clip.emotion}; "
+        f"emotion {clip.emotion}; "
         f"onset {clip.onset}, apex {inspection.apex} ({_APEX[inspection.apex_rule]}), "
         f"offset {clip.offset}; points: {inspection.found}"
     )

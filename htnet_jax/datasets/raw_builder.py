@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from htnet_jax.datasets import clips, extraction, face_frames, pool, recipe, tables
+from htnet_jax.datasets import clips, process, recipe, tables
 from htnet_jax.datasets.audit import Audit
-from htnet_jax.datasets.frames import EXAMPLE_KEYS
+from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.raw import LabelSet, RawClip
 from htnet_jax.datasets.tree import Tree
 from htnet_jax.errors import Problems, UserError
@@ -75,9 +75,9 @@ class Prepared:
         audit: All findings.
     """
 
-    jobs: list[extraction.Job]
-    inspections: list[extraction.Inspection]
-    kept: pool.Kept
+    jobs: list[process.Job]
+    inspections: list[process.Inspection]
+    kept: process.Kept
     audit: Audit
 
 
@@ -122,7 +122,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
             shutil.rmtree(left_over, ignore_errors=True)
         super().download_and_prepare(**kwargs)
         # Only now: until here a failure to write the records must not cost the tensors.
-        pool.Kept(self.unfinished).clear()
+        process.Kept(self.unfinished).clear()
 
     @classmethod
     def config_of(cls, name: str) -> Any:
@@ -162,7 +162,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         workers = self.options.workers or core_count()
         title = self.info.full_name
         inspections = list(
-            pool.run(extraction.inspect, jobs, workers=workers, title=f"{title}: landmarks")
+            process.run(process.inspect, jobs, workers=workers, title=f"{title}: landmarks")
         )
         for inspection in inspections:
             audit.extend(inspection.findings)
@@ -174,10 +174,10 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         ]
         if not pairs:
             raise UserError(f"{folder}: no clip is left to build; see {self.audit_path}")
-        kept = pool.Kept(self.unfinished)
+        kept = process.Kept(self.unfinished)
         kept.folder.mkdir(parents=True, exist_ok=True)
         tasks = [(kept.path(job), job, i) for job, i in pairs if kept.load(job) is None]
-        for _ in pool.run(pool.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
+        for _ in process.run(process.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
             pass
         return Prepared([job for job, _ in pairs], [i for _, i in pairs], kept, audit)
 
@@ -197,23 +197,22 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         jobs = self._jobs(folder, found)
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
-        def shown() -> Iterator[tuple[extraction.Job, extraction.Inspection, extraction.Steps]]:
+        def shown() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
             for job in tqdm(chosen, desc="preview", unit="clip"):
-                inspection = extraction.inspect(job)
+                inspection = process.inspect(job)
                 if not any(finding.drops for finding in inspection.findings):
-                    yield job, inspection, extraction.compute(job, inspection)
+                    yield job, inspection, process.compute(job, inspection)
 
         path = self.audit_path.with_name(f"preview_{self.builder_config.name}.html")
         path.parent.mkdir(parents=True, exist_ok=True)
-        classes = self.label_set().classes
-        preview.write_preview(path, self.info.full_name, shown(), [self.recipe.canonical], classes)
+        preview.write_preview(path, self.info.full_name, shown(), [self.recipe.canonical])
         return path
 
-    def _jobs(self, folder: Path, found: Sequence[tuple[RawClip, int]]) -> list[extraction.Job]:
+    def _jobs(self, folder: Path, found: Sequence[tuple[RawClip, int]]) -> list[process.Job]:
         points = _read_points(folder / LANDMARKS) if self.recipe.landmarks == "csv" else {}
         return [
-            extraction.Job(clip, label, self.recipe, self.options.model, points.get(clip.id))
-            for clip, label in found
+            process.Job(clip, self.recipe, self.options.model, points.get(clip.id))
+            for clip, _ in found
         ]
 
     def _report(self, audit: Audit) -> None:
@@ -232,7 +231,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         features = clips.raw_features(self.recipe.size, self.label_set().classes)
         if self.recipe.frames != "none":
-            of_frames = clips.frame_features(recipe.FACE_SIZE)
+            of_frames = clips.frame_features(recipe.FACE_SIZE, self.recipe.frames)
             features = tfds.features.FeaturesDict({**features, **of_frames})
         return self.flow_info(
             self.recipe.size, homepage=self.LAYOUT_MODULE.HOMEPAGE, feature_dict=features
@@ -246,39 +245,30 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         return {"train": self._generate_examples(prepared)}
 
     def _metadata(self, prepared: Prepared) -> dict[str, Any]:
-        names = self.label_set().classes
+        labels = self.label_set()
+        names = labels.classes
         errors = prepared.audit.errors
         has_frames = self.recipe.frames != "none"
         return {
-            **({"frames": self._about_frames(prepared)} if has_frames else {}),
+            **(
+                {"frames": process.about_frames(prepared.jobs, prepared.inspections)}
+                if has_frames
+                else {}
+            ),
             "recipe": self.recipe.canonical,
             "recipe_hash": self.recipe.hash,
             "clips": len(prepared.jobs),
             "subjects": len({(job.clip.source, job.clip.subject) for job in prepared.jobs}),
-            "classes": dict(collections.Counter(names[job.label] for job in prepared.jobs)),
+            "classes": dict(
+                collections.Counter(names[labels.label(job.clip)] for job in prepared.jobs)
+            ),
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
             "incomplete": [f"{f.kind} {f.clip or f.where}: {f.what}" for f in errors],
         }
 
-    def _about_frames(self, prepared: Prepared) -> dict[str, Any]:
-        """What the metadata say of the face frames; loading takes the share from here."""
-        kind = self.recipe.frames
-        stored = missing = 0
-        for job, inspection in zip(prepared.jobs, prepared.inspections, strict=True):
-            chosen = face_frames.groups(job.clip, inspection.apex, kind, inspection.unusable)
-            stored += sum(map(len, chosen))
-            missing += face_frames.count_missing(job.clip, inspection.apex, kind)
-        return {
-            "kind": kind,
-            "side": recipe.FACE_SIZE,
-            "share": face_frames.share_of(kind),
-            "stored": stored,
-            "missing": missing,
-            "unusable": sum(len(inspection.unusable) for inspection in prepared.inspections),
-        }
-
     def _generate_examples(self, prepared: Prepared) -> Iterator[tuple[int, dict[str, Any]]]:
+        labels = self.label_set()
         for index, (job, inspection) in enumerate(
             zip(prepared.jobs, prepared.inspections, strict=True)
         ):
@@ -286,7 +276,9 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
             result = prepared.kept.load(job)
             if result is None:
                 raise UserError(f"{prepared.kept.path(job)}: changed while building; start again")
-            identity = clips.Clip(clip.source, clip.subject, clip.name, job.label, clip.emotion)
+            identity = clips.Clip(
+                clip.source, clip.subject, clip.name, labels.label(clip), clip.emotion
+            )
             yield (
                 index,
                 {
@@ -298,7 +290,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
                     "offset": clip.offset,
                     "apex_rule": inspection.apex_rule,
                     "landmarks_from": inspection.found,
-                    **{key: result[key] for key in EXAMPLE_KEYS if key in result},
+                    **{key: result[key] for key in example_keys(self.recipe.frames)},
                 },
             )
 
@@ -340,7 +332,7 @@ def survey(
     found = layout.survey(tree, variant, audit)
     layout.check_counts(found, variant, audit)
     for clip in found:
-        audit.extend(extraction.check_frames(clip, layout.KNOWN_GAPS.get(clip.id, "")))
+        audit.extend(process.check_frames(clip, layout.KNOWN_GAPS.get(clip.id, "")))
     return found
 
 

@@ -14,8 +14,6 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
@@ -28,7 +26,7 @@ class Tree:
     """
 
     def __init__(self, root: Path) -> None:
-        """Lists the folders once; the pictures are listed when asked for."""
+        """Lists the folders once; the images are listed when asked for."""
         self.root = root
         self.outside: list[Path] = []
         self._by_name: dict[str, list[Path]] = collections.defaultdict(list)
@@ -90,7 +88,7 @@ class Tree:
     def files(self, pattern: str) -> list[Path]:
         """Files below the root whose name matches a regular expression, letter case ignored.
 
-        Pictures, Office's lock files (`~$...`) and links that lead out of the root are left out.
+        Images, Office's lock files (`~$...`) and links that lead out of the root are left out.
         """
         regex = re.compile(pattern, re.IGNORECASE)
         base = os.path.realpath(self.root)
@@ -115,10 +113,10 @@ def frame_number(name: str) -> int | None:
 
 
 def frames(folder: Path) -> Mapping[int, Path]:
-    """Number -> picture of a clip's folder, in order of the numbers.
+    """Number -> image of a clip's folder, in order of the numbers.
 
     Raises:
-        ValueError: Two pictures with one number, or a link that leads out of the folder.
+        ValueError: Two images with one number, or a link that leads out of the folder.
     """
     return _frames(folder, folder.stat().st_mtime_ns)
 
@@ -140,56 +138,3 @@ def _frames(folder: Path, _changed: int) -> Mapping[int, Path]:
             raise ValueError(f"{found[number].name} and {path.name} have the same number")
         found[number] = path
     return types.MappingProxyType(dict(sorted(found.items())))
-
-
-def read_gray(path: Path) -> np.ndarray:
-    """A picture as `(H, W)` uint8: colour is converted, alpha ignored, 16 bits become 8.
-
-    Raises:
-        ValueError: No picture, or a truncated one.
-    """
-    import cv2  # here, because reading a data set that is built needs none
-
-    picture = _read(path)
-    if picture.ndim == 3:
-        channels = {1: None, 3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
-        code = channels[picture.shape[2]]
-        picture = picture[..., 0] if code is None else cv2.cvtColor(picture, code)
-    return picture
-
-
-def read_colour(path: Path) -> np.ndarray:
-    """A picture as `(H, W, 3)` uint8 RGB: gray becomes three equal channels, else as `read_gray`.
-
-    Raises:
-        ValueError: No picture, or a truncated one.
-    """
-    import cv2
-
-    picture = _read(path)
-    if picture.ndim == 2 or picture.shape[2] == 1:
-        return cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
-    code = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGB
-    return cv2.cvtColor(picture, code)
-
-
-def _read(path: Path) -> np.ndarray:
-    """A picture as OpenCV has it, `(H, W)`, or `(H, W, C)` in the order B, G, R, A; 8 bits."""
-    import cv2
-
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
-    try:
-        flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-        picture = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error as error:
-        raise ValueError(f"OpenCV refuses it ({error.err})") from error
-    if picture is None:
-        raise ValueError("no picture that OpenCV can read")
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
-    if picture.dtype != np.uint8:
-        raise ValueError(f"a picture of {picture.dtype} values; 8 or 16 bits are expected")
-    return picture

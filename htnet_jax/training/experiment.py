@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from htnet_jax.datasets import loading
-from htnet_jax.datasets.pictures import pictures
+from htnet_jax.datasets.loading import pictures
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.runs import Run

@@ -2,9 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from htnet_jax.datasets.pictures import pictures
 
 from htnet_jax.datasets import loading
-from htnet_jax.datasets.pictures import pictures
 from htnet_jax.errors import UserError
 
 

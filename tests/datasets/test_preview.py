@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from htnet_jax.datasets.extraction import Inspection, Job, Steps
 
 from htnet_jax.datasets import frames, preview
-from htnet_jax.datasets.extraction import Inspection, Job, Steps
 from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import Recipe
 from htnet_jax.errors import UserError

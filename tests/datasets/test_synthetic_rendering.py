@@ -5,9 +5,9 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+from htnet_jax.datasets.synthetic.muscles import IDLE_MUSCLES, Contraction
 
 from htnet_jax.datasets.synthetic import recipe, rendering
-from htnet_jax.datasets.synthetic.muscles import IDLE_MUSCLES, Contraction
 from htnet_jax.motion.flow import optical_flow
 
 PLAN = recipe.plan(7, 2, 4)

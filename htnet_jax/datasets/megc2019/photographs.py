@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from htnet_jax import errors
-from htnet_jax.datasets import pool, tree
+from htnet_jax.datasets import process, recording, tree
 
 if TYPE_CHECKING:
     from htnet_jax.motion import landmarks
@@ -93,7 +93,7 @@ def find_points(
         return Found({}, {}, ())
     paths, failed = _choose(root, named, places, problems)
     points: dict[str, np.ndarray] = {}
-    found = pool.run(
+    found = process.run(
         functools.partial(_points, detector, size),
         list(paths.values()),
         workers=search.workers,
@@ -168,7 +168,7 @@ def _choose(
 def _points(detector: landmarks.Detector, size: int, path: Path) -> np.ndarray | str:
     """Points in pixels of a `size` picture of the same face, or why there are none."""
     try:
-        gray = tree.read_gray(path)
+        gray = recording.read_gray(path)
         face = detector.find(gray)
     except ValueError as error:  # NoFace is one
         return str(error)
