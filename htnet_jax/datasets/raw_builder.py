@@ -73,12 +73,14 @@ class Prepared:
         inspections: Of the same clips.
         kept: Where their tensors are.
         audit: All findings.
+        labels: Clip id -> class.
     """
 
     jobs: list[process.Job]
     inspections: list[process.Inspection]
     kept: process.Kept
     audit: Audit
+    labels: dict[str, int]
 
 
 class RawBuilder(clips.FlowBuilder, skip_registration=True):
@@ -179,7 +181,8 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         tasks = [(kept.path(job), job, i) for job, i in pairs if kept.load(job) is None]
         for _ in process.run(process.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
             pass
-        return Prepared([job for job, _ in pairs], [i for _, i in pairs], kept, audit)
+        labels = {clip.id: label for clip, label in found}
+        return Prepared([job for job, _ in pairs], [i for _, i in pairs], kept, audit, labels)
 
     def write_preview(self, folder: Path) -> Path:
         """Writes a page with every step of `options.preview` clips, spread over the data set.
@@ -245,8 +248,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         return {"train": self._generate_examples(prepared)}
 
     def _metadata(self, prepared: Prepared) -> dict[str, Any]:
-        labels = self.label_set()
-        names = labels.classes
+        names = self.label_set().classes
         errors = prepared.audit.errors
         has_frames = self.recipe.frames != "none"
         return {
@@ -260,7 +262,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
             "clips": len(prepared.jobs),
             "subjects": len({(job.clip.source, job.clip.subject) for job in prepared.jobs}),
             "classes": dict(
-                collections.Counter(names[labels.label(job.clip)] for job in prepared.jobs)
+                collections.Counter(names[prepared.labels[job.clip.id]] for job in prepared.jobs)
             ),
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
@@ -268,7 +270,6 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, prepared: Prepared) -> Iterator[tuple[int, dict[str, Any]]]:
-        labels = self.label_set()
         for index, (job, inspection) in enumerate(
             zip(prepared.jobs, prepared.inspections, strict=True)
         ):
@@ -277,7 +278,7 @@ class RawBuilder(clips.FlowBuilder, skip_registration=True):
             if result is None:
                 raise UserError(f"{prepared.kept.path(job)}: changed while building; start again")
             identity = clips.Clip(
-                clip.source, clip.subject, clip.name, labels.label(clip), clip.emotion
+                clip.source, clip.subject, clip.name, prepared.labels[clip.id], clip.emotion
             )
             yield (
                 index,
