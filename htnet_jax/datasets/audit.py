@@ -35,21 +35,30 @@ SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or was corrected.
+    """One thing that is wrong, was corrected, or is worth knowing.
 
     Attributes:
-        kind: One of `KINDS`.
-        clip: The clip's id `source/subject/name`, or "" if it is about no single clip.
+        kind: What it is about, such as one of `KINDS`.
+        clips: Ids `source/subject/name` of the clips concerned; empty if it is about none.
         where: File, row or key.
         what: What is wrong, or what was corrected and why.
-        drops: Whether the clip cannot be built.
+        is_problem: Whether it makes the data wrong; otherwise it informs.
+        drops: Whether the clips cannot be built.
+        folds: Names of the folds that test the clips.
     """
 
     kind: str
-    clip: str
+    clips: tuple[str, ...]
     where: str
     what: str
+    is_problem: bool = True
     drops: bool = False
+    folds: tuple[str, ...] = ()
+
+    @property
+    def clip(self) -> str:
+        """The first clip's id, or ""."""
+        return self.clips[0] if self.clips else ""
 
 
 class Audit:
@@ -76,8 +85,10 @@ class Audit:
         """
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}")
-        drops = drops and bool(clip) and kind not in HARMLESS
-        self.findings.append(Finding(kind, clip, str(where), what, drops))
+        is_problem = kind not in HARMLESS
+        drops = drops and bool(clip) and is_problem
+        clips = (clip,) if clip else ()
+        self.findings.append(Finding(kind, clips, str(where), what, is_problem, drops))
 
     def note(self, where: object, what: str, *, clip: str = "", kind: str = "note") -> None:
         """Records what is worth knowing and stops nothing: `kind` is "note" or "corrected"."""
@@ -86,7 +97,7 @@ class Audit:
     @property
     def errors(self) -> list[Finding]:
         """The findings that stop a build."""
-        return [finding for finding in self.findings if finding.kind not in HARMLESS]
+        return [finding for finding in self.findings if finding.is_problem]
 
     @property
     def dropped(self) -> set[str]:

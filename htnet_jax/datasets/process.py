@@ -115,7 +115,7 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
         source = open_frames(clip.folder)
     except UserError as error:
         kind = "folder" if isinstance(error, NoFrames) else "path"
-        yield Finding(kind, clip.id, str(clip.folder), str(error), drops=True)
+        yield _finding(clip, kind, str(error), drops=True)
         return
     wanted = {"onset": clip.onset, "apex": clip.apex, "offset": clip.offset}
     if not _is_possible(clip):
@@ -125,9 +125,9 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
             continue
         what = f"{kind} frame {number} is not there; {source.describe()}"
         if kind == "offset" and known_gap:
-            yield Finding("note", clip.id, str(clip.folder), f"{what} ({known_gap})")
+            yield _finding(clip, "note", f"{what} ({known_gap})")
         else:
-            yield Finding(kind, clip.id, str(clip.folder), what, drops=kind != "offset")
+            yield _finding(clip, kind, what, drops=kind != "offset")
 
 
 def inspect(job: Job) -> Inspection:
@@ -143,8 +143,7 @@ def inspect(job: Job) -> Inspection:
             apex, rule = _ruled_apex(job, onset, points), recipe.apex
             if clip.apex is not None:
                 what = f"apex {clip.apex} is impossible (onset {clip.onset}, offset {clip.offset})"
-                note = f"{what}; {rule} gives {apex}"
-                found.append(Finding("note", clip.id, str(clip.folder), note))
+                found.append(_finding(clip, "note", f"{what}; {rule} gives {apex}"))
         image = _read(clip, apex)
         if image.shape != onset.shape:
             raise _Bad("image", f"apex is {_size(image)} pixels, onset is {_size(onset)}")
@@ -153,9 +152,9 @@ def inspect(job: Job) -> Inspection:
         if recipe.frames != "none":
             unusable = _unusable(clip, apex, recipe.frames, onset)
             # The clip can do without: another frame is taken, or jitter has one less to choose.
-            found += [Finding("image", clip.id, str(clip.folder), w) for w in unusable.values()]
+            found += [_finding(clip, "image", what) for what in unusable.values()]
     except _Bad as bad:
-        return Inspection((Finding(bad.kind, clip.id, str(clip.folder), str(bad), drops=True),))
+        return Inspection((_finding(clip, bad.kind, str(bad), drops=True),))
     return Inspection(tuple(found), apex, rule, points, apex_points, how, tuple(unusable))
 
 
@@ -227,6 +226,11 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
+
+
+def _finding(clip: RawClip, kind: str, what: str, *, drops: bool = False) -> Finding:
+    is_problem = kind != "note"
+    return Finding(kind, (clip.id,), str(clip.folder), what, is_problem=is_problem, drops=drops)
 
 
 class _Bad(Exception):

@@ -620,6 +620,87 @@ def test_the_digest_follows_the_rule(tmp_path):
     assert len({job.digest for job in jobs}) == 5
 
 
+def test_frames_evenly_with_another_in_place_of_an_unreadable_one(tmp_path):
+    numbers = range(1000, 1101)
+    clip = _clip(
+        tmp_path / "clip", lambda n: np.full((160, 200, 3), n % 100, np.uint8), numbers=numbers
+    )
+    job = _job(clip, dataclasses.replace(CSV_FRAMES, frames="6"))
+    assert _frames(job).numbers.tolist() == [1000, 1020, 1040, 1060, 1080, 1100]
+    # The nearest to 1060 is taken: 1059 as it comes first, and 1061 as 1059 has another size.
+    files = tree.frames(clip.folder)
+    files[1060].write_text("this is a text")
+    assert cv2.imwrite(str(files[1059]), np.zeros((80, 100), np.uint8))
+    inspection = process.inspect(job)
+    assert [finding.what for finding in inspection.findings] == [
+        "006_01059.png: 100x80 pixels, the onset is 200x160",
+        "006_01060.png: no image that OpenCV can read",
+    ]
+    stored = process.compute(job, inspection).frames
+    assert stored.numbers.tolist() == [1000, 1020, 1040, 1061, 1080, 1100]
+    assert stored.onset.tolist() == [0, 0, 1]
+    assert stored.apex.tolist() == [1, 2, 6]
+    assert np.isnan(stored.times).all()
+    about = process.about_frames([job], [inspection])
+    assert about == {
+        **{"kind": "6", "side": 224, "share": 0.0},
+        **{"stored": 6, "missing": 0, "unusable": 2},
+    }
+
+
+# A clip that is a video.
+
+
+@pytest.fixture
+def film(tmp_path, faces):
+    """A rendered clip as a folder and, without loss, as a video of 50 frames a second."""
+    folder = _write(tmp_path / "clip", faces(0, 1))
+    path = tmp_path / "clip.avi"
+    frames = faces(0, 1).frames
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 50, (128, 128))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    return folder, dataclasses.replace(folder, folder=path)
+
+
+@pytest.mark.parametrize("apex", ["sheet", "estimate"])
+@pytest.mark.parametrize("rule", ["none", "neighbours", "5"])
+def test_a_video_gives_what_its_frames_give(film, faces, rule, apex):
+    points = faces(0, 1).landmarks[faces(0, 1).onset]
+    chosen = recipe.make(flow="farneback", landmarks="csv", frames=rule, apex="estimate")
+    found = []
+    for clip in film:
+        clip = clip if apex == "sheet" else dataclasses.replace(clip, apex=None)
+        assert list(process.check_frames(clip)) == []
+        found.append(_compute(process.Job(clip, chosen, points=points)))
+    folder, video = found
+    np.testing.assert_array_equal(folder.tensor, video.tensor)
+    assert (video.frames is None) == (rule == "none")
+    if rule != "none":
+        np.testing.assert_array_equal(folder.frames.pixels, video.frames.pixels)
+        np.testing.assert_array_equal(folder.frames.numbers, video.frames.numbers)
+    if rule == "5":
+        times = (video.frames.numbers - 1) / 50
+        np.testing.assert_allclose(video.frames.times, times, atol=1e-9)
+
+
+def test_what_is_wrong_with_a_video(film):
+    _, clip = film
+    late = dataclasses.replace(clip, apex=98, offset=99)
+    findings = list(process.check_frames(late))
+    assert [(f.kind, f.drops) for f in findings] == [("apex", True), ("offset", False)]
+    assert "apex frame 98 is not there; the video has frames 1 to " in findings[0].what
+    job = process.Job(clip, TEMPLATE)
+    before = job.digest
+    os.utime(clip.folder, ns=(1, 1))
+    assert job.digest != before
+    clip.folder.write_text("this is a text")
+    (finding,) = process.check_frames(clip)
+    assert (finding.kind, finding.drops) == ("path", True)
+    assert "no video that OpenCV can read" in finding.what
+
+
 # Builders.
 
 
