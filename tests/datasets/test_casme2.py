@@ -7,7 +7,7 @@ import shutil
 import pytest
 from fakes import casme2 as fake
 
-from htnet_jax.datasets import audit, extraction, raw
+from htnet_jax.datasets import audit, process, raw
 from htnet_jax.datasets.casme2 import layout
 from htnet_jax.datasets.tree import Tree
 
@@ -41,7 +41,7 @@ def test_every_tree_gives_its_clips(root, faces, tree, variant):
     assert (swapped in notes) == (there != variant)
     for clip in clips:
         gap = layout.KNOWN_GAPS.get(clip.id, "")
-        kinds = [f.kind for f in extraction.check_frames(clip, gap)]
+        kinds = [f.kind for f in process.check_frames(clip, gap)]
         known = clip.id == "casme2/sub16/EP01_08" and there == "cropped"
         assert kinds == (["note"] if known else [])
 

@@ -8,7 +8,7 @@ import openpyxl
 import pytest
 from fakes import samm as fake
 
-from htnet_jax.datasets import audit, extraction, raw
+from htnet_jax.datasets import audit, process, raw
 from htnet_jax.datasets.samm import layout
 from htnet_jax.datasets.tree import Tree
 
@@ -41,7 +41,7 @@ def test_every_tree_gives_its_clips(root, faces, tree, variant):
     swapped = [f"there are no {variant} pictures; the {there} ones are used"]
     assert notes == ([] if there == variant else swapped)
     for clip in clips:
-        assert list(extraction.check_frames(clip)) == []
+        assert list(process.check_frames(clip)) == []
 
 
 def test_the_padding_of_frames_depends_on_the_recording(root, faces):
