@@ -272,7 +272,8 @@ def _pictures(config: dict[str, Any] | None, predictions: Predictions, data_dir:
 
     if loading.built(name, config=dataset["config"], data_dir=str(where)) is None:
         raise UserError(absent)
-    arrays = loading.load(name, config=dataset["config"], data_dir=str(where))
+    labels = dataset.get("labels", "")
+    arrays = loading.load(name, config=dataset["config"], data_dir=str(where), labels=labels)
     if arrays.fingerprint != str(predictions.fingerprint):
         raise UserError(f"{name} in {where} is not the data that the run saw")
     kept = np.isin(arrays.clips, predictions.clips)

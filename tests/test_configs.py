@@ -7,10 +7,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from htnet_jax.datasets.raw_builder import RawBuilder
 
 from htnet_jax import baselines, datasets
 from htnet_jax import config as settings
-from htnet_jax.datasets.raw_builder import RawBuilder
 from htnet_jax.features import inputs
 from htnet_jax.training import settings as training_settings
 from htnet_jax.training.checkpoints import build_module

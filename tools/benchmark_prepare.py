@@ -47,7 +47,7 @@ def _jobs(folder: Path, chosen: object) -> list:
     import cv2
     from htnet_jax.datasets.extraction import Job
 
-    from htnet_jax.datasets.raw import RawClip
+    from htnet_jax.datasets.survey import RawClip
     from htnet_jax.datasets.synthetic import recipe as synthetic
     from htnet_jax.datasets.synthetic import rendering
 
@@ -62,7 +62,7 @@ def _jobs(folder: Path, chosen: object) -> list:
                 picture[48:432, 128:512] = cv2.resize(clip.frames[number], (384, 384))
                 cv2.imwrite(str(place / f"{number}.jpg"), picture)
         raw = RawClip("none", "s", str(index), "", place, clip.onset, clip.apex, clip.apex)
-        jobs.append(Job(raw, 0, chosen))
+        jobs.append(Job(raw, chosen))
     return jobs
 
 

@@ -224,6 +224,7 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
         config=config.dataset.config,
         data_dir=config.dataset.data_dir,
         manual_dir=config.dataset.manual_dir,
+        labels=config.dataset.labels,
     )
     feed = make_feed(arrays, config)
     check_fit(config, module, arrays, feed)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from htnet_jax.datasets import published, raw, similarity
-from htnet_jax.datasets.audit import Finding
+from htnet_jax.datasets import published, similarity
+from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
+from htnet_jax.datasets.survey import Finding
 from htnet_jax.evaluation.protocols import Split, classes_lost
 from htnet_jax.motion.regions import TEMPLATE_POINTS
 
@@ -224,7 +225,7 @@ def _add_label_conflict(
 
 
 def _check_emotions(arrays: ClipArrays, collector: _Collector) -> None:
-    if arrays.class_names == raw.OBJECTIVE:
+    if arrays.class_names == OBJECTIVE:
         return  # classes by action units: one emotion may be in several
     rows_of = collections.defaultdict(list)
     for row, (source, emotion) in enumerate(zip(arrays.sources, arrays.emotions, strict=True)):

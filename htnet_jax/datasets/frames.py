@@ -114,8 +114,8 @@ def evenly(
     return rows[np.abs(places[:, None] - moments).argmin(axis=0)]
 
 
-# What examples with frames have besides, see `clips.frame_features`; the times only where N frames
-# are picked evenly.
+# What examples with frames have besides, see `builder.frame_features`. Times are only stored where
+# N frames are picked evenly.
 EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows", "frame_times")
 
 
@@ -143,7 +143,7 @@ class ClipFrames:
     times: np.ndarray | None = None
 
     def example(self) -> dict[str, np.ndarray]:
-        """What goes into a TFDS example, see `htnet_jax.datasets.clips.frame_features`."""
+        """What goes into a TFDS example, see `htnet_jax.datasets.builder.frame_features`."""
         values = (self.pixels, self.numbers, self.onset, self.apex, self.times)
         named = zip(EXAMPLE_KEYS, values, strict=True)
         return {key: value for key, value in named if value is not None}

@@ -23,10 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from htnet_jax.datasets import frames
-from htnet_jax.datasets.audit import Finding
-from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import FACE_SIZE, Recipe
 from htnet_jax.datasets.recording import NoFrames, open_frames
+from htnet_jax.datasets.survey import Finding, RawClip
 from htnet_jax.errors import UserError
 from htnet_jax.io import write_atomically
 from htnet_jax.motion import regions
@@ -234,7 +233,7 @@ def _finding(clip: RawClip, kind: str, what: str, *, drops: bool = False) -> Fin
 
 
 class _Bad(Exception):
-    """A clip that cannot be built; `kind` as in `audit.KINDS`."""
+    """A clip that cannot be built; `kind` as in `survey.KINDS`."""
 
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)

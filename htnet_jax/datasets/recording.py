@@ -5,14 +5,61 @@ from __future__ import annotations
 import abc
 import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import os
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from htnet_jax.datasets import tree
 from htnet_jax.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+VIDEOS = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+# Decoded frames of a video that are kept, in bytes: 140 frames of 640 x 480 pixels. Most clips fit,
+# so that onset, apex and the frames between them are decoded once.
+_KEPT_BYTES = 128 * 2**20
+
+
+def is_inside(path: Path, real_root: str) -> bool:
+    """Whether a path, links resolved, lies inside an already resolved root."""
+    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
+
+
+def frame_number(name: str) -> int | None:
+    """The last whole number in a file name's stem: `reg_img46.jpg` 46, `006_05562.jpg` 5562."""
+    found = re.search(r"(\d+)\D*$", Path(name).stem)
+    return int(found[1]) if found else None
+
+
+def image_files(folder: Path) -> Mapping[int, Path]:
+    """Number -> image of a clip's folder, in order of the numbers.
+
+    Raises:
+        ValueError: Two images with one number, or a link that leads out of the folder.
+    """
+    return _image_files(folder, folder.stat().st_mtime_ns)
+
+
+# Recordings may have thousands of frames, so only the folders at hand are remembered.
+@functools.lru_cache(maxsize=64)
+def _image_files(folder: Path, _changed: int) -> Mapping[int, Path]:
+    found: dict[int, Path] = {}
+    base = os.path.realpath(folder)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGES or path.name.startswith("._"):
+            continue
+        number = frame_number(path.name)
+        if number is None:
+            continue
+        if path.is_symlink() and not is_inside(path, base):
+            raise ValueError(f"{path.name} is a link that leads out of its folder")
+        if number in found:
+            raise ValueError(f"{found[number].name} and {path.name} have the same number")
+        found[number] = path
+    return types.MappingProxyType(dict(sorted(found.items())))
 
 
 def read_gray(path: Path) -> np.ndarray:
@@ -66,12 +113,6 @@ def _decode(path: Path) -> np.ndarray:
     if image.dtype != np.uint8:
         raise ValueError(f"an image of {image.dtype} values; 8 or 16 bits are expected")
     return image
-
-
-VIDEOS = (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-# Decoded frames of a video that are kept, in bytes: 140 frames of 640 x 480 pixels. Most clips fit,
-# so that onset, apex and the frames between them are decoded once.
-_KEPT_BYTES = 128 * 2**20
 
 
 class NoFrames(UserError):
@@ -156,7 +197,7 @@ def open_frames(path: Path | str, *, fps: float | None = None, first: int = 1) -
 class _Folder(FrameSource):
     def __init__(self, path: Path, fps: float | None) -> None:
         self.path = path
-        self._files = tree.frames(path)
+        self._files = image_files(path)
         self.numbers = tuple(self._files)
         if not self.numbers:
             raise NoFrames(f"{path}: it holds no images with a number in their name")

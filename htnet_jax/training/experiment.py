@@ -367,6 +367,7 @@ def _load(config: ConfigDict) -> loading.ClipArrays:
         config=dataset.config,
         manual_dir=dataset.manual_dir,
         data_dir=dataset.data_dir,
+        labels=dataset.labels,
     )
 
 

@@ -49,6 +49,7 @@ def prepare(config: ConfigDict, count: int) -> Work:
         config=dataset.config,
         manual_dir=dataset.manual_dir,
         data_dir=dataset.data_dir,
+        labels=dataset.labels,
     )
     arrays = planning.of_sources(arrays, dataset.sources)
     model, feed = build_model(config), make_feed(arrays, config)

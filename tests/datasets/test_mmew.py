@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from fakes import mmew
-
 from htnet_jax.datasets.audit import Audit
+
 from htnet_jax.datasets.mmew import layout
 from htnet_jax.datasets.tree import Tree, frames
 

@@ -10,12 +10,12 @@ import pytest
 import tensorflow_datasets as tfds
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
 from fakes.linear import Linear
+from htnet_jax.datasets.audit import Audit
 from ml_collections import ConfigDict
 
 from htnet_jax import models
 from htnet_jax.config import default_config
-from htnet_jax.datasets import loading, process, raw_builder
-from htnet_jax.datasets.audit import Audit
+from htnet_jax.datasets import loading, pool, raw_builder
 from htnet_jax.errors import UserError
 from htnet_jax.training import experiment
 
@@ -149,7 +149,7 @@ def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
 
 def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_path):
     _, folder = built("samm")
-    original = process.keep_tensor
+    original = pool.keep_tensor
     calls = []
 
     def interrupted(task):
@@ -165,7 +165,7 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
         "options": INCOMPLETE,
     }
     with (
-        mock.patch.object(process, "keep_tensor", interrupted),
+        mock.patch.object(pool, "keep_tensor", interrupted),
         pytest.raises(KeyboardInterrupt),
     ):
         loading.prepare("samm", **arguments)
@@ -174,7 +174,7 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
     # One file is spoilt, as a power cut might.
     next(unfinished.glob("*.npz")).write_bytes(b"PK")
     again = []
-    with mock.patch.object(process, "keep_tensor", lambda task: (again.append(task), original(task))):
+    with mock.patch.object(pool, "keep_tensor", lambda task: (again.append(task), original(task))):
         arrays, other = loading.prepare("samm", **arguments)
     assert len(again) == len(arrays.clips) - 2
     assert digests(folder) == digests(other)

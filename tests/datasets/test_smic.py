@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from fakes import smic
+from htnet_jax.datasets.audit import Audit
 
 from htnet_jax.datasets import raw
-from htnet_jax.datasets.audit import Audit
 from htnet_jax.datasets.smic import layout, long_clips, paths
 from htnet_jax.datasets.tree import Tree, frames
 

@@ -6,7 +6,7 @@ import cv2
 import openpyxl
 import xlwt
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 # Name -> (folder, what stands before the frame number).
 TREES = {
@@ -74,7 +74,7 @@ def write(root, faces, *, tree="selected", sheet=SHEET, objective=False, padded=
         _write_pictures(folder, prefix, row, faces, tree)
         apex = None if row["apex"] == "/" else row["apex"]
         clips.append(
-            raw.RawClip(
+            survey.RawClip(
                 *("casme2", f"sub{number:02d}", row["name"], row["emotion"], folder),
                 *(row["onset"], apex, row["offset"], _AUS[row["aus"]]),
                 objective=row["objective"] if objective else 0,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
 HEADER = ("Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion")
@@ -67,7 +67,7 @@ def write(root, faces, *, kind="recordings", nest="", spell=str, rows=None, shee
 def expected(row, folder=pathlib.Path()):
     """The clip of a row."""
     subject, video, onset, apex, offset, aus, objective, emotion = row
-    return raw.RawClip(
+    return survey.RawClip(
         source="casme3",
         subject=subject,
         name=f"{video.lower()}_{onset}",

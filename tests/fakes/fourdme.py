@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 SHEET = "4DME_Labelling_Micro_release v1.xlsx"
 HEADER = (
@@ -69,7 +69,7 @@ def expected(row, folder=pathlib.Path()):
     """The clip of a row."""
     subject, name, onset, apex, offset, _, emotion, aus = row
     apex = None if apex == "/" else apex
-    return raw.RawClip(
+    return survey.RawClip(
         "fourdme", subject, name, emotion.lower(), folder, onset, apex, offset, tuple(aus)
     )
 

@@ -3,7 +3,7 @@
 import cv2
 import openpyxl
 
-from htnet_jax.datasets.raw import RawClip
+from htnet_jax.datasets.survey import RawClip
 
 # (clip, emotion, class of the rendered face, apex in the sheet, action units)
 CLIPS = (

@@ -7,7 +7,7 @@ import zipfile
 import cv2
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 TREES = {"raw": "SAMM", "nested": "SAMM/SAMM", "cropped": "SAMM_CROP"}
 SHEET = "SAMM_Micro_FACS_Codes_v2.xlsx"
@@ -70,7 +70,7 @@ def write(root, faces, *, tree="raw", sheet=SHEET, padded=True):
             assert cv2.imwrite(str(path), face.frames[face.onset + number - row["onset"]])
         apex = row["onset"] + face.apex - face.onset
         clips.append(
-            raw.RawClip(
+            survey.RawClip(
                 *("samm", subject, name, row["emotion"].lower(), folder),
                 *(row["onset"], apex, row["offset"], _AUS[row["aus"]], row["objective"]),
             )

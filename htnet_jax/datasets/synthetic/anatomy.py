@@ -115,7 +115,7 @@ def random_geometry(rng: np.random.Generator) -> Geometry:
 
 
 # The action units (Ekman and Friesen, Facial Action Coding System) each class is rendered with, in
-# the order of `clips.CLASSES`; the pairing of units and emotions follows EMFACS.
+# the order of `labels.CLASSES`; the pairing of units and emotions follows EMFACS.
 CLASS_MUSCLES: tuple[tuple[str, ...], ...] = (
     ("AU4", "AU15", "AU9"),
     ("AU12", "AU6"),

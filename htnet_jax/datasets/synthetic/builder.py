@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from htnet_jax.datasets import frames as face_frames
-from htnet_jax.datasets.clips import CLASSES, Clip, features, frame_features
+from htnet_jax.datasets.builder import Clip, features, frame_features
+from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.datasets.synthetic.anatomy import SIZE
 from htnet_jax.datasets.synthetic.recipe import SOURCES, PlannedClip, plan
 from htnet_jax.errors import UserError
@@ -157,8 +158,8 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
         planned: Which clip.
 
     Returns:
-        The example, see `htnet_jax.datasets.clips.features`, and `frame_features` where frames are
-        stored. Its landmarks are those of the onset frame, in pixels of the flow; pixel centres
+        The example, see `datasets.builder.features`, and `frame_features` where frames are stored.
+        Its landmarks are those of the onset frame, in pixels of the flow; pixel centres
         have whole-numbered coordinates.
     """
     # Imported here because reading a data set that is built already needs neither.
@@ -187,7 +188,7 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
 
 
 def _with_frames(config: SyntheticConfig) -> dict[str, Any]:
-    """The features of examples with frames; names and meanings as in `clips.raw_features`."""
+    """The features of examples with frames; names and meanings as in `builder.sheet_features`."""
     return {
         "action_units": tfds.features.Text(),
         "onset": np.int32,
