@@ -7,10 +7,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from htnet_jax.datasets.raw_builder import RawBuilder
 
 from htnet_jax import baselines, datasets
 from htnet_jax import config as settings
+from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.features import inputs
 from htnet_jax.training import settings as training_settings
 from htnet_jax.training.checkpoints import build_module
@@ -94,6 +94,7 @@ def test_only_known_settings(name):
     training_settings.check(config)
     inputs.check_names(config)
     builder = datasets.BUILDERS[config.dataset.name]
+    assert config.dataset.labels in {"", *getattr(builder, "LABELS", ())}
     if issubclass(builder, RawBuilder) and config.dataset.config:
         assert builder.config_of(config.dataset.config).name == config.dataset.config
     else:
@@ -142,4 +143,5 @@ def test_published_settings_of_mmnet(classes, epochs, batch, decay, rotation, sh
     assert (config.model.depth, config.model.mlp_mult) == {5: (2, 4), 3: (3, 2)}[classes]
     assert config.model.drop_path == {5: 0.0, 3: 0.3}[classes]
     assert config.dataset.config.endswith("+frames-neighbours")
+    assert config.dataset.labels == f"mmnet{classes}"
     assert (config.protocol, config.folds) == ("loso", "")

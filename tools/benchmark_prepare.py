@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _jobs(folder: Path, chosen: object) -> list:
     import cv2
-    from htnet_jax.datasets.extraction import Job
 
+    from htnet_jax.datasets.process import Job
     from htnet_jax.datasets.survey import RawClip
     from htnet_jax.datasets.synthetic import recipe as synthetic
     from htnet_jax.datasets.synthetic import rendering
@@ -67,16 +67,16 @@ def _jobs(folder: Path, chosen: object) -> list:
 
 
 def _seconds(jobs: list, workers: int, folder: Path) -> float:
-    from htnet_jax.datasets import extraction, pool
+    from htnet_jax.datasets import process
 
-    kept = pool.Kept(folder)
+    kept = process.Kept(folder)
     folder.mkdir(exist_ok=True)
     began = time.monotonic()
-    inspections = list(pool.run(extraction.inspect, jobs, workers=workers, title="landmarks"))
+    inspections = list(process.run(process.inspect, jobs, workers=workers, title="landmarks"))
     if bad := [f.what for inspection in inspections for f in inspection.findings if f.drops]:
         raise UserError(f"{len(bad)} clips failed: {bad[0]}")
     tasks = [(kept.path(job), job, i) for job, i in zip(jobs, inspections, strict=True)]
-    for _ in pool.run(pool.keep_tensor, tasks, workers=workers, title="flow"):
+    for _ in process.run(process.keep_tensor, tasks, workers=workers, title="flow"):
         pass
     seconds = time.monotonic() - began
     kept.clear()

@@ -21,14 +21,14 @@ def counted(arrays: ClipArrays) -> dict[str, dict[str, int]]:
     """Counts subjects, clips of each class and clips: for each source, and for `ALL` sources.
 
     Returns:
-        `{source: {"people": n, class: n, ..., "clips": n}}`; sources by name, `ALL` last.
+        `{source: {"subjects": n, class: n, ..., "clips": n}}`; sources by name, `ALL` last.
     """
     names = sorted({str(source) for source in arrays.sources})
     chosen = {name: arrays.sources == name for name in names}
     chosen[ALL] = np.ones(len(arrays.clips), bool)
     return {
         name: {
-            "people": len({*zip(arrays.sources[rows], arrays.subjects[rows], strict=True)}),
+            "subjects": len({*zip(arrays.sources[rows], arrays.subjects[rows], strict=True)}),
             **_classes(arrays.labels[rows], arrays.class_names),
             "clips": int(rows.sum()),
         }

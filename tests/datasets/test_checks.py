@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from htnet_jax.datasets import checks, loading, published, raw, similarity
+from htnet_jax.datasets import checks, labels, loading, published, similarity
 from htnet_jax.evaluation import protocols
 from htnet_jax.motion import regions
 
@@ -133,7 +133,7 @@ def test_objective_classes_may_share_a_word(tiny):
     rows = np.flatnonzero(tiny.sources == tiny.sources[0])
     one_word = changed(tiny, emotions=dict.fromkeys(rows, "disgust"))
     assert {f.kind for f in check(one_word).findings} == {"label"}
-    objective = dataclasses.replace(one_word, class_names=raw.OBJECTIVE)
+    objective = dataclasses.replace(one_word, class_names=labels.OBJECTIVE)
     assert check(objective).findings == ()
 
 
@@ -247,7 +247,7 @@ def test_counts_of_a_data_set_made_from_its_own_copy(tiny):
     assert published.differences(dataclasses.replace(samm, emotions=emotions[1:])) == [
         ("samm", "56 clips of anger, the published data set has 57")
     ]
-    objective = dataclasses.replace(samm, class_names=raw.OBJECTIVE)
+    objective = dataclasses.replace(samm, class_names=labels.OBJECTIVE)
     assert published.differences(objective) is None
     assert published.differences(dataclasses.replace(samm, name="mmew/tvl1_28/1.0.0")) is None
 
@@ -266,7 +266,7 @@ def test_counted(tiny):
     counts = published.counted(tiny)
     assert list(counts)[-1] == "all"
     assert counts["all"]["clips"] == 24
-    assert counts["all"]["people"] == 6
+    assert counts["all"]["subjects"] == 6
     for source in np.unique(tiny.sources):
         rows = tiny.sources == source
         expected = np.bincount(tiny.labels[rows], minlength=3)
@@ -404,7 +404,7 @@ def test_the_release_has_no_problem_and_172_templates(tmp_path):
     assert checkup.problems == []
     assert checkup.compared
     assert checkup.counts["all"] == {
-        "people": 68,
+        "subjects": 68,
         "negative": 250,
         "positive": 109,
         "surprise": 83,

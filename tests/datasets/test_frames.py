@@ -204,7 +204,8 @@ def test_the_fingerprint_covers_frames_and_action_units(loaded):
     def fingerprint(change):
         examples = [dict(source[index]) for index in range(len(source))]
         change(examples[3])
-        return loading._arrays(builder, examples, folder).fingerprint
+        stored = loading.Stored(builder, folder, examples)
+        return loading._arrays(stored, loading._label_set("synthetic", "")).fingerprint
 
     def pixel(example):
         example["frames"] = example["frames"].copy()

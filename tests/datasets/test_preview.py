@@ -8,8 +8,8 @@ from fakes.html_page import Page
 from htnet_jax import pages
 from htnet_jax.datasets import frames, preview
 from htnet_jax.datasets.process import Inspection, Job, Steps
-from htnet_jax.datasets.raw import RawClip
 from htnet_jax.datasets.recipe import Recipe
+from htnet_jax.datasets.survey import RawClip
 from htnet_jax.errors import UserError
 from htnet_jax.motion import flow, regions
 

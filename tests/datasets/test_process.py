@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from fakes import fourdme, samm, work
 
-from htnet_jax.datasets import loading, process, raw, raw_builder, recipe, tree
+from htnet_jax import io
+from htnet_jax.datasets import builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
 from htnet_jax.motion import alignment, flow
 
@@ -37,7 +38,7 @@ def _write(folder, face, first=1):
     for number, frame in enumerate(face.frames, first):
         assert cv2.imwrite(str(folder / f"img{number}.png"), frame)
     numbers = (index + first for index in (face.onset, face.apex, face.offset))
-    return raw.RawClip("casme2", "sub01", "EP01", "happiness", folder, *numbers)
+    return survey.RawClip("casme2", "sub01", "EP01", "happiness", folder, *numbers)
 
 
 def _still(folder, picture, numbers):
@@ -45,7 +46,9 @@ def _still(folder, picture, numbers):
     folder.mkdir()
     for number in numbers:
         assert cv2.imwrite(str(folder / f"img{number}.png"), picture)
-    return raw.RawClip("smic", "s01", "c1", "positive", folder, numbers[0], numbers[1], numbers[-1])
+    return survey.RawClip(
+        "smic", "s01", "c1", "positive", folder, numbers[0], numbers[1], numbers[-1]
+    )
 
 
 def _picture(clip, number):
@@ -78,7 +81,7 @@ def test_all_missing_frames_are_told(clip):
     other = dataclasses.replace(clip, onset=1001, apex=1005, offset=1010)
     found = list(process.check_frames(other))
     assert [finding.kind for finding in found] == ["onset", "apex", "offset"]
-    count = len(tree.frames(clip.folder))
+    count = len(recording.image_files(clip.folder))
     assert f"the folder has frames 8 to {7 + count}" in found[0].what
 
 
@@ -479,7 +482,7 @@ PLAIN = "farneback_28+align-none+landmarks-template"
 NAME = f"{PLAIN}+frames-neighbours"
 TEMPLATE_FRAMES = recipe.parse(NAME)
 CSV_FRAMES = recipe.make(flow="farneback", landmarks="csv", frames="neighbours")
-INCOMPLETE = raw_builder.Options(workers=1, allow_incomplete=True)
+INCOMPLETE = builder.Options(workers=1, allow_incomplete=True)
 # What there is of a clip with onset 1000, apex 1040 and offset 1100: one more neighbour (1002), two
 # before the apex, three after it. 1001 is missing.
 NUMBERS = (1000, 1002, 1038, 1039, 1040, 1041, 1042, 1043, 1100)
@@ -493,7 +496,7 @@ def _clip(folder, picture_of, suffix=".png", numbers=NUMBERS):
     folder.mkdir(parents=True)
     for number in numbers:
         assert cv2.imwrite(str(folder / f"006_{number:05d}{suffix}"), picture_of(number))
-    return raw.RawClip("samm", "006", "006_1_2", "anger", folder, 1000, 1040, 1100)
+    return survey.RawClip("samm", "006", "006_1_2", "anger", folder, 1000, 1040, 1100)
 
 
 def _job(clip, chosen=CSV_FRAMES):
@@ -593,7 +596,7 @@ def test_without_alignment_whole_pictures_are_resized(tmp_path):
 
 def test_unusable_neighbours_are_all_reported_and_left_out(tmp_path):
     clip = _clip(tmp_path / "clip", lambda _: _dots())
-    files = tree.frames(clip.folder)
+    files = recording.image_files(clip.folder)
     files[1002].write_text("this is a text")
     files[1041].write_bytes(b"")
     assert cv2.imwrite(str(files[1043]), np.zeros((80, 100), np.uint8))
@@ -628,7 +631,7 @@ def test_frames_evenly_with_another_in_place_of_an_unreadable_one(tmp_path):
     job = _job(clip, dataclasses.replace(CSV_FRAMES, frames="6"))
     assert _frames(job).numbers.tolist() == [1000, 1020, 1040, 1060, 1080, 1100]
     # The nearest to 1060 is taken: 1059 as it comes first, and 1061 as 1059 has another size.
-    files = tree.frames(clip.folder)
+    files = recording.image_files(clip.folder)
     files[1060].write_text("this is a text")
     assert cv2.imwrite(str(files[1059]), np.zeros((80, 100), np.uint8))
     inspection = process.inspect(job)
@@ -727,7 +730,7 @@ _NAMES = ("006_1_2", "006_1_13", "028_4_7", "032_3_9", "032_3_11")
 
 
 def _prepare(copy, data_dir, config=NAME, workers=1, incomplete=True, name="samm"):
-    options = raw_builder.Options(workers=workers, allow_incomplete=incomplete)
+    options = builder.Options(workers=workers, allow_incomplete=incomplete)
     return loading.prepare(
         name, config=config, manual_dir=str(copy), data_dir=str(data_dir), options=options
     )
@@ -765,7 +768,7 @@ def test_what_was_built_is_loaded(copy, built, faces):
         assert np.abs(pixels[..., 0] - apex).max() <= 1
         assert np.abs(pixels[..., 1] - apex // 2).max() <= 1
         assert np.abs(pixels[..., 2] - apex // 4).max() <= 1
-        units = "+".join(raw.action_units(str(row["aus"])))
+        units = "+".join(survey.action_units(str(row["aus"])))
         assert arrays.action_units[index] == units
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["frames"] == {
@@ -904,6 +907,10 @@ def test_a_run_that_is_left_early_ends_its_workers():
     assert list(results) == []
 
 
+def test_the_cores_of_this_process():
+    assert io.core_count() == len(os.sched_getaffinity(0))
+
+
 @pytest.fixture
 def job(tmp_path, faces):
     clip = faces(0, 1)
@@ -912,7 +919,7 @@ def job(tmp_path, faces):
     for number, index in ((1, clip.onset), (2, clip.apex)):
         assert cv2.imwrite(str(folder / f"img{number}.png"), clip.frames[index])
     chosen = recipe.make(flow="farneback", align="none", landmarks="template")
-    return process.Job(raw.RawClip("x", "s1", "c1", "happy", folder, 1, 2, 2), chosen)
+    return process.Job(survey.RawClip("x", "s1", "c1", "happy", folder, 1, 2, 2), chosen)
 
 
 @pytest.fixture

@@ -8,14 +8,78 @@ import cv2
 import numpy as np
 import pytest
 
-from htnet_jax.datasets import recording, tree
+from htnet_jax.datasets import recording
 from htnet_jax.datasets.recording import open_frames
 from htnet_jax.errors import UserError
+
+
+def test_images_that_lead_out_of_their_folder_are_refused(tmp_path):
+    root, folder = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    folder.mkdir()
+    (folder / "img1.jpg").write_text("")
+    (root / "img2.jpg").write_text("")
+    (root / "img3.jpg").symlink_to("img2.jpg")
+    assert list(recording.image_files(root)) == [2, 3]
+    clip = root / "clip"
+    clip.mkdir()
+    (clip / "img1.jpg").symlink_to(folder / "img1.jpg")
+    with pytest.raises(ValueError, match=r"img1\.jpg is a link that leads out"):
+        recording.image_files(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *[("img1.jpg", 1), ("reg_img46.jpg", 46), ("006_05562.jpg", 5562), ("00000.bmp", 0)],
+        *[("reg_image559740.bmp", 559740), ("image034208.jpg", 34208), ("175.JPG", 175)],
+        *[("Frame_000001823.jpg", 1823), ("reg_00007.bmp", 7), ("S01-07-001.jpg", 1)],
+        *[("image12345678.bmp", 12345678), ("img46 - Copy.jpg", 46), ("a.b.3.png", 3)],
+        *[("frame.jpg", None), (".jpg", None), ("img-5.jpg", 5), ("jpg", None), ("mp4.jpg", 4)],
+    ],
+)
+def test_the_number_in_a_frame_s_name(name, number):
+    assert recording.frame_number(name) == number
+
+
+def test_frames_are_in_order_of_their_numbers(tmp_path):
+    for number in (9, 10, 100, 99, 1, 11):
+        (tmp_path / f"img{number}.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 9, 10, 11, 99, 100]
+    assert recording.image_files(tmp_path)[100] == tmp_path / "img100.jpg"
+
+
+def test_only_images_with_a_number_are_frames(tmp_path):
+    for name in (
+        *("img1.jpg", "._img1.jpg", ".DS_Store", "Thumbs.db", "notes2.txt", "film3.mp4"),
+        *("cover.jpg", "img4.JPEG", "img5.Tiff", "img6.bmp", "img7.png", "img8.jpg.part"),
+    ):
+        (tmp_path / name).write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("twin", ["img046.jpg", "img46.png", "img46 - Copy.jpg", "reg_img46.jpg"])
+def test_two_images_with_one_number(tmp_path, twin):
+    for name in ("img46.jpg", twin):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="have the same number") as caught:
+        recording.image_files(tmp_path)
+    assert "img46.jpg" in str(caught.value)
+    assert twin in str(caught.value)
+
+
+def test_frames_that_come_and_go_are_noticed(tmp_path):
+    (tmp_path / "img1.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1]
+    # A user mends the copy and builds again, from the same notebook.
+    (tmp_path / "img2.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 2]
+
 
 GRADIENT = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)
 
 
-@pytest.mark.parametrize("suffix", tree.PICTURES)
+@pytest.mark.parametrize("suffix", recording.IMAGES)
 def test_gray_images_of_all_kinds(tmp_path, suffix):
     path = tmp_path / f"img1{suffix}"
     assert cv2.imwrite(str(path), GRADIENT)

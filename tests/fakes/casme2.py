@@ -22,6 +22,7 @@ HEADER = (
     *("Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None),
     *("Action Units", "Estimated Emotion"),
 )
+COLUMNS = {"offset": "OffsetFrame", "emotion": "Estimated Emotion"}
 KEYS = ("subject", "name", None, "onset", "apex", "offset", None, "aus", "emotion")
 
 # Subject, name, onset, emotion, action units, objective class, face (subject, label). Three clips
@@ -120,3 +121,11 @@ def write_sheet(path, rows, *, objective=False, without=()):
         book.create_sheet("Sheet2")
         book.create_sheet("Sheet3")
     book.save(path)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    changed = rows(faces)
+    change(changed)
+    names = [] if not without else [COLUMNS[without]]
+    write_sheet(pathlib.Path(root) / SHEET, changed, without=names)

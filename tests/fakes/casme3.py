@@ -14,6 +14,7 @@ from htnet_jax.datasets import survey
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
 HEADER = ("Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion")
+KEYS = ("subject", "name", "onset", "apex", "offset", "aus", "objective", "emotion")
 # In the order of the expected result; the sheet has them in another. Two in one recording; an apex
 # on the onset; none; a filename and an emotion in capitals.
 ROWS = (
@@ -117,3 +118,13 @@ def _place(kind, row, spell):
         return pathlib.Path("part_A", spell(subject), spell(video), "color")
     part = {"clips": "frame", "videos": "video"}[kind]
     return pathlib.Path("Part_A_ME_clip", part, f"{spell(subject)}_{video}_{onset}")
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    rows = [dict(zip(KEYS, row, strict=True)) for row in (*ROWS[4:], *ROWS[:4])]
+    change(rows)
+    header = [name if key != without else "other" for name, key in zip(HEADER, KEYS, strict=True)]
+    write_sheet(
+        pathlib.Path(root) / SHEET, [tuple(row[key] for key in KEYS) for row in rows], header
+    )

@@ -96,3 +96,15 @@ def write_sheet(path, rows, header=HEADER):
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    keys = ("subject", "name", "onset", "apex", "offset", "aus", "emotion")
+    rows = [dict(zip(keys, row, strict=False)) for row in (*ROWS[4:], *ROWS[:4])]
+    change(rows)
+    lost = {"offset": "Offset", "emotion": "Emotion"}.get(without)
+    header = ["other" if name and name == lost else name for name in HEADER]
+    write_sheet(
+        pathlib.Path(root) / SHEET, [tuple(row[key] for key in keys) for row in rows], header
+    )

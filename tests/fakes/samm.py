@@ -15,6 +15,7 @@ HEADER = (
     *("Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame"),
     *("Duration", "Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"),
 )
+COLUMNS = {"offset": "Offset Frame", "emotion": "Estimated Emotion"}
 # Digits of the frame numbers: they depend on the recording, subject_inducement.
 DIGITS = {"006_1": 5, "006_9": 4, "028_4": 4, "032_3": 4}
 
@@ -127,3 +128,11 @@ def _keep_values(path, values):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for part, content in parts.items():
             archive.writestr(part, content)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    changed = rows(faces)
+    change(changed)
+    names = [] if not without else [COLUMNS[without]]
+    write_sheet(pathlib.Path(root) / SHEET, changed, without=names)

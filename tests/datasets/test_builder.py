@@ -10,12 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
 from fakes.linear import Linear
-from htnet_jax.datasets.audit import Audit
 from ml_collections import ConfigDict
 
 from htnet_jax import models
 from htnet_jax.config import default_config
-from htnet_jax.datasets import loading, pool, raw_builder
+from htnet_jax.datasets import builder, loading, process
 from htnet_jax.errors import UserError
 from htnet_jax.training import experiment
 
@@ -28,7 +27,7 @@ FAKES = {
     "smic": smic,
 }
 RECIPE = "farneback_28+align-none+landmarks-template"
-INCOMPLETE = raw_builder.Options(workers=1, allow_incomplete=True)
+INCOMPLETE = builder.Options(workers=1, allow_incomplete=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +68,14 @@ def metadata(folder):
     return json.loads((Path(folder) / "metadata.json").read_text())
 
 
-def train(name, recipe, classes, data_dir, workdir):
+def train(name, recipe, classes, data_dir, workdir, labels=""):
     """Leave-one-subject-out with the linear network."""
     config = default_config()
     config.update({"epochs": 2, "batch_size": 2, "folds_per_device": 1, "checkpoints": "none"})
     config.model = ConfigDict({"name": "Linear", "num_classes": classes, "image_size": 28})
     config.dataset.update(
-        {"name": name, "config": recipe, "data_dir": data_dir, "scaling": "minmax_255"}
+        {"name": name, "config": recipe, "data_dir": data_dir, "labels": labels}
+        | {"scaling": "minmax_255"}
     )
     with mock.patch.dict(models.MODELS, Linear=Linear):
         return experiment.run(config, workdir)
@@ -87,7 +87,7 @@ def test_from_the_tree_to_a_report(name, built, tmp_path):
     assert arrays.flow.shape == (len(arrays.clips), 28, 28, 3)
     assert np.abs(arrays.flow[..., :2]).max(axis=(1, 2, 3)).min() > 0.01  # Every face moves.
     found = metadata(folder)
-    assert found["clips"] == len(arrays.clips)
+    assert found["clips"] == sum(found["emotions"].values()) >= len(arrays.clips)
     assert "flow=farneback,size=28,align=none" in found["recipe"]
     # Numbers of 4DME and MMEW are not published in a form that could be enforced.
     enforced = name not in ("fourdme", "mmew")
@@ -124,7 +124,7 @@ def test_without_permission_an_incomplete_copy_is_one_report(copies, tmp_path):
     assert "count" in str(caught.value)
     audit = tmp_path / "samm" / f"audit_{RECIPE}.csv"
     assert audit.read_text().startswith("kind,clip,where,what,drops\n")
-    assert not (tmp_path / "samm" / RECIPE / "1.0.0").exists()
+    assert not (tmp_path / "samm" / RECIPE / "2.0.0").exists()
 
 
 def digests(folder):
@@ -136,7 +136,7 @@ def digests(folder):
 
 def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
     _, folder = built("samm")
-    options = raw_builder.Options(workers=2, allow_incomplete=True)
+    options = builder.Options(workers=2, allow_incomplete=True)
     _, other = loading.prepare(
         "samm",
         config=RECIPE,
@@ -149,7 +149,7 @@ def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
 
 def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_path):
     _, folder = built("samm")
-    original = pool.keep_tensor
+    original = process.keep_tensor
     calls = []
 
     def interrupted(task):
@@ -165,7 +165,7 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
         "options": INCOMPLETE,
     }
     with (
-        mock.patch.object(pool, "keep_tensor", interrupted),
+        mock.patch.object(process, "keep_tensor", interrupted),
         pytest.raises(KeyboardInterrupt),
     ):
         loading.prepare("samm", **arguments)
@@ -174,37 +174,95 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
     # One file is spoilt, as a power cut might.
     next(unfinished.glob("*.npz")).write_bytes(b"PK")
     again = []
-    with mock.patch.object(pool, "keep_tensor", lambda task: (again.append(task), original(task))):
-        arrays, other = loading.prepare("samm", **arguments)
-    assert len(again) == len(arrays.clips) - 2
+    with mock.patch.object(
+        process, "keep_tensor", lambda task: (again.append(task), original(task))
+    ):
+        _, other = loading.prepare("samm", **arguments)
+    assert len(again) == metadata(other)["clips"] - 2
     assert digests(folder) == digests(other)
     assert not unfinished.exists()
 
 
-def test_two_recipes_live_side_by_side(copies, built, tmp_path):
-    """Here of two label sets; the second one trains as the first does."""
-    first, _ = built("samm")
-    name = f"{RECIPE}+labels-five"
-    second, folder = loading.prepare(
-        "samm",
-        config=name,
-        manual_dir=str(copies / "samm"),
-        data_dir=built.data_dir,
-        options=INCOMPLETE,
-    )
-    assert second.class_names == ("anger", "contempt", "happiness", "surprise", "other")
-    assert metadata(folder)["recipe_hash"] != metadata(built("samm")[1])["recipe_hash"]
-    assert loading.load("samm", config=RECIPE, data_dir=built.data_dir).name == first.name
-    run = train("samm", name, 5, built.data_dir, tmp_path / "run")
-    assert run.predictions.class_names.tolist() == list(second.class_names)
+def test_label_sets_need_no_other_build(built, tmp_path):
+    default, folder = built("samm")
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    found = {
+        name: loading.load("samm", config=RECIPE, data_dir=built.data_dir, labels=name)
+        for name in ("", "megc3", "five", "own", "objective")
+    }
+    assert found[""].fingerprint == found["megc3"].fingerprint == default.fingerprint
+    assert {name: len(arrays.clips) for name, arrays in found.items()} == {
+        **{"": 11, "megc3": 11, "five": 9, "own": 12, "objective": 12}
+    }
+    assert len({arrays.fingerprint for arrays in found.values()}) == 4
+    five = found["five"]
+    assert five.class_names == ("anger", "contempt", "happiness", "surprise", "other")
+    assert [five.class_names[label] for label in five.labels] == five.emotions.tolist()
+    objective = found["objective"]
+    np.testing.assert_array_equal(objective.labels, objective.objective - 1)
+    assert objective.of(objective.labels == 0).objective.tolist() == [1, 1, 1]
+    # The same clips in the same order, whatever their classes.
+    kept = np.isin(found["own"].clips, default.clips)
+    np.testing.assert_array_equal(found["own"].of(kept).flow, default.flow)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    run = train("samm", RECIPE, 5, built.data_dir, tmp_path / "run", labels="five")
+    assert run.predictions.class_names.tolist() == list(five.class_names)
     assert np.shape(run.summary["final"]["composite"]["confusion"]) == (5, 5)
+
+
+def test_a_label_set_without_clips_is_refused(built):
+    built("casme2")  # whose sheet has no objective classes
+    with pytest.raises(UserError, match=r"no clip of the classes I, II.*dataset\.labels"):
+        loading.load("casme2", config=RECIPE, data_dir=built.data_dir, labels="objective")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("casme2", "megc3, five, own, objective, mmnet5, mmnet3"),
+        ("smic", "megc3, own"),
+        ("megc2019", "megc3"),
+        ("synthetic", "megc3"),
+    ],
+)
+def test_unknown_label_sets_are_refused_before_anything_is_built(name, known, tmp_path):
+    with pytest.raises(UserError) as caught:
+        loading.load(name, labels="six", data_dir=str(tmp_path), manual_dir=str(tmp_path))
+    assert str(caught.value) == f"{name} has no labels=six; use one of {known}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_path):
+    """It holds the clips and classes of one label set."""
+    old = tmp_path / "samm" / RECIPE / "1.0.0"
+    old.mkdir(parents=True)
+    (old / "dataset_info.json").write_text("{}")
+    command = "python -m htnet_jax.prepare --dataset=samm --recipe={} --manual_dir=FOLDER"
+    with pytest.raises(UserError) as caught:
+        loading.load("samm", config=RECIPE, data_dir=str(tmp_path))
+    assert f"{old} was built by an older version" in str(caught.value)
+    assert command.format(RECIPE) in str(caught.value)
+    assert loading.built("samm", config=RECIPE, data_dir=str(tmp_path)) is None
+    # Recipes named their label set.
+    with pytest.raises(UserError) as caught:
+        loading.load("samm", config="tvl1_28+labels-five+frames-pair", data_dir=str(tmp_path))
+    assert "'tvl1_28+frames-pair' with dataset.labels=five" in str(caught.value)
+    assert command.format("tvl1_28+frames-pair") in str(caught.value)
+    # With the source files at hand it is built anew, beside the old one.
+    where = {"manual_dir": str(copies / "samm"), "data_dir": str(tmp_path)}
+    arrays, folder = loading.prepare("samm", config=RECIPE, options=INCOMPLETE, **where)
+    assert (len(arrays.clips), folder.name) == (11, "2.0.0")
 
 
 def test_tfds_knows_the_builders():
     for name in FAKES:
-        builder = tfds.builder_cls(name)
-        assert issubclass(builder, raw_builder.RawBuilder)
-        assert "tvl1_28" in builder.builder_configs
+        found = tfds.builder_cls(name)
+        assert issubclass(found, builder.RawBuilder)
+        assert "tvl1_28" in found.builder_configs
+        metadata = found.get_metadata()
+        assert metadata.citation.startswith("@")
+        assert set(metadata.tags) <= set(tfds.core.dataset_metadata.valid_tags())
+        assert len(metadata.description) > 500
 
 
 @pytest.mark.parametrize(
@@ -212,8 +270,7 @@ def test_tfds_knows_the_builders():
     [
         ("tvl2_28", "flow='tvl2' is unknown"),
         ("tvl1_29", "size='29' is unknown"),
-        ("tvl1_28+labels-six", "labels='six' is unknown"),
-        ("tvl1_28+labels-objective", "has no labels=objective"),
+        ("tvl1_28+labels-six", "labels are chosen on loading"),
         ("tvl1_28+variant-uv", "has no variant 'uv'"),
         ("tvl1_28+align-onset", "its usual name is 'tvl1_28'"),
         ("tvl1_28+landmarks-template", "add align=none"),
@@ -225,15 +282,3 @@ def test_wrong_recipes(copies, tmp_path, config, message):
             "smic", config=config, manual_dir=str(copies / "smic"), data_dir=str(tmp_path)
         )
     assert message in str(caught.value)
-
-
-def test_an_audit_reports_by_kind_and_drops_only_clips():
-    audit = Audit()
-    audit.add("count", "samm", "158 clips")
-    audit.add("onset", "folder", "frame 3 is not there", clip="samm/006/006_1_2")
-    audit.add("offset", "folder", "frame 9 is not there", clip="samm/006/006_1_3", drops=False)
-    audit.note("row 4", "apex mended", clip="samm/006/006_1_4", kind="corrected")
-    assert audit.dropped == {"samm/006/006_1_2"}
-    assert [finding.kind for finding in audit.errors] == ["count", "onset", "offset"]
-    with pytest.raises(UserError, match="3 findings, 2 clips concerned"):
-        audit.raise_if_errors("samm", "Mend it.")
