@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         manual_dir=_MANUAL_DIR.value,
         data_dir=_DATA_DIR.value,
     )
-    subjects = protocols.people(arrays.subjects, arrays.sources)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(
         _PROTOCOL.value, subjects, arrays.sources, count=_PROTOCOL_FOLDS.value, seed=_SEED.value
     )

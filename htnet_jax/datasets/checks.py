@@ -105,7 +105,7 @@ def check(
 
     Args:
         arrays: The data set, N clips.
-        subjects: `(N,)` str: who is on each clip, unique over all sources; from `protocols.people`.
+        subjects: `(N,)` str, unique over all sources; from `protocols.unique_subjects`.
         folds: Of a protocol, see `protocols.splits`.
         metadata: What the builder recorded (`info.metadata`).
         threshold: Similarity from which two flows are one clip's, see `similarity`.

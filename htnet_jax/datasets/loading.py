@@ -22,7 +22,7 @@ from htnet_jax import datasets, errors
 from htnet_jax.datasets.builder import Options, RawBuilder, RawConfig
 from htnet_jax.datasets.frames import FrameArrays, collect
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
-from htnet_jax.evaluation.runs import Pictures
+from htnet_jax.evaluation.summary import Images
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -258,7 +258,7 @@ def network_inputs(
     return inputs
 
 
-def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Pictures:
+def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
     """What a report shows of the clips: their flow, and what the network sees of it.
 
     Args:
@@ -272,7 +272,7 @@ def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Pict
     """
     if inputs is not None and len(inputs) != len(arrays.clips):
         raise ValueError(f"{len(inputs)} inputs for {len(arrays.clips)} clips")
-    return Pictures(
+    return Images(
         clips=arrays.clips,
         flow=arrays.flow,
         mosaic=None if inputs is None or layout == "none" else inputs,

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 
 
 def check(arrays, protocol="loso", metadata=None, **options):
-    subjects = protocols.people(arrays.subjects, arrays.sources)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(protocol, subjects, arrays.sources, count=3)
     return checks.check(arrays, subjects, folds, metadata, **options)
 
@@ -288,7 +288,7 @@ def test_a_class_of_one_subject_is_lost_in_its_fold(tiny):
 
 
 def test_wrong_lengths_are_a_programming_error(tiny):
-    subjects = protocols.people(tiny.subjects, tiny.sources)
+    subjects = protocols.unique_subjects(tiny.subjects, tiny.sources)
     folds = protocols.splits("loso", subjects, tiny.sources)
     with pytest.raises(ValueError, match="of the same clips"):
         checks.check(dataclasses.replace(tiny, flow=tiny.flow[:5]), subjects, folds)

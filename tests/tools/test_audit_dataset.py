@@ -93,7 +93,7 @@ def test_wrong_use_is_one_message(tmp_path, data_dir):
         ([*tiny, f"--csv={tmp_path}"], "is a folder"),
         ([*tiny, "--csv=-"], "--csv needs a file name"),
         ([*tiny, "--protocol=loo"], "--protocol=loo is unknown; use one of loso, lodo, kfold"),
-        ([*tiny, "--protocol=kfold", "--protocol_folds=7"], "6 people cannot be dealt into 7"),
+        ([*tiny, "--protocol=kfold", "--protocol_folds=7"], "6 subjects cannot be split into 7"),
         (["synthetic"], "unexpected argument 'synthetic'"),
     ):
         status, output, errors = run(*arguments)
