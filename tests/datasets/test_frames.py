@@ -101,8 +101,8 @@ def test_frames_are_aligned_by_the_onsets_points(loaded, rendered):
         landed = alignment.transform_points(transform, points)
         assert np.abs(landed - alignment.canonical_points(56)).max() < 5
         for rows in (stored.onset[index], stored.apex[index]):
-            picture = clip.frames[stored.numbers[rows[1]]]
-            expected = frames.in_colour(alignment.warp(picture, transform, 56))
+            image = clip.frames[stored.numbers[rows[1]]]
+            expected = frames.in_colour(alignment.warp(image, transform, 56))
             np.testing.assert_array_equal(stored.pixels[rows[1]], expected)
         face = stored.pixels[stored.onset[index, 1], ..., 0]
         for column, row in eyes:  # Dark pupils are where the template has its eyes.

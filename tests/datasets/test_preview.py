@@ -192,48 +192,48 @@ def test_hardly_any_motion_is_drawn_as_well():
 @pytest.mark.parametrize("layout", regions.LAYOUTS)
 def test_points_and_crops_are_drawn_where_they_are(layout):
     face = np.full((112, 112), 90, np.uint8)
-    picture = preview.draw_points(face, LANDMARKS, 28, layout)
-    assert picture.shape == (336, 336, 3)
+    image = preview.draw_points(face, LANDMARKS, 28, layout)
+    assert image.shape == (336, 336, 3)
     for (x, y), colour in zip(LANDMARKS, preview.POINT_COLOURS, strict=True):
         # A pixel of the tensor is 12 wide.
-        assert tuple(picture[round(y * 12 + 5.5), round(x * 12 + 5.5)]) == colour
+        assert tuple(image[round(y * 12 + 5.5), round(x * 12 + 5.5)]) == colour
     # The left eye's crop starts 7 px before its point; the release reads (x, y) as (row, column).
     row, column = (9, 11) if layout == "release" else (11, 9)
     top, left = (row - 7) * 12, (column - 7) * 12
     colour = preview.POINT_COLOURS[0]
-    assert tuple(picture[top, left + 20]) == colour
-    assert tuple(picture[top + 20, left]) == colour
-    assert tuple(picture[top + 14 * 12 - 1, left + 20]) == colour
+    assert tuple(image[top, left + 20]) == colour
+    assert tuple(image[top + 20, left]) == colour
+    assert tuple(image[top + 14 * 12 - 1, left + 20]) == colour
     # Where nothing is drawn the face stays.
-    assert (picture[0] == 90).all()
-    assert (picture[:, 0] == 90).all()
+    assert (image[0] == 90).all()
+    assert (image[:, 0] == 90).all()
 
 
 def test_crops_of_a_wide_image():
     landmarks = np.array([[7, 7], [21, 7], [14, 14], [7, 21], [21, 21]], np.float32)
-    picture = preview.draw_points(np.zeros((480, 640), np.uint8), landmarks, 28, "upright")
-    assert picture.shape == (480, 640, 3)
+    image = preview.draw_points(np.zeros((480, 640), np.uint8), landmarks, 28, "upright")
+    assert image.shape == (480, 640, 3)
     right_eye, left_mouth = preview.POINT_COLOURS[1], preview.POINT_COLOURS[3]
-    assert tuple(picture[100, 639]) == right_eye
-    assert tuple(picture[479, 100]) == left_mouth
-    assert tuple(picture[round(7.5 / 28 * 480 - 0.5), round(21.5 / 28 * 640 - 0.5)]) == right_eye
+    assert tuple(image[100, 639]) == right_eye
+    assert tuple(image[479, 100]) == left_mouth
+    assert tuple(image[round(7.5 / 28 * 480 - 0.5), round(21.5 / 28 * 640 - 0.5)]) == right_eye
 
 
 def test_points_outside_the_image_are_left_out():
     landmarks = LANDMARKS.copy()
     landmarks[2] = (-40, 300)
-    picture = preview.draw_points(np.zeros((112, 112), np.uint8), landmarks, 28, "upright")
-    assert not (picture == preview.POINT_COLOURS[2]).all(axis=-1).any()
+    image = preview.draw_points(np.zeros((112, 112), np.uint8), landmarks, 28, "upright")
+    assert not (image == preview.POINT_COLOURS[2]).all(axis=-1).any()
 
 
 @pytest.mark.parametrize("vector", [(1, 0), (0, -1), (-0.5, 0)])
 def test_arrows_point_the_way_of_the_flow(vector):
     vectors = np.zeros((28, 28, 2), np.float32)
     vectors[12:14, 12:14] = vector
-    picture, times = preview.draw_arrows(np.zeros((112, 112), np.uint8), vectors)
+    image, times = preview.draw_arrows(np.zeros((112, 112), np.uint8), vectors)
     # One of 14 x 14 cells moves; its arrow is one and a half cells of 2 px long.
     assert times == pytest.approx(3 / np.abs(vector).max())
-    rows, columns = np.nonzero(picture.any(axis=-1))
+    rows, columns = np.nonzero(image.any(axis=-1))
     tail = 13 * 12
     length = 36
     head = np.sign(vector) * length
@@ -250,10 +250,10 @@ def test_arrows_point_the_way_of_the_flow(vector):
 
 def test_large_images_are_reduced():
     vectors = np.zeros((28, 28, 2), np.float32)
-    picture, times = preview.draw_arrows(np.full((1080, 1920), 7, np.uint8), vectors)
-    assert picture.shape == (360, 640, 3)
+    image, times = preview.draw_arrows(np.full((1080, 1920), 7, np.uint8), vectors)
+    assert image.shape == (360, 640, 3)
     assert times == 0
-    assert (picture == 7).all()
+    assert (image == 7).all()
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,17 @@ def _write(folder, face, first=1):
     return survey.RawClip("casme2", "sub01", "EP01", "happiness", folder, *numbers)
 
 
-def _still(folder, picture, numbers):
+def _still(folder, image, numbers):
     """A clip whose frames are all the same."""
     folder.mkdir()
     for number in numbers:
-        assert cv2.imwrite(str(folder / f"img{number}.png"), picture)
+        assert cv2.imwrite(str(folder / f"img{number}.png"), image)
     return survey.RawClip(
         "smic", "s01", "c1", "positive", folder, numbers[0], numbers[1], numbers[-1]
     )
 
 
-def _picture(clip, number):
+def _image(clip, number):
     return clip.folder / f"img{number}.png"
 
 
@@ -70,7 +70,7 @@ def test_nothing_is_missing(clip):
 
 @pytest.mark.parametrize(("kind", "drops"), [("onset", True), ("apex", True), ("offset", False)])
 def test_missing_frames(clip, kind, drops):
-    _picture(clip, getattr(clip, kind)).unlink()
+    _image(clip, getattr(clip, kind)).unlink()
     (finding,) = process.check_frames(clip)
     assert (finding.kind, finding.drops, finding.clip) == (kind, drops, clip.id)
     assert finding.where == str(clip.folder)
@@ -86,7 +86,7 @@ def test_all_missing_frames_are_told(clip):
 
 
 def test_a_known_gap_is_only_a_note(clip):
-    _picture(clip, clip.offset).unlink()
+    _image(clip, clip.offset).unlink()
     (finding,) = process.check_frames(clip, "the distributed copies end early")
     assert (finding.kind, finding.drops) == ("note", False)
     assert "the distributed copies end early" in finding.what
@@ -109,37 +109,37 @@ def test_folders_without_usable_frames(clip, tmp_path):
     assert (finding.kind, finding.drops) == ("folder", True)
     (finding,) = process.check_frames(dataclasses.replace(clip, folder=tmp_path / "nowhere"))
     assert (finding.kind, finding.drops) == ("path", True)
-    _picture(clip, clip.onset).with_name("img008.png").write_text("")
+    _image(clip, clip.onset).with_name("img008.png").write_text("")
     (finding,) = process.check_frames(clip)
     assert (finding.kind, finding.drops) == ("path", True)
     assert "have the same number" in finding.what
 
 
-# What is wrong with pictures.
+# What is wrong with images.
 
 
 @pytest.mark.parametrize("which", ["onset", "apex"])
-def test_a_text_file_as_a_picture(clip, which):
-    path = _picture(clip, getattr(clip, which))
+def test_a_text_file_as_an_image(clip, which):
+    path = _image(clip, getattr(clip, which))
     path.write_text("this is a text")
     (finding,) = process.inspect(process.Job(clip, TEMPLATE)).findings
     assert (finding.kind, finding.drops, finding.clip) == ("image", True, clip.id)
     assert path.name in finding.what
 
 
-def test_pictures_that_are_not_used_are_not_read(clip):
-    _picture(clip, clip.onset + 1).write_text("this is a text")
+def test_images_that_are_not_used_are_not_read(clip):
+    _image(clip, clip.onset + 1).write_text("this is a text")
     assert process.inspect(process.Job(clip, TEMPLATE)).findings == ()
 
 
 def test_an_apex_of_another_size(clip):
-    assert cv2.imwrite(str(_picture(clip, clip.apex)), np.zeros((120, 100), np.uint8))
+    assert cv2.imwrite(str(_image(clip, clip.apex)), np.zeros((120, 100), np.uint8))
     (finding,) = process.inspect(process.Job(clip, TEMPLATE)).findings
     assert (finding.kind, finding.drops) == ("image", True)
     assert finding.what == "apex is 100x120 pixels, onset is 128x128"
 
 
-def test_a_picture_too_small_for_a_method(tmp_path):
+def test_an_image_too_small_for_a_method(tmp_path):
     small = _still(tmp_path / "clip", np.zeros((8, 8), np.uint8), [1, 2, 3])
     chosen = recipe.make(flow="dis", align="none", landmarks="template")
     findings = process.inspect(process.Job(small, chosen)).findings
@@ -179,16 +179,16 @@ def test_an_impossible_apex_is_noted(clip, shift):
 
 
 def test_the_nearest_frame_to_a_missing_middle(tmp_path):
-    picture = np.zeros((32, 32), np.uint8)
+    image = np.zeros((32, 32), np.uint8)
     for missing, expected in (((), 15), ((15,), 14), ((14, 15), 16), ((13, 14, 15, 16, 17), 12)):
         numbers = [number for number in range(10, 21) if number not in missing]
-        clip = _still(tmp_path / f"clip{len(missing)}", picture, numbers)
+        clip = _still(tmp_path / f"clip{len(missing)}", image, numbers)
         assert _rule(clip, apex=None, offset=20).apex == expected
 
 
 def test_frames_outside_of_the_clip_are_no_apex(tmp_path):
-    picture = np.zeros((32, 32), np.uint8)
-    clip = _still(tmp_path / "clip", picture, [1, 9, 10, 20, 21, 30])
+    image = np.zeros((32, 32), np.uint8)
+    clip = _still(tmp_path / "clip", image, [1, 9, 10, 20, 21, 30])
     assert _rule(clip, onset=10, apex=None, offset=20).apex == 20
 
 
@@ -216,7 +216,7 @@ def test_an_estimated_apex_is_near_the_true_one(tmp_path, faces, face):
 
 
 def test_an_unreadable_frame_among_those_that_are_looked_at(clip):
-    _picture(clip, clip.onset + 1).write_text("this is a text")
+    _image(clip, clip.onset + 1).write_text("this is a text")
     found = _rule(clip, "estimate", apex=None)
     assert [(f.kind, f.drops) for f in found.findings] == [("image", True)]
 
@@ -224,7 +224,7 @@ def test_an_unreadable_frame_among_those_that_are_looked_at(clip):
 # Points.
 
 
-def test_template_points_scale_with_the_picture(tmp_path):
+def test_template_points_scale_with_the_image(tmp_path):
     clip = _still(tmp_path / "clip", np.zeros((56, 112), np.uint8), [1, 2, 3])
     found = process.inspect(process.Job(clip, TEMPLATE))
     assert found.found == "template"
@@ -264,7 +264,7 @@ def test_dlib_finds_rendered_faces(tmp_path, faces):
 
 
 @needs_dlib
-def test_a_flat_picture_has_no_face(tmp_path):
+def test_a_flat_image_has_no_face(tmp_path):
     clip = _still(tmp_path / "clip", np.full((128, 128), 90, np.uint8), [1, 2, 3])
     (finding,) = process.inspect(process.Job(clip, recipe.Recipe())).findings
     assert (finding.kind, finding.drops, finding.clip) == ("landmarks", True, clip.id)
@@ -279,7 +279,7 @@ def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
     moved = cv2.warpAffine(
         rendered.frames[rendered.onset], shift, (128, 128), borderMode=cv2.BORDER_REPLICATE
     )
-    assert cv2.imwrite(str(_picture(clip, 2)), moved)
+    assert cv2.imwrite(str(_image(clip, 2)), moved)
     median = {}
     for align in ("onset", "head"):
         chosen = recipe.make(flow="farneback", align=align)
@@ -332,18 +332,18 @@ def test_sizes(clip, faces, size):
 @pytest.mark.parametrize("size", [28, 56, 112])
 @pytest.mark.parametrize("turn", [-20, 0, 35])
 def test_aligned_points_lie_on_the_template(tmp_path, size, turn):
-    # A face like the template, turned, scaled and moved, in a picture that is not square.
+    # A face like the template, turned, scaled and moved, in an image that is not square.
     angle = np.deg2rad(turn)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     points = (alignment.CANONICAL - 0.5) @ rotation.T * 90 + (80, 60)
-    picture = np.zeros((128, 160), np.uint8)
+    image = np.zeros((128, 160), np.uint8)
     for x, y in points:
-        cv2.circle(picture, (round(x * 16), round(y * 16)), 48, 255, -1, cv2.LINE_AA, 4)
-    clip = _still(tmp_path / "clip", picture, [1, 2, 3])
+        cv2.circle(image, (round(x * 16), round(y * 16)), 48, 255, -1, cv2.LINE_AA, 4)
+    clip = _still(tmp_path / "clip", image, [1, 2, 3])
     chosen = dataclasses.replace(CSV, size=size)
     steps = _compute(process.Job(clip, chosen, points=points))
     np.testing.assert_allclose(steps.landmarks, alignment.canonical_points(size), atol=0.01)
-    # The picture itself went with its points.
+    # The image itself went with its points.
     for x, y in alignment.canonical_points(recipe.FACE_SIZE).round().astype(int):
         near = steps.onset[y - 9 : y + 10, x - 9 : x + 10].astype(np.float64)
         rows, columns = np.mgrid[-9:10, -9:10]
@@ -363,13 +363,13 @@ def test_aligned_points_of_rendered_faces_lie_near_the_template(tmp_path, faces)
         assert np.linalg.norm(landmarks - expected, axis=1).max() < 1.5
 
 
-def test_without_alignment_points_scale_with_the_picture(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 128), np.uint8)
-    clip = _still(tmp_path / "clip", picture, [1, 2, 3])
+def test_without_alignment_points_scale_with_the_image(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (64, 128), np.uint8)
+    clip = _still(tmp_path / "clip", image, [1, 2, 3])
     points = np.array([[0, 0], [127, 63], [-0.5, -0.5], [127.5, 63.5], [63.5, 31.5]])
     chosen = recipe.make(flow="farneback", align="none", landmarks="csv")
     steps = _compute(process.Job(clip, chosen, points=points))
-    np.testing.assert_array_equal(steps.onset, picture)
+    np.testing.assert_array_equal(steps.onset, image)
     # Pixel centres are whole numbers, and the borders are half a pixel further out.
     expected = [
         *[[0.5 * 28 / 128 - 0.5, 0.5 * 28 / 64 - 0.5], [27.5 - 0.5 * 28 / 128, 27.5 - 14 / 64]],
@@ -378,14 +378,14 @@ def test_without_alignment_points_scale_with_the_picture(tmp_path):
     np.testing.assert_allclose(steps.landmarks, expected, atol=1e-5)
 
 
-def test_flow_of_a_picture_that_is_not_square_is_in_the_tensor_s_pixels(tmp_path):
+def test_flow_of_an_image_that_is_not_square_is_in_the_tensor_s_pixels(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (140, 280)).astype(np.uint8)
-    picture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
-    clip = _still(tmp_path / "clip", picture, [1, 2, 3])
+    image = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
+    clip = _still(tmp_path / "clip", image, [1, 2, 3])
     moved = cv2.warpAffine(
-        picture, np.float64([[1, 0, 4], [0, 1, 2]]), (280, 140), borderMode=cv2.BORDER_REPLICATE
+        image, np.float64([[1, 0, 4], [0, 1, 2]]), (280, 140), borderMode=cv2.BORDER_REPLICATE
     )
-    assert cv2.imwrite(str(_picture(clip, 2)), moved)
+    assert cv2.imwrite(str(_image(clip, 2)), moved)
     tensor = _compute(process.Job(clip, TEMPLATE)).tensor
     inner = tensor[6:-6, 6:-6]
     np.testing.assert_allclose(inner[..., 0].mean(), 4 * 28 / 280, atol=0.03)
@@ -425,7 +425,7 @@ def test_the_digest_stays(clip):
     later = dataclasses.replace(clip, onset=clip.onset + 1)
     trimmed = dataclasses.replace(job, clip=later)
     before = trimmed.digest
-    os.utime(_picture(clip, clip.onset), ns=(1, 1))
+    os.utime(_image(clip, clip.onset), ns=(1, 1))
     assert trimmed.digest == before
     process.inspect(trimmed)
     assert trimmed.digest == before
@@ -433,7 +433,7 @@ def test_the_digest_stays(clip):
 
 def test_the_digest_follows_frames(clip):
     job = process.Job(clip, TEMPLATE)
-    path = _picture(clip, clip.apex)
+    path = _image(clip, clip.apex)
     seen = [job.digest]
     times = path.stat()
     # Another content of the same time, then another time of the same content.
@@ -487,7 +487,7 @@ INCOMPLETE = builder.Options(workers=1, allow_incomplete=True)
 # before the apex, three after it. 1001 is missing.
 NUMBERS = (1000, 1002, 1038, 1039, 1040, 1041, 1042, 1043, 1100)
 STORED = NUMBERS[:-1]
-# Eyes, nose and mouth corners of a face in a picture of 200 x 160, turned by some degrees.
+# Eyes, nose and mouth corners of a face in an image of 200 x 160, turned by some degrees.
 POINTS = (alignment.CANONICAL - 0.5) @ [[0.98, 0.2], [-0.2, 0.98]] * 90 + (95, 75)
 
 
@@ -510,13 +510,13 @@ def _frames(job):
 
 
 def _dots(shift=0.0):
-    """Bright red dots at the points, moved to the right, on a blue picture."""
-    picture = np.zeros((160, 200, 3), np.uint8)
-    picture[..., 0] = 60
+    """Bright red dots at the points, moved to the right, on a blue image."""
+    image = np.zeros((160, 200, 3), np.uint8)
+    image[..., 0] = 60
     for x, y in POINTS + np.array([shift, 0]):
         centre = round(x * 16), round(y * 16)
-        cv2.circle(picture, centre, 48, (60, 0, 255), -1, cv2.LINE_AA, 4)
-    return picture
+        cv2.circle(image, centre, 48, (60, 0, 255), -1, cv2.LINE_AA, 4)
+    return image
 
 
 def _brightest(face, near, reach=12):
@@ -539,7 +539,7 @@ def test_a_red_frame_stays_red(tmp_path, chosen, suffix):
 
 
 @pytest.mark.parametrize("chosen", [CSV_FRAMES, TEMPLATE_FRAMES])
-def test_gray_pictures_have_three_equal_channels(tmp_path, chosen):
+def test_gray_images_have_three_equal_channels(tmp_path, chosen):
     noise = np.random.default_rng(0).integers(0, 256, (160, 200), np.uint8)
     pixels = _frames(_job(_clip(tmp_path / "clip", lambda _: noise), chosen)).pixels
     assert np.ptp(pixels[..., 0]) > 100
@@ -583,7 +583,7 @@ def test_with_align_head_each_group_has_its_own_transform(tmp_path):
             assert np.abs(_brightest(stored.pixels[row], point) - point).max() < 0.6
 
 
-def test_without_alignment_whole_pictures_are_resized(tmp_path):
+def test_without_alignment_whole_images_are_resized(tmp_path):
     small, large = np.zeros((100, 150, 3), np.uint8), np.zeros((448, 448, 3), np.uint8)
     small[:50], large[:, :224] = 200, 200
     pixels = _frames(_job(_clip(tmp_path / "a", lambda _: small), TEMPLATE_FRAMES)).pixels
@@ -717,11 +717,11 @@ def copy(tmp_path_factory, faces):
         face = faces(*row["face"])
         shown = {1000: face.onset, 1002: face.onset + 1, 1100: face.offset}
 
-        def picture(number, face=face, shown=shown):
+        def image(number, face=face, shown=shown):
             gray = face.frames[shown.get(number, face.apex)]
             return np.stack([gray // 4, gray // 2, gray], axis=-1)
 
-        _clip(root / "SAMM" / row["subject"] / row["name"], picture)
+        _clip(root / "SAMM" / row["subject"] / row["name"], image)
     samm.write_sheet(root / samm.SHEET, rows)
     return root
 

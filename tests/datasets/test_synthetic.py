@@ -396,7 +396,7 @@ def test_values_are_those_of_renderer_and_flow(built, plan):
             strain="green_lagrange_small",
         )
         assert np.array_equal(example["flow"], flow)
-        # The middle of the picture stays the middle: pixel 63.5 of 128 is pixel 13.5 of 28.
+        # The middle of the image stays the middle: pixel 63.5 of 128 is pixel 13.5 of 28.
         points = 13.5 + (clip.landmarks[clip.onset] - 63.5) * 28 / 128
         np.testing.assert_allclose(example["landmarks"], points, atol=1e-4)
         assert example["label"] == planned.label
