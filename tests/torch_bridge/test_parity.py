@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet
 from htnet_jax.torch_bridge import BRIDGES, parity, parity_report
-from htnet_jax.torch_bridge.parity import Comparison, Report
 from htnet_jax.torch_bridge.convert import match
+from htnet_jax.torch_bridge.parity import Comparison, Report
 from htnet_jax.torch_bridge.traces import Optimizer, Trace
 
 BRIDGE = BRIDGES["HTNet"]
