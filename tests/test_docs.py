@@ -18,7 +18,7 @@ import pytest
 
 from htnet_jax import datasets, models
 from htnet_jax.config import default_config
-from htnet_jax.datasets.synthetic import rendering
+from htnet_jax.datasets.synthetic import recipe, rendering
 from htnet_jax.evaluation import metrics, tables
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.summary import Run
@@ -92,7 +92,7 @@ def folder(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     config = datasets.synthetic.SyntheticConfig(name="one")
-    clip = rendering.render_clip(datasets.synthetic.recipe.plan(config)[0])
+    clip = rendering.render_clip(datasets.synthetic.X
     for name in ("onset", "apex"):
         assert cv2.imwrite(str(folder / f"{name}.png"), clip.frames[getattr(clip, name)])
     return folder

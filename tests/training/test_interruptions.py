@@ -7,12 +7,12 @@ import threading
 
 import numpy as np
 import pytest
+from htnet_jax.training.snapshots import Snapshots
+from htnet_jax.training.stopping import Stopped, StopRequest
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training import experiment, folds, snapshots, workdir
-from htnet_jax.training.snapshots import Snapshots
-from htnet_jax.training.stopping import Stopped, StopRequest
 
 EPOCHS = 9
 
