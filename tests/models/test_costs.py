@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 from htnet_jax.models import MODELS, HTNet, MMNet
 from htnet_jax.models.costs import COSTS, Costs, convolution_taps, htnet_costs, mmnet_costs
-from htnet_jax.models.layers import FEW_ROWS
+from htnet_jax.models.xla_cpu import FEW_ROWS
 
 
 def shapes(module, channels=3, clips=1):
