@@ -15,6 +15,7 @@ FLOORS = {
     "errors": -1,
     "config": 0,
     "io": 0,
+    "pages": 0,
     "models": 1,
     "motion": 1,
     "evaluation": 1,

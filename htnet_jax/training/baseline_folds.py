@@ -60,7 +60,7 @@ class BaselineTrainer:
             labels: `(N,)` integer classes.
             folds: The folds, in order.
             seed: Root of the deals of people into parts; fits draw no random numbers.
-            persons: `(N,)` str, from `protocols.people`.
+            persons: `(N,)` str, from `protocols.unique_subjects`.
             sources: `(N,)` str, the data set of each clip.
             inner_parts: Parts that a fold's training people are dealt into for a choice.
             cluster: The processes that share the folds.

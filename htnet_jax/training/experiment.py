@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from htnet_jax.datasets import loading
-from htnet_jax.datasets.pictures import pictures
+from htnet_jax.datasets.loading import pictures
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions, report
-from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation.summary import Run
 from htnet_jax.features.feeds import Feed
 from htnet_jax.features.inputs import check_names, make_feed
 from htnet_jax.training import cluster, planning, settings, workdir
@@ -131,7 +131,7 @@ def _run(
         store.assemble(),
         config=as_json,
         environment=record,
-        pictures=pictures(arrays, feed.arrays.get("mosaic"), config.dataset.layout),
+        images=pictures(arrays, feed.arrays.get("mosaic"), config.dataset.layout),
     )
     report.write_run(finished, folder)
     finished.predictions.save(folder / predictions.FILE_NAME)

@@ -47,7 +47,7 @@ def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Pla
     Raises:
         UserError: Settings that the data do not allow.
     """
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    persons = protocols.unique_subjects(arrays.subjects, arrays.sources)
     splits = protocols.splits(
         config.protocol, persons, arrays.sources, count=config.protocol_folds, seed=config.seed
     )

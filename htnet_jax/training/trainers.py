@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from htnet_jax import baselines, models
 from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation.protocols import people
+from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.features.feeds import FRAMES, Feed
 from htnet_jax.learn import optim
 from htnet_jax.training.baseline_folds import BaselineTrainer
@@ -99,7 +99,7 @@ def make_trainer(
             plan.labels,
             folds,
             seed=config.seed,
-            persons=people(plan.subjects, plan.sources),
+            persons=unique_subjects(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
             cluster=cluster,

@@ -7,11 +7,9 @@ import pytest
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import page, report, tables
-from htnet_jax.evaluation.comparison import compare
-from htnet_jax.evaluation.drawing import Drawn
-from htnet_jax.evaluation.export import predictions_csv
-from htnet_jax.evaluation.runs import Run
-from htnet_jax.evaluation.summary import describe, summarize
+from htnet_jax.evaluation.figures import Drawn
+from htnet_jax.evaluation.summary import Run, compare, describe, summarize
+from htnet_jax.evaluation.tables import predictions_csv
 
 FIGURES = {"curves": Drawn(b"\x89PNG one", "one"), "confusion_smic": Drawn(b"\x89PNG two", "two")}
 

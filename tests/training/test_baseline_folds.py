@@ -313,7 +313,7 @@ def test_impossible_hyper_parameters(baseline, message):
 def test_fewer_people_than_parts():
     fold = Fold("p0", train=np.isin(PERSONS, ["p1", "p2", "p3"]), test=PERSONS == "p0")
     trainer = make_trainer(GRID, folds=[fold])
-    with pytest.raises(UserError, match=r"fold p0.*3 people cannot be dealt into 5 groups"):
+    with pytest.raises(UserError, match=r"fold p0.*3 subjects cannot be split into 5 groups"):
         trainer.train([fold], 1)
 
 
@@ -343,7 +343,7 @@ def test_logistic_regression_on_the_released_flows(protocol, uf1, uar, data_dir)
         "megc2019", config="release", manual_dir=str(manual_dir), data_dir=data_dir
     )
     inputs = loading.network_inputs(arrays, layout="none", channels=("u", "v", "strain"))
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    persons = protocols.unique_subjects(arrays.subjects, arrays.sources)
     trainer = BaselineTrainer(
         LogisticRegression(components=100, C=1.0),
         inputs,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from htnet_jax.datasets import loading
+from htnet_jax.evaluation.calibration import temperatures
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 from htnet_jax.evaluation.protocols import Split, inner_folds
 from htnet_jax.evaluation.selection import Selection, available, select
-from htnet_jax.evaluation.temperature import temperatures
 from htnet_jax.training import experiment, planning
 
 SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]

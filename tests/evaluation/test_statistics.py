@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from htnet_jax.evaluation import metrics
-from htnet_jax.evaluation.resampling import (
+from htnet_jax.evaluation.statistics import (
     Comparison,
     SubjectConfusions,
     compare,
@@ -19,54 +19,54 @@ from htnet_jax.evaluation.resampling import (
 CLASSES = np.array([250, 109, 83]) / 442  # the class shares of MEGC 2019
 
 
-def population(generator, people, effect, seeds=1, strength=1.6):
+def population(generator, subjects, effect, seeds=1, strength=1.6):
     """(S, P, 3, 3) counts of subjects with 1 to 30 clips, classes and a face of their own.
 
     `effect`: standard deviation of what a face adds to all its logits, in units of the clips' own.
     """
-    clips = np.minimum(generator.geometric(1 / 6.5, people), 30)
-    owner = np.repeat(np.arange(people), clips)
-    shares = generator.dirichlet(3 * CLASSES, people)
+    clips = np.minimum(generator.geometric(1 / 6.5, subjects), 30)
+    owner = np.repeat(np.arange(subjects), clips)
+    shares = generator.dirichlet(3 * CLASSES, subjects)
     labels = (generator.random(owner.size)[:, None] > shares[owner].cumsum(axis=1)[:, :2]).sum(1)
-    logits = strength * np.eye(3)[labels] + generator.normal(0, effect, (people, 3))[owner]
+    logits = strength * np.eye(3)[labels] + generator.normal(0, effect, (subjects, 3))[owner]
     logits = logits + generator.normal(0, 1, (owner.size, 3))
     predicted = (logits + generator.normal(0, 0.5, (seeds, owner.size, 3))).argmax(axis=-1)
     cells = (owner * 3 + labels) * 3 + predicted
-    counts = [np.bincount(row, minlength=people * 9).reshape(people, 3, 3) for row in cells]
+    counts = [np.bincount(row, minlength=subjects * 9).reshape(subjects, 3, 3) for row in cells]
     return np.stack(counts).astype(np.int64)
 
 
 def as_table(counts, strata=None):
-    people = counts.shape[1]
-    names = np.array([f"p{index:03}" for index in range(people)])
-    return SubjectConfusions(counts, names, np.full(people, "s") if strata is None else strata)
+    subjects = counts.shape[1]
+    names = np.array([f"p{index:03}" for index in range(subjects)])
+    return SubjectConfusions(counts, names, np.full(subjects, "s") if strata is None else strata)
 
 
 def true_scores(generator, **options):
     return metrics.scores(population(generator, 100_000, **options).sum(axis=1)[0])
 
 
-def run(seed=0, people=12, seeds=2, strength=1.6, **options):
+def run(seed=0, subjects=12, seeds=2, strength=1.6, **options):
     generator = np.random.default_rng(seed)
-    return as_table(population(generator, people, 1.0, seeds, strength), **options)
+    return as_table(population(generator, subjects, 1.0, seeds, strength), **options)
 
 
 def test_table_by_hand():
     table = subject_confusions(
         labels=[0, 1, 1, 0, 1],
         predicted=[[0, 1, 0, 0, 0], [1, 1, 1, 1, 1]],
-        people=["b", "a", "b", "b", 10],
+        subjects=["b", "a", "b", "b", 10],
         num_classes=2,
         sources=["x", "y", "x", "x", "x"],
     )
-    assert table.people.tolist() == ["10", "a", "b"]
+    assert table.subjects.tolist() == ["10", "a", "b"]
     assert table.strata.tolist() == ["x", "y", "x"]
     assert table.counts.dtype == np.int64
     assert table.counts[0].tolist() == [[[0, 0], [1, 0]], [[0, 0], [0, 1]], [[2, 0], [1, 0]]]
     assert table.counts[1].tolist() == [[[0, 0], [0, 1]], [[0, 0], [0, 1]], [[0, 2], [0, 1]]]
 
 
-def test_strata_of_people():
+def test_strata_of_subjects():
     arguments = ([0, 1, 0], [[0, 1, 1]], ["a", "b", "a"], 2)
     assert subject_confusions(*arguments).strata.tolist() == ["", ""]
     # Someone of two data sets is resampled with those of the same two.
@@ -79,55 +79,55 @@ def test_table_adds_up_whatever_the_order_of_clips(seed, clips, seeds):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, clips)
     predicted = generator.integers(0, 3, (seeds, clips))
-    people = generator.integers(0, 5, clips)
-    table = subject_confusions(labels, predicted, people, 3)
+    subjects = generator.integers(0, 5, clips)
+    table = subject_confusions(labels, predicted, subjects, 3)
     np.testing.assert_array_equal(
         table.counts.sum(axis=1), metrics.confusions(labels, predicted, 3)
     )
     order = generator.permutation(clips)
-    again = subject_confusions(labels[order], predicted[:, order], people[order], 3)
+    again = subject_confusions(labels[order], predicted[:, order], subjects[order], 3)
     np.testing.assert_array_equal(table.counts, again.counts)
-    np.testing.assert_array_equal(table.people, again.people)
+    np.testing.assert_array_equal(table.subjects, again.subjects)
 
 
 @pytest.mark.parametrize(
-    ("labels", "predicted", "people", "sources", "message"),
+    ("labels", "predicted", "subjects", "sources", "message"),
     [
         ([0, 1], [0, 1], ["a", "b"], None, r"predicted must have shape \(S, M\)"),
         ([0, 1], np.zeros((0, 2), int), ["a", "b"], None, r"predicted must have shape \(S, M\)"),
         ([0], [[0, 1]], ["a", "b"], None, r"labels must have shape \(2,\)"),
-        ([0, 1], [[0, 1]], ["a"], None, r"people must have shape \(2,\)"),
+        ([0, 1], [[0, 1]], ["a"], None, r"subjects must have shape \(2,\)"),
         ([0, 1], [[0, 1]], ["a", "b"], ["s"], r"sources must have shape \(2,\)"),
         ([0, 1], [[0, 2]], ["a", "b"], None, "predictions holds 2"),
         ([], np.zeros((1, 0), int), [], None, "labels is empty"),
     ],
 )
-def test_bad_arrays(labels, predicted, people, sources, message):
+def test_bad_arrays(labels, predicted, subjects, sources, message):
     with pytest.raises(ValueError, match=message):
-        subject_confusions(labels, predicted, people, 2, sources)
+        subject_confusions(labels, predicted, subjects, 2, sources)
 
 
 @pytest.mark.parametrize(
-    ("counts", "people", "message"),
+    ("counts", "subjects", "message"),
     [
         (np.ones((1, 2, 3), int), ["a", "b"], r"\(S, P, C, C\)"),
         (np.ones((1, 2, 3, 2), int), ["a", "b"], r"\(S, P, C, C\)"),
-        (np.ones((1, 2, 2, 2), int), ["a"], "people and strata"),
+        (np.ones((1, 2, 2, 2), int), ["a"], "subjects and strata"),
         (np.array([[[[1, 0], [0, 0]]], [[[0, 0], [0, 1]]]]), ["a"], "true classes differ"),
-        (np.zeros((1, 2, 2, 2), int), ["a", "b"], "a person has no clip"),
+        (np.zeros((1, 2, 2, 2), int), ["a", "b"], "a subject has no clip"),
     ],
 )
-def test_bad_tables(counts, people, message):
+def test_bad_tables(counts, subjects, message):
     with pytest.raises(ValueError, match=message):
-        SubjectConfusions(counts, np.array(people), np.full(len(people), "s"))
+        SubjectConfusions(counts, np.array(subjects), np.full(len(subjects), "s"))
 
 
 def test_interval_by_hand():
-    """Two people of one clip, one right and one wrong: every resample has 0, 1/2 or 1 right."""
+    """Two subjects of one clip, one right and one wrong: every resample has 0, 1/2 or 1 right."""
     table = subject_confusions([0, 0], [[0, 1]], ["a", "b"], 2)
     # One degree of freedom: the quantiles are so far out that the range of the resamples is left.
     assert intervals(table)["accuracy"] == (0.0, 1.0)
-    # Many people: sqrt(n / (n - 1)) * t times the standard error of a share, p = 1/2, n = 400.
+    # Many subjects: sqrt(n / (n - 1)) * t times the standard error of a share, p = 1/2, n = 400.
     labels = np.zeros(400, int)
     table = subject_confusions(labels, [np.arange(400) % 2], np.arange(400), 2)
     low, high = intervals(table, resamples=20000)["accuracy"]
@@ -141,9 +141,9 @@ def test_interval_by_hand():
 
 
 def test_intervals_have_every_score_and_hold_the_estimate():
-    table = run(people=20)
+    table = run(subjects=20)
     found = intervals(table)
-    assert tuple(found) == metrics.SCORES
+    assert tuple(found) == tuple(metrics.METRICS)
     values = metrics.scores(table.counts.sum(axis=1))
     for name, (low, high) in found.items():
         assert 0 <= low < values[name].mean() < high <= 1
@@ -151,32 +151,32 @@ def test_intervals_have_every_score_and_hold_the_estimate():
         assert low < narrow[0] < narrow[1] < high
 
 
-def test_a_single_person_has_no_interval():
-    table = run(people=1)
+def test_a_single_subject_has_no_interval():
+    table = run(subjects=1)
     for low, high in intervals(table).values():
         assert math.isnan(low)
         assert math.isnan(high)
-    for name, result in compare(table, run(people=1)).items():
+    for name, result in compare(table, run(subjects=1)).items():
         assert result.difference == 0, name
         assert math.isnan(result.low)
         assert math.isnan(result.high)
         assert result.p_value == 1
 
 
-def test_people_are_drawn_within_their_stratum():
+def test_subjects_are_drawn_within_their_stratum():
     """Half of the clips of each of two data sets: all right in one, all wrong in the other."""
     labels = np.zeros(40, int)
     predicted = [np.repeat([0, 1], 20)]
-    people, sources = np.repeat(np.arange(20), 2), np.repeat(["x", "y"], 20)
-    fixed = subject_confusions(labels, predicted, people, 2, sources)
+    subjects, sources = np.repeat(np.arange(20), 2), np.repeat(["x", "y"], 20)
+    fixed = subject_confusions(labels, predicted, subjects, 2, sources)
     assert intervals(fixed)["accuracy"] == (0.5, 0.5)
-    low, high = intervals(subject_confusions(labels, predicted, people, 2))["accuracy"]
+    low, high = intervals(subject_confusions(labels, predicted, subjects, 2))["accuracy"]
     assert low < 0.35
     assert high > 0.65
 
 
-def test_people_alone_in_their_stratum_join_the_largest():
-    table = run(people=9)
+def test_subjects_alone_in_their_stratum_join_the_largest():
+    table = run(subjects=9)
     alone = [f"s{index}" for index in range(9)]
     assert intervals(as_table(table.counts, np.array(alone))) == intervals(table)
     mixed = np.array(["x", "x", "y", "y", "y", "y", "x", "z", "w"])
@@ -185,23 +185,23 @@ def test_people_alone_in_their_stratum_join_the_largest():
 
 
 def test_seeds_are_averaged_not_resampled():
-    table = run(people=15, seeds=1)
+    table = run(subjects=15, seeds=1)
     assert intervals(as_table(np.tile(table.counts, (4, 1, 1, 1)))) == intervals(table)
 
 
 def test_the_same_seed_gives_the_same_result():
-    a, b = run(0, people=16), run(0, people=16, seeds=3)
+    a, b = run(0, subjects=16), run(0, subjects=16, seeds=3)
     assert intervals(a) == intervals(a)
     assert intervals(a, seed=1) != intervals(a)
     assert compare(a, b) == compare(a, b)
     assert compare(a, b, seed=1) != compare(a, b)
 
 
-@pytest.mark.parametrize("people", [6, 20])
-def test_groups_of_resamples_change_nothing(monkeypatch, people):
-    a, b = paired(0, people)
+@pytest.mark.parametrize("subjects", [6, 20])
+def test_groups_of_resamples_change_nothing(monkeypatch, subjects):
+    a, b = paired(0, subjects)
     whole = intervals(a), compare(a, b)
-    monkeypatch.setattr("htnet_jax.evaluation.resampling._CELLS_AT_ONCE", 1000)
+    monkeypatch.setattr("htnet_jax.evaluation.statistics._CELLS_AT_ONCE", 1000)
     assert (intervals(a), compare(a, b)) == whole
 
 
@@ -216,7 +216,7 @@ def test_coverage_and_that_clips_in_place_of_subjects_would_fail():
         held += low <= truth["uf1"] <= high
         if index >= by_clips:
             continue
-        # Each clip a person of its own.
+        # Each clip a subject of its own.
         cells = np.repeat(np.tile(np.arange(9), 40), counts.reshape(-1))
         clips = as_table(np.eye(9, dtype=np.int64)[cells].reshape(1, -1, 3, 3))
         low, high = intervals(clips, resamples=500, seed=index)["uf1"]
@@ -231,7 +231,7 @@ def test_coverage_of_sixteen_subjects():
     generator = np.random.default_rng(4)
     truth = true_scores(generator, effect=1.0)
     populations = 400
-    held = dict.fromkeys(metrics.SCORES, 0)
+    held = dict.fromkeys(metrics.METRICS, 0)
     for index in range(populations):
         table = as_table(population(generator, 16, effect=1.0))
         for name, (low, high) in intervals(table, resamples=500, seed=index).items():
@@ -241,38 +241,38 @@ def test_coverage_of_sixteen_subjects():
         assert stats.binom.ppf(0.001, populations, 0.94) <= count, name
 
 
-def paired(seed, people, better=0.0, seeds=(1, 1)):
+def paired(seed, subjects, better=0.0, seeds=(1, 1)):
     """Two runs on the same clips, equally good on every face but for `better`."""
     generator = np.random.default_rng(seed)
-    clips = np.minimum(generator.geometric(1 / 6.5, people), 30)
-    owner = np.repeat(np.arange(people), clips)
+    clips = np.minimum(generator.geometric(1 / 6.5, subjects), 30)
+    owner = np.repeat(np.arange(subjects), clips)
     labels = generator.choice(3, owner.size, p=CLASSES)
-    shared = 1.6 * np.eye(3)[labels] + generator.normal(0, 1, (people, 3))[owner]
+    shared = 1.6 * np.eye(3)[labels] + generator.normal(0, 1, (subjects, 3))[owner]
     tables = []
     for number, extra in zip(seeds, (better, 0.0), strict=True):
         # A face may suit one run and not the other.
-        own = generator.normal(0, 0.7, (people, 3))[owner] + extra * np.eye(3)[labels]
+        own = generator.normal(0, 0.7, (subjects, 3))[owner] + extra * np.eye(3)[labels]
         noise = generator.normal(0, 1, (number, owner.size, 3))
         predicted = (shared + own + noise).argmax(axis=-1)
         tables.append(subject_confusions(labels, predicted, owner, 3))
     return tables
 
 
-@pytest.mark.parametrize("people", [6, 20])
-def test_a_run_equals_itself(people):
-    table = run(people=people)
+@pytest.mark.parametrize("subjects", [6, 20])
+def test_a_run_equals_itself(subjects):
+    table = run(subjects=subjects)
     for result in compare(table, table).values():
         assert result == Comparison(0.0, 0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("people", [6, 20])
+@pytest.mark.parametrize("subjects", [6, 20])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_swapping_the_runs_negates(people, seed):
-    a, b = paired(seed, people, seeds=(2, 3))
+def test_swapping_the_runs_negates(subjects, seed):
+    a, b = paired(seed, subjects, seeds=(2, 3))
     forth = compare(a, b, resamples=200, permutations=500)
     back = compare(b, a, resamples=200, permutations=500)
-    for name in metrics.SCORES:
+    for name in metrics.METRICS:
         assert back[name].difference == -forth[name].difference
         assert back[name].low == pytest.approx(-forth[name].high, abs=1e-12)
         assert back[name].high == pytest.approx(-forth[name].low, abs=1e-12)
@@ -283,17 +283,17 @@ def test_difference_is_that_of_the_mean_scores_over_seeds():
     a, b = paired(1, 10, seeds=(2, 3))
     found = compare(a, b, resamples=100, permutations=100)
     mean = [metrics.scores(table.counts.sum(axis=1)) for table in (a, b)]
-    for name in metrics.SCORES:
+    for name in metrics.METRICS:
         expected = mean[0][name].mean() - mean[1][name].mean()
         assert found[name].difference == pytest.approx(expected, abs=1e-12)
         assert found[name].low < found[name].difference < found[name].high
 
 
 def test_exact_p_value_by_hand():
-    """Three people of two clips of one class; a has 2, 2, 1 right and b 0, 1, 1."""
-    labels, people = np.zeros(6, int), np.repeat(["x", "y", "z"], 2)
-    a = subject_confusions(labels, [[0, 0, 0, 0, 0, 1]], people, 2)
-    b = subject_confusions(labels, [[1, 1, 0, 1, 0, 1]], people, 2)
+    """Three subjects of two clips of one class; a has 2, 2, 1 right and b 0, 1, 1."""
+    labels, subjects = np.zeros(6, int), np.repeat(["x", "y", "z"], 2)
+    a = subject_confusions(labels, [[0, 0, 0, 0, 0, 1]], subjects, 2)
+    b = subject_confusions(labels, [[1, 1, 0, 1, 0, 1]], subjects, 2)
     # Right clips of a less those of b: 2, 1, 0. All signs: +-3 twice each, +-1 twice each.
     result = compare(a, b, permutations=8)["accuracy"]
     assert result.difference == pytest.approx(3 / 6)
@@ -318,7 +318,7 @@ def test_random_swaps_agree_with_all_swaps():
     a, b = paired(2, 14, better=0.6)
     exact = compare(a, b, permutations=2**14)
     random = compare(a, b, permutations=2**14 - 1)
-    for name in metrics.SCORES:
+    for name in metrics.METRICS:
         p = exact[name].p_value
         # Four standard errors of a share of 16383.
         assert random[name].p_value == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p)) / 128)
@@ -356,11 +356,11 @@ def test_the_interval_of_no_difference_holds_zero():
 
 
 def test_runs_that_do_not_belong_together():
-    table = run(people=5)
-    with pytest.raises(ValueError, match="differ in people or classes"):
-        compare(table, run(people=4))
-    names = np.array(["q", *table.people[1:]])
-    with pytest.raises(ValueError, match="different people"):
+    table = run(subjects=5)
+    with pytest.raises(ValueError, match="differ in subjects or classes"):
+        compare(table, run(subjects=4))
+    names = np.array(["q", *table.subjects[1:]])
+    with pytest.raises(ValueError, match="different subjects"):
         compare(table, SubjectConfusions(table.counts, names, table.strata))
     with pytest.raises(ValueError, match="different strata"):
         compare(table, as_table(table.counts, np.array(["x", "x", "x", "y", "y"])))
@@ -372,7 +372,7 @@ def test_runs_that_do_not_belong_together():
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 95, math.nan])
 def test_bad_levels(level):
-    table = run(people=3)
+    table = run(subjects=3)
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
         intervals(table, level=level)
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
@@ -380,7 +380,7 @@ def test_bad_levels(level):
 
 
 def test_bad_numbers_of_resamples():
-    table = run(people=3)
+    table = run(subjects=3)
     with pytest.raises(ValueError, match="resamples must be at least 1"):
         intervals(table, resamples=0)
     with pytest.raises(ValueError, match="resamples must be at least 1"):
