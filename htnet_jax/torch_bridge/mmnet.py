@@ -17,7 +17,6 @@ from torch import nn
 
 from htnet_jax.errors import Problems
 from htnet_jax.models import mmnet as flax_mmnet
-from htnet_jax.models.layers import VIT_LAYER_NORM_EPS
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Bridge, Rule, Shape, gain_and_bias, kernel_and_bias
 from htnet_jax.torch_bridge.layers import Attention, DropPath

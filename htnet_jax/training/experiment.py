@@ -187,7 +187,9 @@ class _Experiment:
             store.assemble(),
             config=self.as_json,
             environment=self.record,
-            images=pictures(self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout),
+            images=pictures(
+                self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout
+            ),
         )
         report.write_run(finished, self.folder)
         finished.predictions.save(self.folder / predictions.FILE_NAME)

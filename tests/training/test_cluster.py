@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from htnet_jax.training.cluster import Cluster, Others
+from htnet_jax.training.handover import Handover
+from htnet_jax.training.stopping import Stopped, StopRequest
 
 import htnet_jax
 from htnet_jax.config import default_config
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training import cluster, storage
-from htnet_jax.training.cluster import Cluster, Others
-from htnet_jax.training.handover import Handover
-from htnet_jax.training.stopping import Stopped, StopRequest
 
 TESTS = pathlib.Path(__file__).parents[1]
 CONFIG = """
