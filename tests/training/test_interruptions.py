@@ -6,18 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-from htnet_jax.training.snapshots import Snapshots
-from htnet_jax.training.stopping import Stopped, StopRequest
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
-<<<<<<< HEAD
 from htnet_jax.training import experiment, folds, state, workdir
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.state import Snapshots
-=======
-from htnet_jax.training import experiment, folds, snapshots, workdir
->>>>>>> docs
 
 EPOCHS = 9
 
