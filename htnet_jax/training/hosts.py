@@ -266,8 +266,9 @@ class _Line:
         # JAX raises the latter where it runs a collective at once.
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             raise PeerStopped(
-                f"another process has ended without a word ({_first_line(error)}). What was "
-                "finished is kept; give the same commands again to resume."
+                "another process has ended without a word, or not come for half an hour "
+                f"({_first_line(error)}). What was finished is kept; give the same commands again "
+                "to resume."
             ) from error
         self.is_free = True
         return rows

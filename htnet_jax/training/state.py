@@ -286,6 +286,7 @@ class Snapshots:
         """
         if not hosts.gather(np.array([self._folder.is_dir()]))[0]:
             return None
+        self.wait()
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / f"epoch_{epoch}"
             # Process 0 looks at all files for all.
