@@ -20,7 +20,6 @@ from htnet_jax.models import HTNet
 from htnet_jax.training import state
 from htnet_jax.training.state import Snapshots
 
-
 OLD_RUN = pathlib.Path(__file__).parents[1] / "fixtures" / "old_run"
 
 
