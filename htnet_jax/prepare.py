@@ -30,16 +30,17 @@ _RECIPE = flags.DEFINE_string(
     "Name of a recipe, such as tvl1_28, or tvl1_28+frames-neighbours with face frames; instead of "
     "the choices below.",
 )
-_MORE = {"frames": "Also store aligned face frames: onset and apex, or their neighbours too."}
 _CHOICES = {
-    key: flags.DEFINE_enum(
-        key,
-        None,
-        list(values),
-        f"{_MORE.get(key, '')} Default: {getattr(recipes.Recipe(), key)}.".strip(),
-    )
+    key: flags.DEFINE_enum(key, None, list(values), f"Default: {getattr(recipes.Recipe(), key)}.")
     for key, values in recipes.CHOICES.items()
+    if key != "frames"
 }
+_CHOICES["frames"] = flags.DEFINE_string(
+    "frames",
+    None,
+    "Also store aligned face frames: pair (onset and apex), neighbours (and those around them), or "
+    "a number N (N evenly from onset to offset). Default: none.",
+)
 _LABELS = flags.DEFINE_string("labels", None, "Gone; train with --config.dataset.labels instead.")
 _VARIANT = flags.DEFINE_string("variant", None, "Part of the data set, such as vis for smic.")
 _MODEL = flags.DEFINE_string(

@@ -99,8 +99,7 @@ def from_torch() -> None:
     output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
     _check_folder(output)
     from htnet_jax.torch_bridge import bridge_of, convert, files
-    from htnet_jax.training.state import save_fold
-    from htnet_jax.training.state import build_module
+    from htnet_jax.training.state import build_module, save_fold
 
     file = files.read(source)
     for note in file.notes:

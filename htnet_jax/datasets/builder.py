@@ -16,8 +16,8 @@ from etils import epath
 from tensorflow_datasets.core import dataset_metadata
 from tqdm import tqdm
 
-from htnet_jax.datasets import extraction, face_frames, pool, recipe, sheets
-from htnet_jax.datasets.frames import EXAMPLE_KEYS
+from htnet_jax.datasets import process, recipe, sheets
+from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts
 from htnet_jax.errors import Problems, UserError
@@ -47,13 +47,14 @@ def features(size: int, *, label: bool = True) -> dict[str, Any]:
     }
 
 
-def frame_features(side: int) -> dict[str, Any]:
+def frame_features(side: int, rule: str) -> dict[str, Any]:
     """What examples with face frames have besides, see `htnet_jax.datasets.frames.ClipFrames`.
 
     Args:
         side: Side of the frames in pixels.
+        rule: Which frames are stored, see `htnet_jax.datasets.frames`.
     """
-    return {
+    found = {
         # Plain integers would be stored with 64 bits each.
         "frames": tfds.features.Tensor(
             shape=(None, side, side, 3), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
@@ -61,7 +62,9 @@ def frame_features(side: int) -> dict[str, Any]:
         "frame_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32),
         "onset_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
         "apex_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
+        "frame_times": tfds.features.Tensor(shape=(None,), dtype=np.float64),
     }
+    return {key: found[key] for key in example_keys(rule)}
 
 
 def sheet_features() -> dict[str, Any]:
@@ -210,9 +213,9 @@ class Prepared:
         audit: All findings.
     """
 
-    jobs: list[extraction.Job]
-    inspections: list[extraction.Inspection]
-    kept: pool.Kept
+    jobs: list[process.Job]
+    inspections: list[process.Inspection]
+    kept: process.Kept
     audit: Audit
 
 
@@ -297,7 +300,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         found = cls.survey(tree, variant, audit)
         check_counts(found, cls.counts(found, variant), audit)
         for clip in found:
-            audit.extend(extraction.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
+            audit.extend(process.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
         return found
 
     @classmethod
@@ -354,7 +357,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             shutil.rmtree(left_over, ignore_errors=True)
         super().download_and_prepare(**kwargs)
         # Only now: until here a failure to write the records must not cost the tensors.
-        pool.Kept(self.unfinished).clear()
+        process.Kept(self.unfinished).clear()
 
     def prepare(self, folder: Path) -> Prepared:
         """Surveys, inspects and computes all clips of the manual directory.
@@ -368,7 +371,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         workers = self.options.workers or core_count()
         title = self.info.full_name
         inspections = list(
-            pool.run(extraction.inspect, jobs, workers=workers, title=f"{title}: landmarks")
+            process.run(process.inspect, jobs, workers=workers, title=f"{title}: landmarks")
         )
         for inspection in inspections:
             audit.extend(inspection.findings)
@@ -380,10 +383,10 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         ]
         if not pairs:
             raise UserError(f"{folder}: no clip is left to build; see {self.audit_path}")
-        kept = pool.Kept(self.unfinished)
+        kept = process.Kept(self.unfinished)
         kept.folder.mkdir(parents=True, exist_ok=True)
         tasks = [(kept.path(job), job, i) for job, i in pairs if kept.load(job) is None]
-        for _ in pool.run(pool.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
+        for _ in process.run(process.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
             pass
         return Prepared([job for job, _ in pairs], [i for _, i in pairs], kept, audit)
 
@@ -401,23 +404,23 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         jobs = self._jobs(folder, Audit())
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
-        def shown() -> Iterator[tuple[extraction.Job, extraction.Inspection, extraction.Steps]]:
+        def shown() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
             for job in tqdm(chosen, desc="preview", unit="clip"):
-                inspection = extraction.inspect(job)
+                inspection = process.inspect(job)
                 if not any(finding.drops for finding in inspection.findings):
-                    yield job, inspection, extraction.compute(job, inspection)
+                    yield job, inspection, process.compute(job, inspection)
 
         path = self.audit_path.with_name(f"preview_{self.builder_config.name}.html")
         path.parent.mkdir(parents=True, exist_ok=True)
         preview.write_preview(path, self.info.full_name, shown(), [self.recipe.canonical])
         return path
 
-    def _jobs(self, folder: Path, audit: Audit) -> list[extraction.Job]:
+    def _jobs(self, folder: Path, audit: Audit) -> list[process.Job]:
         """One for each clip that the survey found nothing wrong with."""
         found = self.clips_in(folder, self.recipe.variant, audit)
         points = _read_points(folder / LANDMARKS) if self.recipe.landmarks == "csv" else {}
         return [
-            extraction.Job(clip, self.recipe, self.options.model, points.get(clip.id))
+            process.Job(clip, self.recipe, self.options.model, points.get(clip.id))
             for clip in found
             if clip.id not in audit.dropped
         ]
@@ -436,11 +439,10 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         )
 
     def _features(self, *, label: bool = False) -> dict[str, Any]:
-        has_frames = self.recipe.frames != "none"
         return {
             **features(self.recipe.size, label=label),
             **sheet_features(),
-            **(frame_features(recipe.FACE_SIZE) if has_frames else {}),
+            **frame_features(recipe.FACE_SIZE, self.recipe.frames),
         }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -455,9 +457,11 @@ class RawBuilder(FlowBuilder, skip_registration=True):
 
     def _metadata(self, prepared: Prepared) -> dict[str, Any]:
         clips = [job.clip for job in prepared.jobs]
-        has_frames = self.recipe.frames != "none"
+        of_frames = {}
+        if self.recipe.frames != "none":
+            of_frames = {"frames": process.about_frames(prepared.jobs, prepared.inspections)}
         return {
-            **({"frames": self._about_frames(prepared)} if has_frames else {}),
+            **of_frames,
             "recipe": self.recipe.canonical,
             "recipe_hash": self.recipe.hash,
             "clips": len(clips),
@@ -468,23 +472,6 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             "incomplete": [
                 f"{f.kind} {f.clip or f.where}: {f.what}" for f in prepared.audit.errors
             ],
-        }
-
-    def _about_frames(self, prepared: Prepared) -> dict[str, Any]:
-        """What the metadata say of the face frames; loading takes the share from here."""
-        kind = self.recipe.frames
-        stored = missing = 0
-        for job, inspection in zip(prepared.jobs, prepared.inspections, strict=True):
-            chosen = face_frames.groups(job.clip, inspection.apex, kind, inspection.unusable)
-            stored += sum(map(len, chosen))
-            missing += face_frames.count_missing(job.clip, inspection.apex, kind)
-        return {
-            "kind": kind,
-            "side": recipe.FACE_SIZE,
-            "share": face_frames.share_of(kind),
-            "stored": stored,
-            "missing": missing,
-            "unusable": sum(len(inspection.unusable) for inspection in prepared.inspections),
         }
 
     def _generate_examples(self, prepared: Prepared) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -506,7 +493,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
                     "offset": clip.offset,
                     "apex_rule": inspection.apex_rule,
                     "landmarks_from": inspection.found,
-                    **{key: result[key] for key in EXAMPLE_KEYS if key in result},
+                    **{key: result[key] for key in example_keys(self.recipe.frames)},
                 },
             )
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
+from htnet_jax.datasets.recording import image_files
 from htnet_jax.datasets.survey import (
     WITHOUT_ROW,
     Audit,
@@ -25,7 +26,6 @@ from htnet_jax.datasets.survey import (
     sheet_rows,
     values,
 )
-from htnet_jax.datasets.tree import frames
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
 # The authors: most recordings of Part A lack their first 7 or 8 frames, and a few later ones.
@@ -175,7 +175,7 @@ def _recorded_onset(clip_id: str, folder: Path, fields: Mapping[str, int], audit
     """The first recorded frame of a clip, where the sheet's onset was not recorded."""
     onset = fields["onset"]
     try:
-        numbers = frames(folder)
+        numbers = image_files(folder)
     except (OSError, ValueError):
         return onset  # the check of all clips' frames reports the folder
     last = min(onset + _UNRECORDED, fields["offset"] - 1)

@@ -22,6 +22,7 @@ from htnet_jax import datasets, errors
 from htnet_jax.datasets.builder import Options, RawBuilder, RawConfig
 from htnet_jax.datasets.frames import FrameArrays, collect
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
+from htnet_jax.evaluation.summary import Images
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -257,6 +258,29 @@ def network_inputs(
     return inputs
 
 
+def images(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
+    """What a report shows of the clips: their flow, and what the network sees of it.
+
+    Args:
+        arrays: The data set, N clips.
+        inputs: `(N, S, S, channels)` float32, from `network_inputs`; None: the network saw no
+            mosaics.
+        layout: The layout of the inputs; `none`: they are the flow, which needs no second image.
+
+    Raises:
+        ValueError: `inputs` are not those of N clips.
+    """
+    if inputs is not None and len(inputs) != len(arrays.clips):
+        raise ValueError(f"{len(inputs)} inputs for {len(arrays.clips)} clips")
+    return Images(
+        clips=arrays.clips,
+        flow=arrays.flow,
+        mosaic=None if inputs is None or layout == "none" else inputs,
+        # Faces move both ways. Where nothing is negative, the flow is scaled to 0..255.
+        centred=bool((arrays.flow[..., :2] < 0).any()),
+    )
+
+
 def _rescaling(scaling: str) -> Callable[[np.ndarray], np.ndarray]:
     if scaling == "none":
         return lambda flow: flow
@@ -402,7 +426,7 @@ def _arrays(stored: Stored, chosen: LabelSet) -> ClipArrays:
         objective = np.array([example["objective"] for example in examples], np.int32)
     frames = _frames(examples, stored.folder) if "frames" in info.features else None
     # Without frames the fingerprint is what it was before there were any.
-    of_frames = {} if frames is None else {f"frames.{k}": v for k, v in vars(frames).items()}
+    of_frames = {} if frames is None else {f"frames.{k}": v for k, v in frames.content().items()}
     if frames is not None and action_units is not None:
         of_frames["action_units"] = action_units
     return ClipArrays(
@@ -419,7 +443,7 @@ def _arrays(stored: Stored, chosen: LabelSet) -> ClipArrays:
 def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
     try:
         about = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-        return collect(examples, float(about["frames"]["share"]))
+        return collect(examples, about["frames"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise _damaged(folder, f"its frames or metadata.json cannot be used, {reason}") from error

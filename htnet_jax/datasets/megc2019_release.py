@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from htnet_jax.datasets import png, pool, sheets, tree
+from htnet_jax.datasets import png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.errors import Problems, UserError
@@ -370,7 +370,7 @@ def _find_points(root: Path, named: Mapping[str, str], search: Search, problems:
         return _Seen({}, {}, ())
     paths, failed = _choose(root, named, places, problems)
     points: dict[str, np.ndarray] = {}
-    found = pool.run(
+    found = process.run(
         functools.partial(_points_on, detector),
         list(paths.values()),
         workers=search.workers,
@@ -400,7 +400,7 @@ def _locate(root: Path, wanted: set[str]) -> tuple[dict[str, list[Path]], str]:
         names[:] = sorted(name for name in names if Path(folder, name) != root / PNG_FOLDER)
         for name in names:
             path = Path(folder, name)
-            if path.is_symlink() and not tree.is_inside(path, base):
+            if path.is_symlink() and not recording.is_inside(path, base):
                 links.append(_below(root, path))
         for name in sorted(files):
             if name.casefold() in wanted:
@@ -424,7 +424,7 @@ def _choose(
         paths = places.get(name.casefold(), ())
         if not paths:
             failed[clip] = f"{name}: missing"
-        elif len(paths) == 1 and tree.is_inside(paths[0], base):
+        elif len(paths) == 1 and recording.is_inside(paths[0], base):
             chosen[clip] = paths[0]
         elif len(paths) == 1:
             failed[clip] = f"{_below(root, paths[0])}: a link that leads out of the chosen folder"
@@ -437,7 +437,7 @@ def _points_on(detector: landmarks.Detector, path: Path) -> np.ndarray | str:
     The flow image shows the same part of the face, whatever the photograph's proportions.
     """
     try:
-        gray = tree.read_gray(path)
+        gray = recording.read_gray(path)
         face = detector.find(gray)
     except ValueError as error:  # NoFace is one
         return str(error)

@@ -41,7 +41,8 @@ class Recipe:
         apex: Rule where the sheet has no apex or an impossible one: "midpoint" or "estimate".
         variant: Part or modality of the data set; "": its default.
         frames: Aligned face frames to store beside the tensor: "none"; "pair": onset and apex;
-            "neighbours": also those that jitter may take instead, as far as they are on disk.
+            "neighbours": also those that jitter may take instead, as far as they are on disk; a
+            number such as "16": so many evenly from onset to offset, and the apex.
     """
 
     flow: str = "tvl1"
@@ -85,9 +86,13 @@ def make(**choices: str | int) -> Recipe:
     """
     problems = []
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    for key, value in choices.items():
+    for key, value in list(choices.items()):
         if key not in fields:
             problems.append(f"unknown choice {key!r}; there are {', '.join(sorted(fields))}")
+        elif key == "frames" and face_frames.is_rule(str(value)):
+            choices["frames"] = str(value)
+        elif key == "frames":
+            problems.append(f"frames={value!r} is unknown; use {face_frames.KNOWN_RULES}")
         elif key in CHOICES and str(value) not in CHOICES[key]:
             problems.append(f"{key}={value!r} is unknown; use {', '.join(CHOICES[key])}")
     if not problems:
@@ -98,6 +103,11 @@ def make(**choices: str | int) -> Recipe:
             problems.append("landmarks=template cannot align a face; add align=none")
         if recipe.landmarks == "csv" and recipe.align == "head":
             problems.append("align=head needs points on the apex frame: use landmarks=dlib")
+        if recipe.align == "head" and face_frames.count_of(recipe.frames):
+            problems.append(
+                "align=head finds points on onset and apex alone, which cannot align other frames: "
+                f"use align=onset with frames={recipe.frames}"
+            )
     if problems:
         raise UserError("recipe: " + "; ".join(problems))
     return recipe

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
+from htnet_jax.datasets.recording import image_files
 from htnet_jax.datasets.sheets import Row, read_sheet
 from htnet_jax.datasets.survey import (
     WITHOUT_ROW,
@@ -27,7 +28,6 @@ from htnet_jax.datasets.survey import (
     innermost,
     is_repeated,
 )
-from htnet_jax.datasets.tree import frames
 from htnet_jax.errors import UserError
 
 # Code in a clip's name -> emotion, which is also the name of the folder above the clip.
@@ -256,7 +256,7 @@ def _short_clips(tree: Tree, found: Mapping[str, list[Path]], audit: Audit) -> l
             continue
         where, clip = tree.below(folder), _id(name)
         try:
-            numbers = frames(folder)
+            numbers = image_files(folder)
         except (OSError, ValueError) as error:
             audit.add("path", where, str(error), clip=clip)
             continue

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from htnet_jax import models
 from htnet_jax.datasets import loading
-from htnet_jax.datasets.pictures import pictures
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.protocols import unique_subjects
@@ -187,7 +186,7 @@ class _Experiment:
             store.assemble(),
             config=self.as_json,
             environment=self.record,
-            images=pictures(
+            images=loading.images(
                 self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout
             ),
         )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from htnet_jax import datasets, models
 from htnet_jax.config import default_config
-from htnet_jax.datasets import builder, loading, pool
+from htnet_jax.datasets import builder, loading, process
 from htnet_jax.datasets.labels import own_classes
 from htnet_jax.datasets.survey import Counts, RawClip
 from htnet_jax.errors import UserError
@@ -157,7 +157,7 @@ def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
 
 def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_path):
     _, folder = built("samm")
-    original = pool.keep_tensor
+    original = process.keep_tensor
     calls = []
 
     def interrupted(task):
@@ -173,7 +173,7 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
         "options": INCOMPLETE,
     }
     with (
-        mock.patch.object(pool, "keep_tensor", interrupted),
+        mock.patch.object(process, "keep_tensor", interrupted),
         pytest.raises(KeyboardInterrupt),
     ):
         loading.prepare("samm", **arguments)
@@ -182,7 +182,9 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
     # One file is spoilt, as a power cut might.
     next(unfinished.glob("*.npz")).write_bytes(b"PK")
     again = []
-    with mock.patch.object(pool, "keep_tensor", lambda task: (again.append(task), original(task))):
+    with mock.patch.object(
+        process, "keep_tensor", lambda task: (again.append(task), original(task))
+    ):
         _, other = loading.prepare("samm", **arguments)
     assert len(again) == metadata(other)["clips"] - 2
     assert digests(folder) == digests(other)

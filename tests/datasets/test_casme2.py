@@ -6,7 +6,7 @@ import shutil
 import pytest
 from fakes import casme2 as fake
 
-from htnet_jax.datasets import Casme2, extraction, survey
+from htnet_jax.datasets import Casme2, process, survey
 
 
 def _survey(root, variant="raw"):
@@ -26,7 +26,7 @@ def test_every_tree_gives_its_clips(tmp_path, faces, tree, variant):
     assert (swapped in [f.what for f in audit.findings]) == (there != variant)
     for clip in clips:
         gap = Casme2.KNOWN_GAPS.get(clip.id, "")
-        kinds = [f.kind for f in extraction.check_frames(clip, gap)]
+        kinds = [f.kind for f in process.check_frames(clip, gap)]
         known = clip.id == "casme2/sub16/EP01_08" and there == "cropped"
         assert kinds == (["note"] if known else [])
 

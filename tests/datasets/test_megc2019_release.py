@@ -249,7 +249,7 @@ def _spoil(copy, tmp_path):
     link.symlink_to(tmp_path / "elsewhere.jpg")
     return {
         IDS[0]: "a.jpg: missing",
-        IDS[1]: "photos/b.jpg: no picture that OpenCV can read",
+        IDS[1]: "photos/b.jpg: no image that OpenCV can read",
         IDS[2]: "photos/c.jpg: the detector finds no face, ",
         IDS[3]: "photos/d.jpg: a link that leads out of the chosen folder",
     }

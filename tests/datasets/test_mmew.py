@@ -7,7 +7,7 @@ import pytest
 from fakes import mmew as fake
 
 from htnet_jax.datasets import Mmew, survey
-from htnet_jax.datasets.tree import frames
+from htnet_jax.datasets.recording import image_files
 
 
 def _survey(root):
@@ -41,7 +41,7 @@ def test_trees_and_sheets(root, faces, by, others, text):
     assert clips == expected
     assert not audit.findings
     for clip in clips:
-        assert list(frames(clip.folder)) == [1, 2, 3, 4, 5]
+        assert list(image_files(clip.folder)) == [1, 2, 3, 4, 5]
 
 
 def test_apex_and_action_units(made, root):

@@ -124,3 +124,16 @@ def test_wrong_choices_are_reported_together(choices, messages):
 def test_a_recipe_has_one_name(name):
     with pytest.raises(UserError, match="recipe"):
         recipe.parse(name)
+
+
+def test_any_number_of_frames_is_a_choice():
+    assert recipe.make(frames=16).frames == "16"
+    chosen = recipe.parse("tvl1_28+frames-16")
+    assert chosen == recipe.make(frames="16")
+    assert chosen.name == "tvl1_28+frames-16"
+    assert chosen.canonical.endswith(",frames=16")
+    for frames in ("1", "all", "016"):
+        with pytest.raises(UserError, match=f"frames='{frames}' is unknown; use none, pair, neigh"):
+            recipe.make(frames=frames)
+    with pytest.raises(UserError, match="align=head finds points on onset and apex alone"):
+        recipe.make(frames=16, align="head")

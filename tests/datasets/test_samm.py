@@ -7,7 +7,7 @@ import openpyxl
 import pytest
 from fakes import samm as fake
 
-from htnet_jax.datasets import Samm, extraction, survey
+from htnet_jax.datasets import Samm, process, survey
 
 
 def _survey(root, variant="raw"):
@@ -31,7 +31,7 @@ def test_every_tree_gives_its_clips(tmp_path, faces, tree, variant):
     names = {path.name for path in root.rglob("*.jpg")}
     assert {"006_05566.jpg", "006_00098.jpg", "006_0183.jpg"} <= names
     for clip in clips:
-        assert list(extraction.check_frames(clip)) == []
+        assert list(process.check_frames(clip)) == []
 
 
 def test_unpadded_subject_folders(tmp_path, faces):

@@ -7,8 +7,8 @@ import pytest
 from fakes import smic
 
 from htnet_jax.datasets import Smic, survey
+from htnet_jax.datasets.recording import image_files
 from htnet_jax.datasets.smic import is_long, standard_name
-from htnet_jax.datasets.tree import frames
 
 
 def _survey(root, variant="hs"):
@@ -58,7 +58,7 @@ def test_short_clips(root, faces, variant, images):
     assert clips == expected
     assert not audit.findings
     for clip in clips:
-        assert list(frames(clip.folder)) == list(range(clip.onset, clip.offset + 1))
+        assert list(image_files(clip.folder)) == list(range(clip.onset, clip.offset + 1))
 
 
 @pytest.mark.parametrize("variant", Smic.VARIANTS)

@@ -1,4 +1,4 @@
-"""A second network on the same rails, step by step as docs/adding_a_model.md tells it.
+"""A second network on the same rails, step by step as CONTRIBUTING.md tells it.
 
 It looks at the onset frame and at the flow, two inputs of different kinds, and has batch
 statistics. Only `register` touches the package: there a real network gets one line in

@@ -56,8 +56,8 @@ def test_clean_data(tmp_path, data_dir):
     assert found["passed"] is True
     assert (found["protocol"], found["folds"], found["findings"]) == ("kfold", 3, [])
     assert found["counts"]["all"]["clips"] == 24
-    assert len(found["clips_of_person"]) == 6
-    assert 0 < found["most_similar"]["same_person"]["similarity"] < found["similarity_from"]
+    assert len(found["clips_of_subject"]) == 6
+    assert 0 < found["most_similar"]["same_subject"]["similarity"] < found["similarity_from"]
     assert table.read_text() == "severity,kind,clips,folds,what\n"
 
 

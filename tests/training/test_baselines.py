@@ -718,7 +718,7 @@ def test_logistic_regression_on_the_released_flows(protocol, uf1, uar, data_dir)
         "megc2019", config="release", manual_dir=str(manual_dir), data_dir=data_dir
     )
     inputs = loading.network_inputs(arrays, layout="none", channels=("u", "v", "strain"))
-    subjects = protocols.people(arrays.subjects, arrays.sources)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     trainer = BaselineTrainer(
         LogisticRegression(components=100, C=1.0),
         inputs,

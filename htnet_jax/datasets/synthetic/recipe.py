@@ -23,7 +23,7 @@ class Source:
         drift: Standard deviation of the head's translation, onset to apex, in pixels an axis.
         turn: Standard deviation of the head's rotation, onset to apex, in degrees.
         flicker: Largest change of the light, onset to apex, as a share of it: even part, and
-            difference between the picture's edges.
+            difference between the image's edges.
     """
 
     name: str

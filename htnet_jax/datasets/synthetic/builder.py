@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from htnet_jax.datasets import frames as face_frames
 from htnet_jax.datasets.builder import Clip, features, frame_features
 from htnet_jax.datasets.labels import CLASSES
-from htnet_jax.datasets.synthetic.geometry import SIZE
+from htnet_jax.datasets.synthetic.anatomy import SIZE
 from htnet_jax.datasets.synthetic.recipe import SOURCES, PlannedClip, plan
 from htnet_jax.errors import UserError
 
@@ -45,7 +45,8 @@ class SyntheticConfig(tfds.core.BuilderConfig):
         seed: Everything random follows from it; 0 or more.
         subjects_per_source: Subjects in each of the three sources.
         clips_per_subject: Clips of each subject, at least 3: each shows every class.
-        frames: Face frames to store besides, with the action units: one of `frames.CHOICES`.
+        frames: Rule of the face frames to store besides, with the action units, see
+            `htnet_jax.datasets.frames`.
         frame_side: Side of the face frames in pixels.
         neighbour_share: How far neighbours go, see `frames.neighbours`. There are 4 to 6 frames
             from onset to apex, so that the usual share gives none.
@@ -114,9 +115,10 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
-        if config.frames not in face_frames.CHOICES:
-            known = ", ".join(face_frames.CHOICES)
-            raise UserError(f"synthetic: frames is {config.frames!r}; use one of {known}")
+        if not face_frames.is_rule(config.frames):
+            raise UserError(
+                f"synthetic: frames is {config.frames!r}; use one of {face_frames.KNOWN_RULES}"
+            )
         recipe = dataclasses.asdict(config)
         kept = ("method", "size", "strain", "seed", "subjects_per_source", "clips_per_subject")
         has_frames = config.frames != "none"
@@ -157,8 +159,8 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
 
     Returns:
         The example, see `datasets.builder.features`, and `frame_features` where frames are stored.
-        Its landmarks are those of the onset frame, in pixels of the flow; pixel centres have
-        whole-numbered coordinates.
+        Its landmarks are those of the onset frame, in pixels of the flow; pixel centres
+        have whole-numbered coordinates.
     """
     # Imported here because reading a data set that is built already needs neither.
     from htnet_jax.datasets.synthetic.rendering import render_clip
@@ -192,27 +194,26 @@ def _with_frames(config: SyntheticConfig) -> dict[str, Any]:
         "onset": np.int32,
         "apex": np.int32,
         "offset": np.int32,
-        **frame_features(config.frame_side),
+        **frame_features(config.frame_side, config.frames),
     }
 
 
 def _face_frames(config: SyntheticConfig, rendered: RenderedClip) -> dict[str, Any]:
     from htnet_jax.motion import alignment
 
-    onset, apex, offset = rendered.onset, rendered.apex, rendered.offset
-    transform = alignment.face_transform(rendered.landmarks[onset], config.frame_side)
+    span = rendered.onset, rendered.apex, rendered.offset
+    transform = alignment.face_transform(rendered.landmarks[rendered.onset], config.frame_side)
     groups = (
         {n: alignment.warp(rendered.frames[n], transform, config.frame_side) for n in numbers}
-        for numbers in face_frames.neighbours(
-            onset, apex, offset, config.stored_share, range(len(rendered.frames))
+        for numbers in face_frames.pick(
+            config.frames, span, range(len(rendered.frames)), share=config.stored_share
         )
     )
+    times = {} if face_frames.count_of(config.frames) else None
     # "AU1+2" is two units that move together.
     units = (contraction.muscle.removeprefix("AU") for contraction in rendered.contractions)
     return {
         "action_units": "+".join(units),
-        "onset": onset,
-        "apex": apex,
-        "offset": offset,
-        **face_frames.clip_frames(onset, apex, *groups).example(),
+        **dict(zip(("onset", "apex", "offset"), span, strict=True)),
+        **face_frames.clip_frames(*span[:2], *groups, times=times).example(),
     }
