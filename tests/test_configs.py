@@ -7,6 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from htnet_jax.training.trainers import build_model
 
 from htnet_jax import baselines, datasets
 from htnet_jax import config as settings
@@ -14,7 +15,6 @@ from htnet_jax.datasets.raw_builder import RawBuilder
 from htnet_jax.features import inputs
 from htnet_jax.training import settings as training_settings
 from htnet_jax.training.checkpoints import build_module
-from htnet_jax.training.trainers import build_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PARAMETERS = {

@@ -4,7 +4,6 @@ import itertools
 import math
 
 import pytest
-
 from htnet_jax.training.grouping import balanced_size, groups, spread
 
 
