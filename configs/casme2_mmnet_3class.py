@@ -56,5 +56,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.dataset.name = "casme2"
-    config.dataset.config = "tvl1_28+labels-mmnet3+frames-neighbours"
+    config.dataset.config = "tvl1_28+frames-neighbours"
+    config.dataset.labels = "mmnet3"
     return config

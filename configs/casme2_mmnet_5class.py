@@ -52,5 +52,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.dataset.name = "casme2"
-    config.dataset.config = "tvl1_28+labels-mmnet5+frames-neighbours"
+    config.dataset.config = "tvl1_28+frames-neighbours"
+    config.dataset.labels = "mmnet5"
     return config

@@ -143,6 +143,9 @@ def default_config() -> ConfigDict:
     config.dataset.name = "megc2019"
     # Builder config; empty: the data set's default.
     config.dataset.config = ""
+    # Label set: how clips are put into classes, such as "megc3", "five", "own" or "objective";
+    # those without a class are left out. Empty: the data set's default.
+    config.dataset.labels = ""
     # Sources to use of a data set that has several, comma-separated; empty: all.
     config.dataset.sources = ""
     # Folder with the files the data set is built from on first use.

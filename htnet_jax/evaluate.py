@@ -7,45 +7,28 @@ prints the table of UF1 / UAR and writes into RUN, anew: metrics.json, predictio
 table.md, table.tex, plots/ and report.html. Several runs are also compared with each other, pair by
 pair (more than four: each with the first), in a report of their own.
 
-The data set is not needed. Where it is built, the reports show pictures of the worst mistakes.
+The data set is not needed. Where it is built, the reports show images of the worst mistakes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags
 
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.evaluation import comparison, report, tables
-from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
-from htnet_jax.evaluation.protocols import PROTOCOLS
-from htnet_jax.evaluation.runs import Pictures, Run
-from htnet_jax.training.plan import Store
+from htnet_jax.evaluation import report, tables
+from htnet_jax.evaluation.summary import Run, compare
+from htnet_jax.training import finished
 
 # Of more runs not every pair is compared: the table would be longer than anyone reads.
 _ALL_PAIRS = 4
 # A default folder is named after at most this many runs.
 _NAMED = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class _Folder:
-    """What a run's folder holds."""
-
-    path: Path
-    predictions: Predictions
-    config: dict[str, Any] | None
-    environment: dict[str, Any] | None
 
 
 def define_flags() -> None:
@@ -60,7 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data_dir",
         "",
-        "Where built data sets are, for the pictures; default: as the run's config.json says.",
+        "Where built data sets are, for the images; default: as the run's config.json says.",
     )
 
 
@@ -98,11 +81,13 @@ def evaluate(
         raise UserError("No run given. Usage: python -m htnet_jax.evaluate RUN [RUN ...]")
     names = _names(folders)
     target = _target(folders, names, output)
-    runs = [
-        _score(name, folder, data_dir)
-        for name, folder in zip(names, _read_all(folders, partial), strict=True)
-    ]
-    pairs = [_compare(first, second) for first, second in _pairs(runs)]
+    contents = finished.read_all(folders, partial=partial)
+    runs = [_score(*each, data_dir) for each in zip(names, contents, strict=True)]
+    pairs = []
+    for first, second in _pairs(runs):
+        _say(f"comparing {first.name} with {second.name}")
+        both = (first.name, second.name)
+        pairs.append(compare(first.predictions, second.predictions, both))
     for run, folder in zip(runs, folders, strict=True):
         into = folder if len(runs) > 1 else target
         _make_folder(into)
@@ -146,7 +131,7 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
         more = f"_and_{len(names) - _NAMED}_more" if len(names) > _NAMED else ""
         output = folders[0].resolve().parent / ("_vs_".join(parts) + more)
     own = len(folders) == 1 and output.resolve() == folders[0].resolve()
-    if not own and ((output / FILE_NAME).exists() or (output / Store.FOLDER).exists()):
+    if not own and finished.holds_run(output):
         raise UserError(
             f"{output}: holds a run, whose report this would overwrite. Give another --output."
         )
@@ -155,149 +140,25 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
     return output
 
 
-def _read_all(folders: Sequence[Path], partial: bool) -> list[_Folder]:
-    """All runs, or one error that says what is wrong with each."""
-    found, problems = [], []
-    for folder in folders:
-        try:
-            found.append(_read(folder, partial))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-    return found
-
-
-def _read(folder: Path, partial: bool) -> _Folder:
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file. Give the folder of the run, {folder.parent}.")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give the --workdir of a training run.")
-    inside = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
-    if inside and not (folder / FILE_NAME).exists():
-        names = tables.shortened([str(path) for path in inside])
-        raise UserError(f"{folder}: is not a run, but holds some: {names}. Give these.")
-    if not (folder / FILE_NAME).exists() and (folder / Store.FOLDER).is_dir():
-        predictions = _read_unfinished(folder, partial)
-    else:
-        predictions = Predictions.load(folder / FILE_NAME)
-    config = _read_record(folder / "config.json")
-    environment = _read_record(folder / "environment.json")
-    seen = (environment or {}).get("data_fingerprint", str(predictions.fingerprint))
-    if seen != str(predictions.fingerprint):
-        raise UserError(
-            f"{folder / FILE_NAME}: predictions of another data set than environment.json of "
-            "this run says: the file was copied here from another run. Put the run's own "
-            "predictions back, or train it again."
-        )
-    missing = predictions.missing_folds
-    if missing and not partial:
-        protocol = str(predictions.protocol)
-        raise UserError(
-            f"{folder}: {len(missing)} of the {len(predictions.protocol_folds)} folds of its "
-            f"protocol ({PROTOCOLS.get(protocol, protocol)}) are missing: "
-            f"{tables.shortened(missing)}. Train them, or give --partial to score the "
-            f"{len(predictions.folds)} there are."
-        )
-    return _Folder(folder, predictions, config, environment)
-
-
-def _read_unfinished(folder: Path, partial: bool) -> Predictions:
-    store = Store.open(folder / Store.FOLDER)
-    if not partial:
-        raise UserError(
-            f"{folder}: not finished: {len(store.finished_folds())} of {len(store.plan.folds)} "
-            f"folds are{_with_inner(store)}. Give its training command again to go on, or give "
-            "--partial to score the finished folds."
-        )
-    return store.assemble()
-
-
-def _with_inner(store: Store) -> str:
-    return " (with their inner folds)" if store.plan.inner_folds else ""
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """A JSON object that the page shows; None where the run has no such file."""
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON ({error}). Restore it, or remove it: "
-            "the scores do not need it."
-        ) from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: not a JSON object. Restore it, or remove it.")
-    return record
-
-
-def _score(name: str, folder: _Folder, data_dir: str) -> Run:
-    predictions = folder.predictions
+def _score(name: str, content: finished.Content, data_dir: str) -> Run:
+    found = content.predictions
     _say(
-        f"{name}: scoring {len(predictions.labels)} clips, {len(predictions.epochs)} recorded "
-        f"epochs, {len(predictions.seeds)} seeds"
+        f"{name}: scoring {len(found.labels)} clips, {len(found.epochs)} recorded epochs, "
+        f"{len(found.seeds)} seeds"
     )
-    pictures = None
+    images = None
     try:
-        pictures = _pictures(folder.config, predictions, data_dir)
+        images = finished.images(content, data_dir)
     except UserError as error:
-        _say(f"{name}: no pictures of mistakes in the report: {error}")
-    return Run.of(
-        name,
-        predictions,
-        config=folder.config,
-        environment=folder.environment,
-        pictures=pictures,
-    )
-
-
-def _pictures(config: dict[str, Any] | None, predictions: Predictions, data_dir: str) -> Pictures:
-    """The clips' pictures, from the built data set; a UserError says why there are none."""
-    dataset = (config or {}).get("dataset")
-    keys = ("name", "config", "data_dir", "layout", "channels", "scaling")
-    if not isinstance(dataset, dict) or not all(isinstance(dataset.get(k), str) for k in keys):
-        raise UserError("the run has no config.json that names its data set")
-    name = dataset["name"]
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    where = Path(data_dir or dataset["data_dir"] or default).expanduser()
-    absent = f"{name} is not built in {where}; --data_dir=DIR says where it is"
-    # A look at the folder first: importing TFDS takes longer than scoring a run.
-    if not (where / name).is_dir():
-        raise UserError(absent)
-
-    from htnet_jax.datasets import loading
-    from htnet_jax.datasets.pictures import pictures
-
-    if loading.built(name, config=dataset["config"], data_dir=str(where)) is None:
-        raise UserError(absent)
-    arrays = loading.load(name, config=dataset["config"], data_dir=str(where))
-    if arrays.fingerprint != str(predictions.fingerprint):
-        raise UserError(f"{name} in {where} is not the data that the run saw")
-    kept = np.isin(arrays.clips, predictions.clips)
-    shown = dataclasses.replace(
-        arrays,
-        clips=arrays.clips[kept],
-        flow=arrays.flow[kept],
-        landmarks=arrays.landmarks[kept],
-    )
-    channels = [channel.strip() for channel in dataset["channels"].split(",")]
-    inputs = loading.network_inputs(
-        shown, layout=dataset["layout"], channels=channels, scaling=dataset["scaling"]
-    )
-    return pictures(shown, inputs, dataset["layout"])
+        _say(f"{name}: no images of mistakes in the report: {error}")
+    known = {"config": content.config, "environment": content.environment, "images": images}
+    return Run.of(name, found, **known)
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     if len(runs) > _ALL_PAIRS:
         return [(runs[0], other) for other in runs[1:]]
     return list(combinations(runs, 2))
-
-
-def _compare(first: Run, second: Run) -> comparison.Pair:
-    _say(f"comparing {first.name} with {second.name}")
-    return comparison.compare(first.predictions, second.predictions, (first.name, second.name))
 
 
 def _make_folder(folder: Path) -> None:

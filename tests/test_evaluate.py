@@ -13,7 +13,7 @@ from htnet_jax import evaluate
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import page
-from htnet_jax.evaluation.drawing import Drawn
+from htnet_jax.evaluation.figures import Drawn
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training.plan import Plan, Result, Store
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def predictions(**changes):
-    """A run of 2 people with three clips each; the last epoch is right everywhere."""
+    """A run of 2 subjects with three clips each; the last epoch is right everywhere."""
     fields = {
         "logits": np.stack([np.zeros((6, 3)), np.eye(3)[[0, 1, 2] * 2]])[None].astype(np.float32),
         "seeds": [0],
@@ -95,7 +95,7 @@ def test_one_run(make_folder, drawn, capsys):
     assert (run.name, run.config, pairs) == ("my_run", {"epochs": 2}, ())
     # Said on the other stream, so that the tables can be piped.
     assert "scoring 6 clips, 2 recorded epochs, 1 seeds" in shown.err
-    assert "no pictures of mistakes in the report: the run has no config.json that" in shown.err
+    assert "no images of mistakes in the report: the run has no config.json that" in shown.err
 
 
 def test_one_run_reported_elsewhere(make_folder, drawn, tmp_path):
@@ -351,16 +351,16 @@ def write_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({"dataset": dataset | changes}))
 
 
-def test_pictures_from_the_built_data_set(real_run, arrays, data_dir, drawn):
+def test_images_from_the_built_data_set(real_run, arrays, data_dir, drawn):
     evaluate.evaluate([real_run], data_dir=str(data_dir))
-    pictures = drawn[0][0][0].pictures
-    np.testing.assert_array_equal(pictures.clips, arrays.clips)
-    np.testing.assert_array_equal(pictures.flow, arrays.flow)
+    images = drawn[0][0][0].images
+    np.testing.assert_array_equal(images.clips, arrays.clips)
+    np.testing.assert_array_equal(images.flow, arrays.flow)
     expected = loading.network_inputs(
         arrays, layout="upright", channels=("strain", "v", "u"), scaling="minmax_255"
     )
-    np.testing.assert_array_equal(pictures.mosaic, expected)
-    assert pictures.centred
+    np.testing.assert_array_equal(images.mosaic, expected)
+    assert images.centred
 
 
 def test_only_the_runs_own_clips_are_shown(real_run, arrays, data_dir, drawn):
@@ -378,9 +378,9 @@ def test_only_the_runs_own_clips_are_shown(real_run, arrays, data_dir, drawn):
     ).save(real_run / "predictions.npz")
     write_config(real_run, data_dir=str(data_dir), layout="none")
     evaluate.evaluate([real_run])
-    pictures = drawn[0][0][0].pictures
-    assert pictures.clips.tolist() == arrays.clips[kept].tolist()
-    assert pictures.mosaic is None
+    images = drawn[0][0][0].images
+    assert images.clips.tolist() == arrays.clips[kept].tolist()
+    assert images.mosaic is None
 
 
 @pytest.mark.parametrize(
@@ -396,20 +396,20 @@ def test_only_the_runs_own_clips_are_shown(real_run, arrays, data_dir, drawn):
         ({"layout": "round"}, "unknown layout 'round'"),
     ],
 )
-def test_no_pictures_and_why(real_run, data_dir, drawn, capsys, changes, reason):
+def test_no_images_and_why(real_run, data_dir, drawn, capsys, changes, reason):
     write_config(real_run, **changes)
     evaluate.evaluate([real_run], data_dir=str(data_dir))
-    assert drawn[0][0][0].pictures is None
+    assert drawn[0][0][0].images is None
     said = capsys.readouterr().err
-    expected = f"no pictures of mistakes in the report: {reason.format(data=data_dir)}"
+    expected = f"no images of mistakes in the report: {reason.format(data=data_dir)}"
     assert said.count(expected) == 1
     assert "building" not in said
 
 
-def test_no_pictures_of_other_data(real_run, data_dir, drawn, capsys):
+def test_no_images_of_other_data(real_run, data_dir, drawn, capsys):
     spoil(real_run, fingerprint=np.array("e" * 64))
     evaluate.evaluate([real_run], data_dir=str(data_dir))
-    assert drawn[0][0][0].pictures is None
+    assert drawn[0][0][0].images is None
     assert f"synthetic in {data_dir} is not the data that the run saw" in capsys.readouterr().err
 
 

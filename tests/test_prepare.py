@@ -76,18 +76,17 @@ def built(copy, tmp_path_factory):
     done = subprocess.run(
         _command(copy, data_dir, *CHOICES, "--preview=2"), capture_output=True, text=True
     )
-    return done, data_dir / "samm" / NAME / "1.0.0"
+    return done, data_dir / "samm" / NAME / "2.0.0"
 
 
 def test_one_command_builds_and_says_where(built):
     done, folder = built
     assert done.returncode == 0, done.stderr
-    # Of twelve clips one belongs to none of the three classes.
-    assert done.stdout == f"built {folder}: 11 clips, 3 subjects\n"
-    assert "11/11" in done.stderr
+    assert done.stdout == f"built {folder}: 12 clips, 3 subjects\n"
+    assert "12/12" in done.stderr
     assert "clip/s" in done.stderr
-    assert json.loads((folder / "metadata.json").read_text())["clips"] == 11
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["1.0.0"]
+    assert json.loads((folder / "metadata.json").read_text())["clips"] == 12
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["2.0.0"]
 
 
 def test_a_preview_beside_the_audit(built):
@@ -114,19 +113,19 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, buil
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     kept = {path: path.stat().st_mtime_ns for path in unfinished.glob("*.npz")}
-    assert 2 <= len(kept) < 11
-    assert not (tmp_path / "samm" / NAME / "1.0.0").exists()
+    assert 2 <= len(kept) < 12
+    assert not (tmp_path / "samm" / NAME / "2.0.0").exists()
 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "samm" / NAME / "1.0.0"
-    assert done.stdout.splitlines()[-1] == f"built {folder}: 11 clips, 3 subjects"
+    folder = tmp_path / "samm" / NAME / "2.0.0"
+    assert done.stdout.splitlines()[-1] == f"built {folder}: 12 clips, 3 subjects"
     # Only what was not finished was worked on.
-    assert f"{11 - len(kept)}/{11 - len(kept)}" in done.stderr
+    assert f"{12 - len(kept)}/{12 - len(kept)}" in done.stderr
     assert _digests(folder) == _digests(built[1])
     assert not unfinished.exists()
     # Of the build that was killed nothing is left.
-    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+    assert [path.name for path in folder.parent.iterdir()] == ["2.0.0"]
 
 
 def test_an_incomplete_copy_is_one_message(copy, tmp_path):
@@ -164,13 +163,13 @@ HERE = ("--dataset=samm", "--manual_dir=.")
         ((*HERE, "--size=29"), "29"),
         ((*HERE, "--frames=all"), "all"),
         ((*HERE, "--frames=pair", "--recipe=tvl1_28"), "excludes --frames"),
-        ((*HERE, "--labels=mmnet5"), "has no labels=mmnet5; use one of megc3, five"),
+        ((*HERE, "--labels=five"), "train with --config.dataset.labels=five"),
         ((*HERE, "--workers=-1"), "workers"),
         ((*HERE, "--workers=many"), "workers"),
         ((*HERE, "--preview=-1"), "preview"),
         (("--dataset=casme9", "--manual_dir=."), "unknown data set 'casme9'; use one of"),
         ((*HERE, "--variant=uv"), "has no variant 'uv'"),
-        ((*HERE, "--labels=objective", "--recipe=tvl1_28"), "excludes --labels"),
+        ((*HERE, "--recipe=tvl1_28+labels-five"), "labels are chosen on loading"),
         ((*HERE, "--recipe=tvl3_28"), "tvl3"),
         ((*HERE, "--landmarks=template"), "add align=none"),
         ((*HERE, "--landmark_model=missing.dat", "--allow-incomplete"), "missing.dat"),
@@ -214,7 +213,7 @@ def quickly_built(copy, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("quick")
     arguments = ("--dataset=samm", f"--manual_dir={copy}", f"--data_dir={data_dir}")
     _call(*arguments, *QUICK, "--allow-incomplete")
-    return data_dir / "samm" / QUICK_NAME / "1.0.0"
+    return data_dir / "samm" / QUICK_NAME / "2.0.0"
 
 
 # In KiB: room for the audit; for some tensors; for all, but not for the records; the same, where
@@ -227,10 +226,10 @@ def test_a_full_disk_is_one_message_and_with_space_it_goes_on(
     arguments = ("--dataset=samm", f"--manual_dir={copy}", f"--data_dir={disk}", *QUICK)
     with pytest.raises(errors.UserError, match=r"[Nn]o space left on device"):
         _call(*arguments, "--allow-incomplete")
-    assert not (disk / "samm" / QUICK_NAME / "1.0.0").exists()
+    assert not (disk / "samm" / QUICK_NAME / "2.0.0").exists()
     small_disk("4m")
     _call(*arguments, "--allow-incomplete")
-    assert _digests(disk / "samm" / QUICK_NAME / "1.0.0") == _digests(quickly_built)
+    assert _digests(disk / "samm" / QUICK_NAME / "2.0.0") == _digests(quickly_built)
 
 
 def test_finished_tensors_outlive_a_failure_to_write_the_records(copy, small_disk, quickly_built):
@@ -238,4 +237,4 @@ def test_finished_tensors_outlive_a_failure_to_write_the_records(copy, small_dis
     arguments = ("--dataset=samm", f"--manual_dir={copy}", f"--data_dir={disk}", *QUICK)
     with pytest.raises(Exception, match=r"[Nn]o space left on device"):
         _call(*arguments, "--allow-incomplete")
-    assert len(list((disk / "samm" / f"unfinished_{QUICK_NAME}").glob("*.npz"))) == 11
+    assert len(list((disk / "samm" / f"unfinished_{QUICK_NAME}").glob("*.npz"))) == 12

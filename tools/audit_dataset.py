@@ -2,10 +2,10 @@
 
 python tools/audit_dataset.py --dataset=megc2019 --manual_dir=FOLDER --data_dir=DIR
 
-Looks for clips that are there twice (within a person, or in two folds: a leak), labels that
-contradict each other, people under two names, empty flow, landmarks that were not found, and counts
-that differ from the published ones; see docs/datasets.md. Builds the data set first if DIR does not
-hold it. Exit status: 0 no problem (notes do not count), 1 problems, 2 wrong use.
+Looks for clips that are there twice (within a subject, or in two folds: a leak), labels that
+contradict each other, subjects under two names, empty flow, landmarks that were not found, and
+counts that differ from the published ones; see docs/datasets.md. Builds the data set first if DIR
+does not hold it. Exit status: 0 no problem (notes do not count), 1 problems, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _PROTOCOL = flags.DEFINE_string("protocol", "loso", "Whose folds to look at: loso, lodo or kfold.")
 _PROTOCOL_FOLDS = flags.DEFINE_integer("protocol_folds", 5, "Folds of kfold.", lower_bound=2)
-_SEED = flags.DEFINE_integer("seed", 0, "Root of the deal of kfold, as config.seed of a run.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of kfold's split, as config.seed of a run.")
 _SIMILARITY = flags.DEFINE_float(
     "similarity",
     None,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             "  python tools/audit_dataset.py --dataset=megc2019 --manual_dir=FOLDER --data_dir=DIR"
         )
     _check_outputs()
-    from htnet_jax.datasets import check_report, checks, loading, similarity
+    from htnet_jax.datasets import checks, loading, similarity
     from htnet_jax.evaluation import protocols
     from htnet_jax.io import write_atomically
 
@@ -63,20 +63,20 @@ def main(argv: Sequence[str]) -> int:
         manual_dir=_MANUAL_DIR.value,
         data_dir=_DATA_DIR.value,
     )
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(
-        _PROTOCOL.value, persons, arrays.sources, count=_PROTOCOL_FOLDS.value, seed=_SEED.value
+        _PROTOCOL.value, subjects, arrays.sources, count=_PROTOCOL_FOLDS.value, seed=_SEED.value
     )
     threshold = similarity.SAME if _SIMILARITY.value is None else _SIMILARITY.value
-    checkup = checks.check(arrays, persons, folds, _metadata(folder), threshold=threshold)
+    checkup = checks.check(arrays, subjects, folds, _metadata(folder), threshold=threshold)
     settings = {"protocol": _PROTOCOL.value, "folds": len(folds), "similarity_from": threshold}
-    text = json.dumps(check_report.as_json(checkup, arrays, settings), indent=2) + "\n"
+    text = json.dumps(checks.as_json(checkup, arrays, settings), indent=2) + "\n"
     if _JSON.value == "-":
         print(text, end="")
     else:
         words = protocols.PROTOCOLS[_PROTOCOL.value]
-        print(check_report.as_text(checkup, arrays, f"{words}, {len(folds)} folds"))
-    table = check_report.as_csv(checkup.findings)
+        print(checks.as_text(checkup, arrays, f"{words}, {len(folds)} folds"))
+    table = checks.as_csv(checkup.findings)
     for name, content in ((_JSON.value, text), (_CSV.value, table)):
         if name and name != "-":
             write_atomically(name, lambda file, content=content: file.write(content.encode()))

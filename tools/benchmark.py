@@ -47,7 +47,7 @@ from htnet_jax.io import core_count, write_atomically
 from htnet_jax.learn import step as learn
 from htnet_jax.learn.optim import Moment
 from htnet_jax.training import folds as training
-from htnet_jax.training.settings import build_module
+from htnet_jax.training.state import build_module
 
 try:
     from htnet_jax import torch_bridge

@@ -150,7 +150,7 @@ def _check_outputs() -> None:
 def _flax_side(config: ConfigDict) -> tuple[Any, Any, ConfigDict]:
     """`(module, variables, config)`; variables are None for random weights."""
     import htnet_jax
-    from htnet_jax.training.settings import build_module
+    from htnet_jax.training.state import build_module
 
     if _FLAX.value:
         return htnet_jax.load(_FLAX.value)

@@ -63,7 +63,7 @@ def to_torch() -> None:
     _refuse("to-torch", input=_INPUT.value, config=_CONFIG.value, heads=_HEADS.value)
     import htnet_jax
     from htnet_jax.torch_bridge import bridge_of, convert, files
-    from htnet_jax.training.checkpoints import fold_folder
+    from htnet_jax.training.state import fold_folder
 
     output = Path(_OUTPUT.value).expanduser()
     files.check_output(output, overwrite=_OVERWRITE.value)
@@ -99,8 +99,7 @@ def from_torch() -> None:
     output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
     _check_folder(output)
     from htnet_jax.torch_bridge import bridge_of, convert, files
-    from htnet_jax.training.checkpoints import save_fold
-    from htnet_jax.training.settings import build_module
+    from htnet_jax.training.state import build_module, save_fold
 
     file = files.read(source)
     for note in file.notes:

@@ -1,4 +1,4 @@
-"""Draws the README's picture from the synthetic clips: frames -> flow -> mosaic.
+"""Draws the README's figure from the synthetic clips: frames -> flow -> mosaic.
 
 python tools/draw_pipeline.py --output=docs/pipeline.png
 """

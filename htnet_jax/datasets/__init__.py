@@ -9,18 +9,8 @@ from htnet_jax.datasets.samm import Samm
 from htnet_jax.datasets.smic import Smic
 from htnet_jax.datasets.synthetic import Synthetic
 
-_ALL = (Casme2, Casme3, Fourdme, Megc2019, Mmew, Samm, Smic, Synthetic)
 # Name -> builder class, for `loading.load`.
-BUILDERS = {builder.name: builder for builder in _ALL}
-
-__all__ = [
-    "BUILDERS",
-    "Casme2",
-    "Casme3",
-    "Fourdme",
-    "Megc2019",
-    "Mmew",
-    "Samm",
-    "Smic",
-    "Synthetic",
-]
+BUILDERS = {
+    builder.name: builder
+    for builder in (Casme2, Casme3, Fourdme, Megc2019, Mmew, Samm, Smic, Synthetic)
+}

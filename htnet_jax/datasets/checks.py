@@ -9,11 +9,14 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from htnet_jax.datasets import published, raw, similarity
+from htnet_jax.datasets import published, similarity
+from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
+from htnet_jax.datasets.survey import Finding
 from htnet_jax.evaluation.protocols import Split, classes_lost
 from htnet_jax.motion.regions import TEMPLATE_POINTS
 
@@ -24,12 +27,15 @@ KINDS: Mapping[str, str] = {
     "identical": "one flow under several clip ids",
     "similar": "nearly one flow under several clip ids",
     "label": "labels that contradict each other",
-    "names": "one person or clip under two names",
+    "names": "one subject or clip under two names",
     "counts": "differs from the published data set",
     "class": "a fold that never trains on a class",
     "landmarks": "face points that cannot be right",
     "template": "fixed face points, where no face was found",
 }
+
+# The console shows this many findings of a kind; the files have all.
+SHOWN = 10
 
 # A flow in pixels that varies by this or less shows no motion: far below what any flow method
 # resolves, and above the rounding of float32.
@@ -39,32 +45,13 @@ _TEMPLATE_ROUNDING = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or worth knowing.
-
-    Attributes:
-        kind: One of `KINDS`.
-        is_problem: Whether it makes results wrong; otherwise it is a note.
-        clips: Ids of the clips concerned; empty if it is about missing ones.
-        folds: Names of the folds that test these clips.
-        what: In words.
-    """
-
-    kind: str
-    is_problem: bool
-    clips: tuple[str, ...]
-    folds: tuple[str, ...]
-    what: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Checkup:
     """All that was found in a data set.
 
     Attributes:
         findings: In the order of `KINDS`; problems of a kind before its notes.
         counts: See `published.counted`.
-        persons: See `published.counted_by_person`.
+        subjects: Clips of each class of each subject, see `published.counted_by_person`.
         compared: Whether there are published numbers, with which `counts` were compared.
         alike: The comparison of all flows; indices are those of `rows`.
         rows: `(M,)` int: the clips whose flows were compared.
@@ -74,7 +61,7 @@ class Checkup:
 
     findings: tuple[Finding, ...]
     counts: dict[str, dict[str, int]]
-    persons: dict[str, dict[str, int]]
+    subjects: dict[str, dict[str, int]]
     compared: bool
     alike: similarity.Alike
     rows: np.ndarray
@@ -99,7 +86,8 @@ class _Collector:
     def add(self, kind: str, what: str, rows: Iterable[int] = (), *, note: bool = False) -> None:
         rows = list(rows)
         clips = tuple(str(self.clips[row]) for row in rows)
-        self.found.append(Finding(kind, not note, clips, self.folds(rows), what))
+        folds = self.folds(rows)
+        self.found.append(Finding(kind, clips, "", what, is_problem=not note, folds=folds))
 
     def folds(self, rows: Iterable[int]) -> tuple[str, ...]:
         return tuple(sorted({self.fold_of[row] for row in rows} - {""}))
@@ -107,7 +95,7 @@ class _Collector:
 
 def check(
     arrays: ClipArrays,
-    persons: np.ndarray,
+    subjects: np.ndarray,
     folds: Sequence[Split],
     metadata: Mapping[str, object] | None = None,
     *,
@@ -117,7 +105,7 @@ def check(
 
     Args:
         arrays: The data set, N clips.
-        persons: `(N,)` str, from `protocols.people`.
+        subjects: `(N,)` str, unique over all sources; from `protocols.unique_subjects`.
         folds: Of a protocol, see `protocols.splits`.
         metadata: What the builder recorded (`info.metadata`).
         threshold: Similarity from which two flows are one clip's, see `similarity`.
@@ -125,14 +113,14 @@ def check(
     Raises:
         ValueError: Arrays of different lengths.
     """
-    lengths = {len(arrays.flow), len(arrays.landmarks), len(arrays.labels), len(persons)}
+    lengths = {len(arrays.flow), len(arrays.landmarks), len(arrays.labels), len(subjects)}
     if lengths != {len(arrays.clips)} or any(len(fold.test) not in lengths for fold in folds):
-        raise ValueError("the arrays, people and folds must be of the same clips")
+        raise ValueError("the arrays, subjects and folds must be of the same clips")
     metadata = metadata or {}
     collector = _Collector(arrays.clips, folds)
     usable = _check_flows(arrays.flow, collector)
     rows = np.flatnonzero(usable)
-    alike = _check_copies(arrays, persons, rows, threshold, collector)
+    alike = _check_copies(arrays, subjects, rows, threshold, collector)
     _check_emotions(arrays, collector)
     _check_names(arrays, collector)
     compared = _check_counts(arrays, metadata, collector)
@@ -143,7 +131,7 @@ def check(
     return Checkup(
         tuple(found),
         published.counted(arrays),
-        published.counted_by_person(arrays, persons),
+        published.counted_by_person(arrays, subjects),
         compared,
         alike,
         rows,
@@ -189,34 +177,34 @@ def _empty(flow: np.ndarray) -> str:
 
 def _check_copies(
     arrays: ClipArrays,
-    persons: np.ndarray,
+    subjects: np.ndarray,
     rows: np.ndarray,
     threshold: float,
     collector: _Collector,
 ) -> similarity.Alike:
     flow = arrays.flow[rows]
-    alike = similarity.alike(flow[..., :2], persons[rows], threshold)
+    alike = similarity.alike(flow[..., :2], subjects[rows], threshold)
     equal = [tuple(rows[list(group)].tolist()) for group in similarity.equal_groups(flow)]
     for group in equal:
-        _add_copies("identical", "the same flow in every value", group, persons, collector)
+        _add_copies("identical", "the same flow in every value", group, subjects, collector)
         _add_label_conflict("one and the same flow", group, arrays, collector)
     for group, lowest in zip(alike.groups, alike.lowest, strict=True):
         members = tuple(rows[list(group)].tolist())
         if members in equal:  # all of it is said already
             continue
         text = f"nearly the same flow (similarity {lowest:.3f} or more)"
-        _add_copies("similar", text, members, persons, collector)
+        _add_copies("similar", text, members, subjects, collector)
         _add_label_conflict("nearly the same flow", members, arrays, collector)
     return alike
 
 
 def _add_copies(
-    kind: str, text: str, rows: Sequence[int], persons: np.ndarray, collector: _Collector
+    kind: str, text: str, rows: Sequence[int], subjects: np.ndarray, collector: _Collector
 ) -> None:
     folds = collector.folds(rows)
-    names = sorted({str(persons[row]) for row in rows})
+    names = sorted({str(subjects[row]) for row in rows})
     if len(names) > 1:
-        text += f", on {len(names)} people: one of them under two names, or a clip filed twice"
+        text += f", on {len(names)} subjects: one of them under two names, or a clip filed twice"
     if len(folds) > 1:
         text += f"; it crosses folds: each of {', '.join(folds)} tests what the others train on"
     # A clip that is there twice counts twice in every score, even if no fold trains on it.
@@ -237,7 +225,7 @@ def _add_label_conflict(
 
 
 def _check_emotions(arrays: ClipArrays, collector: _Collector) -> None:
-    if arrays.class_names == raw.OBJECTIVE:
+    if arrays.class_names == OBJECTIVE:
         return  # classes by action units: one emotion may be in several
     rows_of = collections.defaultdict(list)
     for row, (source, emotion) in enumerate(zip(arrays.sources, arrays.emotions, strict=True)):
@@ -268,12 +256,12 @@ def _check_names(arrays: ClipArrays, collector: _Collector) -> None:
         (str(source), str(subject), str(clip).split("/")[-1])
         for source, subject, clip in zip(arrays.sources, arrays.subjects, arrays.clips, strict=True)
     ]
-    people = collections.defaultdict(list)
+    subjects = collections.defaultdict(list)
     everywhere = collections.defaultdict(list)
     for row, (source, subject, name) in enumerate(names):
-        people[_standard(source), _standard(subject)].append(row)
+        subjects[_standard(source), _standard(subject)].append(row)
         everywhere[_standard(subject), _standard(name)].append(row)
-    for rows in people.values():
+    for rows in subjects.values():
         spelled = sorted({"/".join(names[row][:2]) for row in rows})
         if len(spelled) > 1:
             text = f"one subject spelled in several ways: {', '.join(spelled)}"
@@ -336,5 +324,178 @@ def _implausible(points: np.ndarray, side: int) -> str:
 
     outside = float(max(-0.5 - points.min(), points.max() - (side - 0.5)))
     if outside > 0:
-        return f"a point lies {outside:.2g} pixels outside the picture"
+        return f"a point lies {outside:.2g} pixels outside the image"
     return landmarks.implausible(points, (side, side))
+
+
+# The report.
+
+
+def by_fold(findings: Sequence[Finding]) -> dict[str, dict[str, int]]:
+    """Counts the findings of each kind that touch a fold.
+
+    Returns:
+        `{fold: {kind: n}}`: folds by name, kinds in the order of `KINDS`; only those found.
+    """
+    numbers = collections.Counter((fold, f.kind) for f in findings for fold in f.folds)
+    folds = sorted({fold for fold, _ in numbers})
+    return {
+        fold: {kind: numbers[fold, kind] for kind in KINDS if numbers[fold, kind]} for fold in folds
+    }
+
+
+def as_json(checkup: Checkup, arrays: ClipArrays, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything, in JSON types.
+
+    Args:
+        checkup: What was found.
+        arrays: In this data set.
+        settings: Protocol, number of folds and the like; copied into the result.
+    """
+    return {
+        "dataset": arrays.name,
+        "fingerprint": arrays.fingerprint,
+        **settings,
+        "passed": not checkup.problems,
+        "problems": len(checkup.problems),
+        "notes": len(checkup.findings) - len(checkup.problems),
+        "counts": checkup.counts,
+        "compared_with_published": checkup.compared,
+        "clips_of_subject": checkup.subjects,
+        "landmarks_when_built": checkup.landmarks,
+        "most_similar": {
+            "same_subject": _closest(checkup.alike.within, checkup, arrays),
+            "different_subjects": _closest(checkup.alike.between, checkup, arrays),
+        },
+        "findings": [
+            {
+                "kind": f.kind,
+                "severity": _severity(f),
+                "clips": list(f.clips),
+                "folds": list(f.folds),
+                "what": f.what,
+            }
+            for f in checkup.findings
+        ],
+        "findings_by_fold": by_fold(checkup.findings),
+    }
+
+
+def as_csv(findings: Sequence[Finding]) -> str:
+    """One row a finding: severity, kind, clips and folds (joined by " | "), what."""
+    import pandas as pd
+
+    rows = [
+        [_severity(f), f.kind, " | ".join(f.clips), " | ".join(f.folds), f.what] for f in findings
+    ]
+    table = pd.DataFrame(rows, columns=["severity", "kind", "clips", "folds", "what"])
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def as_text(checkup: Checkup, arrays: ClipArrays, title: str) -> str:
+    """The report for a console: counts, findings, the folds they touch, and the verdict."""
+    parts = [
+        f"{arrays.name}: {title}",
+        "\n".join(_count_lines(checkup)),
+        "\n".join(_similarity_lines(checkup, arrays)),
+        *_finding_parts(checkup.findings, arrays),
+    ]
+    if folds := by_fold(checkup.findings):
+        parts.append("\n".join(["findings by fold that tests the clips", *_fold_table(folds)]))
+    problems = len(checkup.problems)
+    notes = len(checkup.findings) - problems
+    parts.append(f"{_number(problems, 'problem')}, {_number(notes, 'note')}")
+    return "\n\n".join(parts)
+
+
+def _severity(finding: Finding) -> str:
+    return "problem" if finding.is_problem else "note"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _count_lines(checkup: Checkup) -> list[str]:
+    columns = list(next(iter(checkup.counts.values())))
+    rows = [["source", *columns]]
+    rows += [[name, *map(str, n.values())] for name, n in checkup.counts.items()]
+    clips = np.array([subject["clips"] for subject in checkup.subjects.values()])
+    lines = _table(rows)
+    lines.append(f"clips a subject: {clips.min()} to {clips.max()}, median {np.median(clips):g}")
+    differs = any(f.kind == "counts" for f in checkup.findings)
+    if checkup.compared:
+        lines.append(f"published counts: {'differ, see below' if differs else 'all met'}")
+    else:
+        lines.append("published counts: none to compare a built data set with")
+    if checkup.landmarks:
+        numbers = ", ".join(f"{number} {key}" for key, number in checkup.landmarks.items())
+        lines.append(f"landmarks when it was built: {numbers}")
+    return lines
+
+
+def _similarity_lines(checkup: Checkup, arrays: ClipArrays) -> list[str]:
+    lines = []
+    for words, closest in (
+        ("one subject", checkup.alike.within),
+        ("two subjects", checkup.alike.between),
+    ):
+        found = _closest(closest, checkup, arrays)
+        if found:
+            names = " and ".join(found["clips"])
+            lines.append(f"most similar flows of {words}: {found['similarity']:.3f}, {names}")
+    return lines or ["no two flows to compare"]
+
+
+def _closest(
+    closest: similarity.Closest | None, checkup: Checkup, arrays: ClipArrays
+) -> dict[str, Any] | None:
+    if closest is None:
+        return None
+    rows = checkup.rows[[closest.first, closest.second]]
+    clips = [str(arrays.clips[row]) for row in rows]
+    return {"similarity": round(closest.similarity, 6), "clips": clips}
+
+
+def _finding_parts(findings: Sequence[Finding], arrays: ClipArrays) -> list[str]:
+    source_of = dict(zip(map(str, arrays.clips), map(str, arrays.sources), strict=True))
+    parts = []
+    for is_problem in (True, False):
+        for kind, meaning in KINDS.items():
+            chosen = [f for f in findings if f.kind == kind and f.is_problem == is_problem]
+            if not chosen:
+                continue
+            sources = collections.Counter(
+                source for f in chosen for source in {source_of[clip] for clip in f.clips}
+            )
+            where = ", ".join(f"{source} {n}" for source, n in sorted(sources.items()))
+            head = f"{_severity(chosen[0])}: {kind} ({meaning}): {len(chosen)}"
+            lines = [f"{head}; {where}" if where else head]
+            for f in chosen[:SHOWN]:
+                names = ", ".join(f.clips[:SHOWN])
+                if len(f.clips) > SHOWN:
+                    names += f" and {len(f.clips) - SHOWN} more"
+                lines.append(f"  {names}: {f.what}" if names else f"  {f.what}")
+            if len(chosen) > SHOWN:
+                lines.append(f"  ... and {len(chosen) - SHOWN} more; --json or --csv has all")
+            parts.append("\n".join(lines))
+    return parts
+
+
+def _fold_table(folds: Mapping[str, Mapping[str, int]]) -> list[str]:
+    kinds = [kind for kind in KINDS if any(kind in numbers for numbers in folds.values())]
+    rows = [["fold", *kinds]]
+    rows += [[fold, *(str(n.get(kind, "")) for kind in kinds)] for fold, n in folds.items()]
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as needed: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for row in rows
+    ]

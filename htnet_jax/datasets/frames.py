@@ -1,4 +1,8 @@
-"""Aligned face frames beside the flow: onset, apex and the frames around them, in plain arrays."""
+"""The bank of aligned face frames beside the flow, with numbers and times, and rules that pick.
+
+A rule says which frames of a clip are stored: `pair` (onset and apex), `neighbours` (also the
+frames that jitter may take instead), or a number N (N frames evenly from onset to offset).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,114 @@ import numpy as np
 
 from htnet_jax.errors import UserError
 
-# "pair": the exact onset and apex; "neighbours": also the frames that jitter may take instead.
+# Also any number from 2 up, see `is_rule`.
 CHOICES = ("none", "pair", "neighbours")
+KNOWN_RULES = f"{', '.join(CHOICES)}, or a number of frames such as 16"
 # MMNet's release (muse1998/MMNet, 7b62fa9) trains with an onset up to int(.2 * (apex - onset) / 4)
 # frames after the annotated one, and an apex as far before, or up to int(.2 * (offset - apex) / 4)
 # after it; its 5-class variant stays within that (.15). Dividing by 4 is exact in binary, so that
 # int(.05 * distance) is the same number.
 NEIGHBOUR_SHARE = 0.05
 
-# What examples with frames have besides, see `clips.frame_features`.
-EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows")
+
+def is_rule(text: str) -> bool:
+    """Whether a text names a rule: one of `CHOICES`, or a whole number from 2 up."""
+    return text in CHOICES or (text.isascii() and text.isdigit() and text == str(max(2, int(text))))
+
+
+def count_of(rule: str) -> int:
+    """N of a rule that picks N frames evenly; 0 of the others."""
+    return int(rule) if rule.isdigit() else 0
+
+
+def share_of(rule: str) -> float:
+    """The share of neighbours that a rule stores; 0.0 for none."""
+    return NEIGHBOUR_SHARE if rule == "neighbours" else 0.0
+
+
+def pick(
+    rule: str,
+    span: tuple[int, int, int],
+    there: Sequence[int],
+    *,
+    times: Sequence[float] | None = None,
+    share: float | None = None,
+) -> tuple[list[int], list[int]]:
+    """Numbers of the frames to store around the onset and around the apex, each ascending.
+
+    Args:
+        rule: See the module; not "none". With N the first group is the onset alone, the second the
+            others of the N and the apex.
+        span: Numbers of the onset, apex and offset frame; the apex lies after the onset.
+        there: Numbers of the frames that exist, ascending; others are left out. Onset and apex are
+            expected.
+        times: Of the frames in `there`: N frames are then even in time, else by number.
+        share: How far neighbours go, see `neighbours`; None: `share_of` the rule.
+    """
+    onset, apex, offset = span
+    if count := count_of(rule):
+        chosen = {there[row] for row in evenly(there, onset, offset, count, times)}
+        return [onset], sorted({*chosen, apex} - {onset})
+    share = share_of(rule) if share is None else share
+    return neighbours(onset, apex, offset, share, set(there))
+
+
+def neighbours(
+    onset: int, apex: int, offset: int, share: float, there: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """Numbers of the frames around the onset and around the apex, ascending.
+
+    Args:
+        onset: Number of the onset frame.
+        apex: Number of the apex frame, after the onset.
+        offset: Number of the offset frame.
+        share: The onset's group reaches `int(share * (apex - onset))` frames forward, the apex's as
+            far back and `int(share * (offset - apex))` forward; 0: the exact frames alone.
+        there: Numbers of the frames that exist; others are left out, except the exact two.
+    """
+    rise, fall = int(share * (apex - onset)), max(int(share * (offset - apex)), 0)
+    around_onset = range(onset, onset + rise + 1)
+    around_apex = range(apex - rise, apex + fall + 1)
+    return (
+        [number for number in around_onset if number == onset or number in there],
+        [number for number in around_apex if number == apex or number in there],
+    )
+
+
+def evenly(
+    numbers: Sequence[int] | np.ndarray,
+    onset: int,
+    offset: int,
+    count: int,
+    times: Sequence[float] | np.ndarray | None = None,
+) -> np.ndarray:
+    """The frames nearest to `count` moments that are evenly spaced from onset to offset.
+
+    Args:
+        numbers: Of the frames there are, ascending; at least one lies between onset and offset.
+        onset: Number of the first frame.
+        offset: Number of the last one; if it is not there, the last before it counts.
+        count: Number of moments, at least 2.
+        times: Of the frames; the moments are even in time then, else in their numbers.
+
+    Returns:
+        `(count,)` int rows of `numbers`, ascending; rows repeat where there are fewer frames.
+    """
+    numbers = np.asarray(numbers)
+    rows = np.flatnonzero((numbers >= onset) & (numbers <= offset))
+    places = (numbers if times is None else np.asarray(times, np.float64))[rows]
+    moments = np.linspace(places[0], places[-1], count)
+    return rows[np.abs(places[:, None] - moments).argmin(axis=0)]
+
+
+# What examples with frames have besides, see `builder.frame_features`. Times are only stored where
+# N frames are picked evenly.
+EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows", "frame_times")
+
+
+def example_keys(rule: str) -> tuple[str, ...]:
+    """Those of `EXAMPLE_KEYS` that a rule stores."""
+    return () if rule == "none" else EXAMPLE_KEYS if count_of(rule) else EXAMPLE_KEYS[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +133,58 @@ class ClipFrames:
         numbers: `(K,)` int32: frame number of each.
         onset: `(3,)` int32: rows of `pixels`: first, exact onset frame, end (exclusive).
         apex: `(3,)` int32: the same around the apex.
+        times: `(K,)` float64 seconds, NaN where unknown; None where the rule stores none.
     """
 
     pixels: np.ndarray
     numbers: np.ndarray
     onset: np.ndarray
     apex: np.ndarray
+    times: np.ndarray | None = None
 
     def example(self) -> dict[str, np.ndarray]:
-        """What goes into a TFDS example, see `htnet_jax.datasets.clips.frame_features`."""
-        values = (self.pixels, self.numbers, self.onset, self.apex)
-        return dict(zip(EXAMPLE_KEYS, values, strict=True))
+        """What goes into a TFDS example, see `htnet_jax.datasets.builder.frame_features`."""
+        values = (self.pixels, self.numbers, self.onset, self.apex, self.times)
+        named = zip(EXAMPLE_KEYS, values, strict=True)
+        return {key: value for key, value in named if value is not None}
+
+
+def clip_frames(
+    onset: int,
+    apex: int,
+    around_onset: Mapping[int, np.ndarray],
+    around_apex: Mapping[int, np.ndarray],
+    times: Mapping[int, float] | None = None,
+) -> ClipFrames:
+    """One clip's frames in storing order.
+
+    Args:
+        onset: Number of the onset frame.
+        apex: Number of the apex frame.
+        around_onset: Number -> `(S, S)` or `(S, S, 3)` uint8 face, ascending, with the onset; gray
+            ones become three equal channels.
+        around_apex: The same around the apex.
+        times: Number -> seconds, to be stored too; numbers without a time get NaN.
+    """
+    numbers = [*around_onset, *around_apex]
+    first = len(around_onset)
+    return ClipFrames(
+        pixels=np.stack([in_colour(f) for f in (*around_onset.values(), *around_apex.values())]),
+        numbers=np.array(numbers, np.int32),
+        onset=np.array([0, list(around_onset).index(onset), first], np.int32),
+        apex=np.array([first, first + list(around_apex).index(apex), len(numbers)], np.int32),
+        times=None if times is None else np.array([times.get(n, np.nan) for n in numbers]),
+    )
+
+
+def in_colour(image: np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` of an image that is `(H, W)`, as three equal channels, or is so already."""
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameArrays:
-    """Aligned face frames of N clips, those of one clip after another.
+    """The bank: aligned face frames of N clips, those of one clip after another.
 
     Attributes:
         pixels: `(M, S, S, 3)` uint8 RGB.
@@ -56,6 +194,9 @@ class FrameArrays:
         span: `(N, 3)` int32: numbers of the onset, apex and offset frame.
         share: Neighbours go as far as this share of the distance, see `neighbours`; 0.0: there
             are none. Frames that the source does not have are missing.
+        evenly: Frames of each clip that were picked evenly from onset to offset; 0: none.
+        times: `(M,)` float64 seconds within each recording, NaN where unknown; None where the data
+            set stores none.
     """
 
     pixels: np.ndarray
@@ -64,6 +205,44 @@ class FrameArrays:
     apex: np.ndarray
     span: np.ndarray
     share: float
+    evenly: int = 0
+    times: np.ndarray | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What a fingerprint covers: what is new only where it is used, so that old ones stay."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("evenly", "times") or (self.evenly and value is not None)
+        }
+
+    def rows_evenly(self, count: int) -> np.ndarray:
+        """`count` frames of each clip, evenly from its onset to its offset.
+
+        Even in time where the recording's times are known, else by number. Rows repeat in clips
+        that have fewer frames.
+
+        Args:
+            count: At least 2, and no more than the data set stores.
+
+        Returns:
+            `(N, count)` int32 rows of `pixels`, ascending in each clip.
+
+        Raises:
+            UserError: The data set stores fewer.
+        """
+        if not 2 <= count <= self.evenly:
+            raise UserError(
+                f"{count} frames evenly from onset to offset are asked for, but the data set "
+                f"stores {self.evenly or 'none'} so; choose a recipe with frames-{max(count, 2)}"
+            )
+        found = np.empty((len(self.span), count), np.int32)
+        ranges = zip(self.onset[:, 0], self.apex[:, 2], self.span, strict=True)
+        for clip, (start, end, (onset, _, offset)) in enumerate(ranges):
+            times = None if self.times is None else self.times[start:end]
+            times = None if times is None or np.isnan(times).any() else times
+            found[clip] = start + evenly(self.numbers[start:end], onset, offset, count, times)
+        return found
 
     def of(self, kept: np.ndarray) -> FrameArrays:
         """The frames of some clips, in their order, with rows counted anew.
@@ -91,6 +270,7 @@ class FrameArrays:
             onset=self.onset[kept] + moved,
             apex=self.apex[kept] + moved,
             span=self.span[kept],
+            times=None if self.times is None else self.times[rows],
         )
 
     def resized(self, side: int) -> FrameArrays:
@@ -119,70 +299,16 @@ class FrameArrays:
         return dataclasses.replace(self, pixels=pixels)
 
 
-def neighbours(
-    onset: int, apex: int, offset: int, share: float, there: Collection[int]
-) -> tuple[list[int], list[int]]:
-    """Numbers of the frames to store around the onset and around the apex, ascending.
-
-    Args:
-        onset: Number of the onset frame.
-        apex: Number of the apex frame, after the onset.
-        offset: Number of the offset frame.
-        share: The onset's group reaches `int(share * (apex - onset))` frames forward, the apex's as
-            far back and `int(share * (offset - apex))` forward; 0: the exact frames alone.
-        there: Numbers of the frames that exist; others are left out. The exact two are expected.
-
-    Returns:
-        The onset's group, the apex's group.
-    """
-    rise, fall = int(share * (apex - onset)), max(int(share * (offset - apex)), 0)
-    around_onset = range(onset, onset + rise + 1)
-    around_apex = range(apex - rise, apex + fall + 1)
-    return (
-        [number for number in around_onset if number == onset or number in there],
-        [number for number in around_apex if number == apex or number in there],
-    )
-
-
-def clip_frames(
-    onset: int,
-    apex: int,
-    around_onset: Mapping[int, np.ndarray],
-    around_apex: Mapping[int, np.ndarray],
-) -> ClipFrames:
-    """One clip's frames in storing order.
-
-    Args:
-        onset: Number of the onset frame.
-        apex: Number of the apex frame.
-        around_onset: Number -> `(S, S)` or `(S, S, 3)` uint8 face, ascending, with the onset; gray
-            ones become three equal channels.
-        around_apex: The same around the apex.
-    """
-    numbers = [*around_onset, *around_apex]
-    first = len(around_onset)
-    return ClipFrames(
-        pixels=np.stack([in_colour(f) for f in (*around_onset.values(), *around_apex.values())]),
-        numbers=np.array(numbers, np.int32),
-        onset=np.array([0, list(around_onset).index(onset), first], np.int32),
-        apex=np.array([first, first + list(around_apex).index(apex), len(numbers)], np.int32),
-    )
-
-
-def in_colour(picture: np.ndarray) -> np.ndarray:
-    """`(H, W, 3)` of a picture that is `(H, W)`, as three equal channels, or is so already."""
-    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
-
-
-def collect(examples: Sequence[dict[str, Any]], share: float) -> FrameArrays:
+def collect(examples: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> FrameArrays:
     """The frames of all examples of a data set; takes them out of the examples.
 
     Args:
         examples: As TFDS reads them.
-        share: See `FrameArrays`.
+        about: What the builder recorded of the frames: `kind` (the rule) and `share`.
 
     Raises:
-        ValueError: Frames whose rows and numbers do not fit together.
+        KeyError, ValueError: A record without these, or frames whose rows and numbers do not fit
+            together.
     """
     lengths = [len(example["frames"]) for example in examples]
     onset = np.stack([example["onset_rows"] for example in examples]).astype(np.int32)
@@ -196,13 +322,16 @@ def collect(examples: Sequence[dict[str, Any]], share: float) -> FrameArrays:
     pixels = np.empty((sum(lengths), *examples[0]["frames"].shape[1:]), np.uint8)
     for (row,), length, example in zip(start, lengths, examples, strict=True):
         pixels[row : row + length] = example.pop("frames")  # so that they are not held twice
+    has_times = "frame_times" in examples[0]
     return FrameArrays(
         pixels=pixels,
         numbers=np.concatenate([example["frame_numbers"] for example in examples]).astype(np.int32),
         onset=onset + start,
         apex=apex + start,
         span=np.array([[e["onset"], e["apex"], e["offset"]] for e in examples], np.int32),
-        share=share,
+        share=float(about["share"]),
+        evenly=count_of(about["kind"]),
+        times=np.concatenate([e["frame_times"] for e in examples]) if has_times else None,
     )
 
 

@@ -19,8 +19,10 @@ from absl import logging
 from tensorflow_datasets.core import example_serializer
 
 from htnet_jax import datasets, errors
-from htnet_jax.datasets import raw_builder
+from htnet_jax.datasets.builder import Options, RawBuilder, RawConfig
 from htnet_jax.datasets.frames import FrameArrays, collect
+from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
+from htnet_jax.evaluation.summary import Images
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -47,6 +49,8 @@ class ClipArrays:
         name: Full TFDS name, `name/config/version`.
         frames: Aligned face frames, where the config stores them.
         action_units: `(N,)` str: action units, joined by `+`; None where the data set has none.
+        objective: `(N,)` int32: objective class 1..7, 0 where none is given; None where the data
+            set has none.
     """
 
     flow: np.ndarray
@@ -61,6 +65,7 @@ class ClipArrays:
     name: str
     frames: FrameArrays | None = None
     action_units: np.ndarray | None = None
+    objective: np.ndarray | None = None
 
     def of(self, kept: np.ndarray) -> ClipArrays:
         """Some of the clips, in their order; fingerprint and name remain the whole data set's.
@@ -75,19 +80,36 @@ class ClipArrays:
         if kept.shape != self.labels.shape or kept.dtype != bool:
             raise ValueError(f"kept must be {self.labels.shape} bool; got {kept.shape}")
         rows = {name: getattr(self, name)[kept] for name in _CLIP_FIELDS}
-        return dataclasses.replace(
-            self,
-            **rows,
-            frames=None if self.frames is None else self.frames.of(kept),
-            action_units=None if self.action_units is None else self.action_units[kept],
-        )
+        if self.frames is not None:
+            rows["frames"] = self.frames.of(kept)
+        for name in ("action_units", "objective"):
+            if getattr(self, name) is not None:
+                rows[name] = getattr(self, name)[kept]
+        return dataclasses.replace(self, **rows)
 
 
 # What every data set has of each clip.
 _CLIP_FIELDS = ("flow", "landmarks", "labels", "subjects", "sources", "clips", "emotions")
 
 
-def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "") -> ClipArrays:
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A built data set, as it is stored.
+
+    Attributes:
+        builder: Its builder.
+        folder: Where it is.
+        examples: All of its examples.
+    """
+
+    builder: tfds.core.DatasetBuilder
+    folder: Path
+    examples: list[dict[str, Any]]
+
+
+def load(
+    name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "", labels: str = ""
+) -> ClipArrays:
     """Loads a data set, building it first where `data_dir` does not hold it yet.
 
     Once built, only the built data are read: later changes in `manual_dir` go unnoticed until the
@@ -95,17 +117,21 @@ def load(name: str, *, config: str = "", manual_dir: str = "", data_dir: str = "
 
     Args:
         name: One of `htnet_jax.datasets.BUILDERS`.
-        config: The builder config; empty: the data set's default.
+        config: The builder config, for data sets made from raw clips a recipe's name; empty: the
+            data set's default.
         manual_dir: Folder with the source files, for a data set that is made from such; only
             needed for building.
         data_dir: Where built data sets are kept; empty: TFDS's default (`$TFDS_DATA_DIR`, else
             `~/tensorflow_datasets`).
+        labels: The label set, such as `megc3`, `five`, `own` or `objective`: which classes there
+            are and which clips they have, the others being left out; empty: the data set's default.
 
     Raises:
-        UserError: Unknown name or config; a manual directory that is needed and missing, or whose
-            files are wrong; a `data_dir` that can't be written or holds a damaged data set.
+        UserError: Unknown name, config or label set; a manual directory that is needed and missing,
+            or whose files are wrong; a `data_dir` that can't be written or holds a damaged data
+            set; a label set to which no clip belongs.
     """
-    return prepare(name, config=config, manual_dir=manual_dir, data_dir=data_dir)[0]
+    return prepare(name, config=config, manual_dir=manual_dir, data_dir=data_dir, labels=labels)[0]
 
 
 def prepare(
@@ -114,19 +140,31 @@ def prepare(
     config: str = "",
     manual_dir: str = "",
     data_dir: str = "",
-    options: raw_builder.Options | None = None,
+    labels: str = "",
+    options: Options | None = None,
 ) -> tuple[ClipArrays, Path]:
-    """As `load`; also says where the built data are.
+    """As `load`, with `options` as in `build`; also returns the folder of the built data set."""
+    chosen = _label_set(name, labels)
+    stored = build(name, config=config, manual_dir=manual_dir, data_dir=data_dir, options=options)
+    return _arrays(stored, chosen), stored.folder
+
+
+def build(
+    name: str,
+    *,
+    config: str = "",
+    manual_dir: str = "",
+    data_dir: str = "",
+    options: Options | None = None,
+) -> Stored:
+    """Reads a data set as it is stored, building it first where `data_dir` does not hold it yet.
 
     Args:
         name: As for `load`.
-        config: The builder config; for data sets made from raw clips a recipe's name.
+        config: As for `load`.
         manual_dir: As for `load`.
         data_dir: As for `load`.
         options: How to build from raw clips; no effect on other data sets.
-
-    Returns:
-        The arrays, and the folder of the built data set.
 
     Raises:
         UserError: As `load`; for raw clips also the report of everything that is wrong with them.
@@ -139,7 +177,7 @@ def prepare(
     else:
         _build(builder, manual_dir, folder)
     if options and options.preview:
-        if not isinstance(builder.builder_config, raw_builder.RawConfig):
+        if not isinstance(builder.builder_config, RawConfig):
             raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
         _say(f"preview: {builder.write_preview(Path(manual_dir))}")
     try:
@@ -151,7 +189,7 @@ def prepare(
     bad = [i for i, example in enumerate(examples) if any(v is None for v in example.values())]
     if bad or not examples:
         raise _damaged(folder, f"{len(bad)} of {len(examples)} clips are empty")
-    return _arrays(builder, examples, folder), folder
+    return Stored(builder, folder, examples)
 
 
 def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
@@ -181,7 +219,7 @@ def network_inputs(
 ) -> np.ndarray:
     """What a network sees of every clip.
 
-    The HTNet release reads its (u, v, strain) pictures with OpenCV, which reverses the channels:
+    The HTNet release reads its (u, v, strain) images with OpenCV, which reverses the channels:
     to give a network the release's input, pass `channels=("strain", "v", "u")`.
 
     Args:
@@ -190,7 +228,7 @@ def network_inputs(
             whole flow.
         channels: Names from `FLOW_CHANNELS`, in the wanted order.
         scaling: `minmax_255`: each clip and channel of the whole flow to 0..255, before the
-            mosaic, as the released pictures already are; `none`: values as stored.
+            mosaic, as the released images already are; `none`: values as stored.
 
     Returns:
         `(N, S, S, len(channels))` float32.
@@ -220,6 +258,29 @@ def network_inputs(
     return inputs
 
 
+def images(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
+    """What a report shows of the clips: their flow, and what the network sees of it.
+
+    Args:
+        arrays: The data set, N clips.
+        inputs: `(N, S, S, channels)` float32, from `network_inputs`; None: the network saw no
+            mosaics.
+        layout: The layout of the inputs; `none`: they are the flow, which needs no second image.
+
+    Raises:
+        ValueError: `inputs` are not those of N clips.
+    """
+    if inputs is not None and len(inputs) != len(arrays.clips):
+        raise ValueError(f"{len(inputs)} inputs for {len(arrays.clips)} clips")
+    return Images(
+        clips=arrays.clips,
+        flow=arrays.flow,
+        mosaic=None if inputs is None or layout == "none" else inputs,
+        # Faces move both ways. Where nothing is negative, the flow is scaled to 0..255.
+        centred=bool((arrays.flow[..., :2] < 0).any()),
+    )
+
+
 def _rescaling(scaling: str) -> Callable[[np.ndarray], np.ndarray]:
     if scaling == "none":
         return lambda flow: flow
@@ -229,12 +290,12 @@ def _rescaling(scaling: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _builder(
-    name: str, config: str, data_dir: str, options: raw_builder.Options | None
+    name: str, config: str, data_dir: str, options: Options | None
 ) -> tfds.core.DatasetBuilder:
     _check_name("data set", name, tuple(datasets.BUILDERS))
     cls = datasets.BUILDERS[name]
     arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir or None}
-    if issubclass(cls, raw_builder.RawBuilder):
+    if issubclass(cls, RawBuilder):
         arguments |= {"config": cls.config_of(config), "options": options}
     elif config and not cls.builder_configs:
         raise errors.UserError(f"data set {name} has no configs; leave config {config!r} out")
@@ -287,6 +348,8 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
     name = builder.info.full_name
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         how = f"{name} is built from files that you provide: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        if isinstance(builder, RawBuilder) and (old := builder.outdated()):
+            how = f"{old}\n{how}"
         if not manual_dir:
             raise errors.UserError(
                 f"{name} is not built yet in {folder}, and no manual directory is given "
@@ -312,42 +375,75 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
     _say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
 
 
-def _arrays(
-    builder: tfds.core.DatasetBuilder, examples: Sequence[dict[str, Any]], folder: Path
-) -> ClipArrays:
+def _label_set(name: str, labels: str) -> LabelSet:
+    """The label set of that name, "" the default, of the data set `name`.
+
+    Raises:
+        UserError: There is no such data set, or it has no such labels.
+    """
+    _check_name("data set", name, tuple(datasets.BUILDERS))
+    # The synthetic data set has the classes it was rendered for.
+    known = getattr(datasets.BUILDERS[name], "LABELS", {"megc3": three_classes(*CLASSES)})
+    labels = labels or next(iter(known))
+    if labels not in known:
+        raise errors.UserError(f"{name} has no labels={labels}; use one of {', '.join(known)}")
+    return known[labels]
+
+
+def _arrays(stored: Stored, chosen: LabelSet) -> ClipArrays:
+    """The clips that have a class, in plain arrays."""
+    info = stored.builder.info
+    if "label" in info.features:
+        found = [example["label"] for example in stored.examples]
+    else:
+        found = [
+            chosen.label(example["emotion"].decode("utf-8"), example["objective"])
+            for example in stored.examples
+        ]
+    examples = [e for e, label in zip(stored.examples, found, strict=True) if label is not None]
+    if not examples:
+        raise errors.UserError(
+            f"{info.full_name} has no clip of the classes {', '.join(chosen.classes)}; choose "
+            "another label set (dataset.labels), or build from a sheet that has what these are "
+            "formed by"
+        )
+
     def texts(key: str) -> np.ndarray:
         return np.array([example[key].decode("utf-8") for example in examples], dtype=np.str_)
 
     fields: dict[str, np.ndarray] = {
         "flow": np.stack([example["flow"] for example in examples]).astype(np.float32),
         "landmarks": np.stack([example["landmarks"] for example in examples]).astype(np.float32),
-        "labels": np.array([example["label"] for example in examples], np.int32),
+        "labels": np.array([label for label in found if label is not None], np.int32),
         "subjects": texts("subject"),
         "sources": texts("source"),
         "clips": texts("clip"),
         "emotions": texts("emotion"),
     }
-    class_names = tuple(builder.info.features["label"].names)
-    action_units = texts("action_units") if "action_units" in builder.info.features else None
-    frames = _frames(examples, folder) if "frames" in builder.info.features else None
+    action_units = texts("action_units") if "action_units" in info.features else None
+    objective = None
+    if "objective" in info.features:
+        objective = np.array([example["objective"] for example in examples], np.int32)
+    frames = _frames(examples, stored.folder) if "frames" in info.features else None
     # Without frames the fingerprint is what it was before there were any.
-    of_frames = {} if frames is None else {f"frames.{k}": v for k, v in vars(frames).items()}
+    of_frames = {} if frames is None else {f"frames.{k}": v for k, v in frames.content().items()}
     if frames is not None and action_units is not None:
         of_frames["action_units"] = action_units
     return ClipArrays(
         **fields,
-        class_names=class_names,
-        fingerprint=_fingerprint(fields | of_frames, class_names),
-        name=builder.info.full_name,
+        class_names=chosen.classes,
+        fingerprint=_fingerprint(fields | of_frames, chosen.classes),
+        name=info.full_name,
         frames=frames,
         action_units=action_units,
+        objective=objective,
     )
 
 
 def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
     try:
         about = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-        return collect(examples, float(about["frames"]["share"]))
+        return collect(examples, about["frames"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise _damaged(folder, f"its frames or metadata.json cannot be used, {reason}") from error

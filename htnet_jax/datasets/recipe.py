@@ -19,7 +19,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("crop", "size"),
     "strain": ("green_lagrange_small", "symmetric_norm", "four_terms", "engineering_shear"),
     "apex": ("midpoint", "estimate"),
-    "labels": ("megc3", "five", "own", "objective", "mmnet5", "mmnet3"),
     "frames": face_frames.CHOICES,
 }
 
@@ -33,19 +32,17 @@ class Recipe:
         size: Side of the tensor in pixels: 28, 56 or 112.
         align: "onset": both frames by the similarity transform that puts the onset's points into
             place; "head": each frame by its own points, so that head motion between onset and
-            apex is taken out; "none": the picture as it is.
+            apex is taken out; "none": the image as it is.
         landmarks: "dlib": found on the onset frame; "csv": from `landmarks.csv` beside the data;
-            "template": the release's fixed points, for pictures that are tight crops.
+            "template": the release's fixed points, for images that are tight crops.
         order: "crop": flow at the face's resolution, then resized; "size": frames resized first
             (as HTNet's script for CAS(ME)^3).
         strain: Formula, see `motion.flow.STRAIN_FORMULAS`.
         apex: Rule where the sheet has no apex or an impossible one: "midpoint" or "estimate".
-        labels: "megc3": negative, positive, surprise; "five", "own": the data set's own emotions;
-            "objective": classes I to VII by action units; "mmnet5", "mmnet3": MMNet's.
         variant: Part or modality of the data set; "": its default.
         frames: Aligned face frames to store beside the tensor: "none"; "pair": onset and apex;
-            "neighbours": also those that MMNet's jitter may take instead, as far as they are on
-            disk.
+            "neighbours": also those that jitter may take instead, as far as they are on disk; a
+            number such as "16": so many evenly from onset to offset, and the apex.
     """
 
     flow: str = "tvl1"
@@ -55,7 +52,6 @@ class Recipe:
     order: str = "crop"
     strain: str = "green_lagrange_small"
     apex: str = "midpoint"
-    labels: str = "megc3"
     variant: str = ""
     frames: str = "none"
 
@@ -72,12 +68,8 @@ class Recipe:
 
     @property
     def canonical(self) -> str:
-        """All choices as `key=value`, comma-separated, in a fixed order; `frames` if there are."""
+        """All choices as `key=value`, comma-separated, in a fixed order."""
         keys = [field.name for field in dataclasses.fields(self)]
-        if (
-            self.frames == "none"
-        ):  # Data sets that were built before there were any keep their hash.
-            keys.remove("frames")
         return ",".join(f"{key}={getattr(self, key)}" for key in keys)
 
     @property
@@ -94,9 +86,13 @@ def make(**choices: str | int) -> Recipe:
     """
     problems = []
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    for key, value in choices.items():
+    for key, value in list(choices.items()):
         if key not in fields:
             problems.append(f"unknown choice {key!r}; there are {', '.join(sorted(fields))}")
+        elif key == "frames" and face_frames.is_rule(str(value)):
+            choices["frames"] = str(value)
+        elif key == "frames":
+            problems.append(f"frames={value!r} is unknown; use {face_frames.KNOWN_RULES}")
         elif key in CHOICES and str(value) not in CHOICES[key]:
             problems.append(f"{key}={value!r} is unknown; use {', '.join(CHOICES[key])}")
     if not problems:
@@ -107,6 +103,11 @@ def make(**choices: str | int) -> Recipe:
             problems.append("landmarks=template cannot align a face; add align=none")
         if recipe.landmarks == "csv" and recipe.align == "head":
             problems.append("align=head needs points on the apex frame: use landmarks=dlib")
+        if recipe.align == "head" and face_frames.count_of(recipe.frames):
+            problems.append(
+                "align=head finds points on onset and apex alone, which cannot align other frames: "
+                f"use align=onset with frames={recipe.frames}"
+            )
     if problems:
         raise UserError("recipe: " + "; ".join(problems))
     return recipe

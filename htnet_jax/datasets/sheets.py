@@ -1,4 +1,4 @@
-"""Annotation sheets (.xlsx, .xls, .csv): the header wherever it is, every cell as text."""
+"""Tables of text cells: the owners' annotation sheets (.xlsx, .xls, .csv), and our CSV files."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.errors import UserError
+import numpy as np
+
+from htnet_jax.errors import Problems, UserError
 
 # Notes may stand above the header: SAMM's is on row 14.
 MAX_HEADER_ROW = 40
 
+POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+COORDINATES = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
+
 
 @dataclasses.dataclass(frozen=True)
-class SheetRow:
-    """One row below the header.
+class Row:
+    """One row below the header of a table.
 
     Attributes:
         number: Row as spreadsheets count, from 1.
-        where: `FILE, sheet NAME, row N`, for messages.
-        cells: Key -> text; "" for an empty cell or an optional column that is not there.
+        where: File, sheet and row, for messages.
+        cells: Key or column -> text without surrounding blanks; "" for an empty cell or an optional
+            column that is not there.
     """
 
     number: int
@@ -42,7 +48,7 @@ def read_sheet(
     *,
     optional: Mapping[str, Sequence[str]] | None = None,
     sheet: str = "",
-) -> list[SheetRow]:
+) -> list[Row]:
     """Reads the sheet of a workbook that has the needed columns.
 
     Formula cells give the values the workbook keeps for them. Numbers that are whole become `46`,
@@ -74,6 +80,74 @@ def read_sheet(
         f"{path}: no sheet has a header row with the columns {names}; {best[1] or 'it is empty'}. "
         "Use the sheet as it was distributed."
     )
+
+
+def read_csv(path: Path, columns: Sequence[str], problems: Problems) -> Iterator[Row]:
+    """Reads a CSV file whose first line is its header; cells by column, in file order.
+
+    A row with too few or too many cells, or with an empty cell in one of `columns`, is added to
+    `problems` and left out, and so is what is wrong with the file as a whole (it then has no rows).
+
+    Args:
+        path: The CSV file, UTF-8.
+        columns: Columns the file must have; others may be there.
+        problems: Receives what is wrong.
+
+    Yields:
+        The good rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.add(path.name, f"cannot be read as a CSV file ({error})")
+        return
+    if missing := [name for name in columns if name not in header]:
+        problems.add(path.name, f"missing column {', '.join(missing)} in its first line")
+        return
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        problems.add(path.name, f"column {', '.join(repeated)} appears more than once")
+        return
+    for line, row in rows:
+        where = f"{path.name} line {line}"
+        if len(row) != len(header):
+            problems.add(where, f"{len(row)} cells, but the header has {len(header)}")
+            continue
+        cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+        if empty := [name for name in columns if not cells[name]]:
+            problems.add(where, f"empty cell in column {', '.join(empty)}")
+            continue
+        yield Row(line, where, cells)
+
+
+def five_points(row: Row) -> tuple[np.ndarray, list[str]]:
+    """The five face points in the columns `COORDINATES` of a row.
+
+    Returns:
+        `(5, 2)` float64 (x, y), and what is wrong with the cells; with anything wrong, the points
+        mean nothing.
+    """
+    values, bad = np.zeros(len(COORDINATES)), []
+    for index, column in enumerate(COORDINATES):
+        try:
+            values[index] = float(row.cells[column])
+        except ValueError:
+            bad.append(f"{column} is {row.cells[column]!r}, not a number")
+            continue
+        if not math.isfinite(values[index]):
+            bad.append(f"{column} is {row.cells[column]!r}, not a finite number")
+    return values.reshape(5, 2), bad
+
+
+def text(cell: Any) -> str:
+    """A cell as text: "" for nothing, `46` for 46.0, blanks at the ends taken off."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def _tables(path: Path, first: str) -> list[tuple[str, list[list[Any]]]]:
@@ -120,24 +194,15 @@ def _rows(
     header: int,
     places: Mapping[str, int],
     optional: Mapping[str, Sequence[str]],
-) -> list[SheetRow]:
+) -> list[Row]:
     found = []
     title = f"{path.name}, sheet {sheet}" if sheet else path.name
     for index in range(header + 1, len(rows)):
         cells = {key: text(rows[index][place]) for key, place in places.items()}
         if any(cells.values()):
             cells |= {key: "" for key in optional if key not in cells}
-            found.append(SheetRow(index + 1, f"{title}, row {index + 1}", cells))
+            found.append(Row(index + 1, f"{title}, row {index + 1}", cells))
     return found
-
-
-def text(cell: Any) -> str:
-    """A cell as text: "" for nothing, `46` for 46.0, blanks at the ends taken off."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell).strip()
 
 
 def _plain(cell: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which pictures of a data set show the same thing: equal bytes, or equal but for their scale."""
+"""Which flows of a data set show the same thing: equal bytes, or equal but for their scale."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.sparse import csgraph
 from tqdm import tqdm
 
 # From this similarity on, two flows are taken for one clip. Measured on 28-pixel flows, u and v:
-# different clips of the MEGC 2019 release reach 0.936 within a person and 0.858 between people, of
-# the synthetic data set (few muscles, rendered) 0.972. A clip against its own copy has at least
+# different clips of the MEGC 2019 release reach 0.936 within a subject and 0.858 between subjects,
+# of the synthetic data set (few muscles, rendered) 0.972. A clip against its own copy has at least
 # 0.999 after rounding to 8 bits, 0.994 with noise of a tenth of its standard deviation, and 0.988
 # after a Gaussian blur of half a pixel. Not found: copies moved by half a pixel (about 0.95), with
 # an apex one frame off (0.92 to 0.98) or made by another flow method (0.4 to 0.9).
@@ -25,7 +25,7 @@ _BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Closest:
-    """The two most similar pictures of some kind.
+    """The two most similar flows of some kind.
 
     Attributes:
         similarity: -1 to 1.
@@ -43,9 +43,9 @@ class Alike:
     """Pictures that are more similar than a threshold.
 
     Attributes:
-        groups: Indices, ascending, of pictures that are connected by similar pairs.
+        groups: Indices, ascending, of flows that are connected by similar pairs.
         lowest: For each group, the lowest similarity of such a pair.
-        within: The closest two of one owner; None if no owner has two pictures.
+        within: The closest two of one owner; None if no owner has two flows.
         between: The closest two of different owners; None if there is one owner only.
     """
 
@@ -55,42 +55,42 @@ class Alike:
     between: Closest | None
 
 
-def equal_groups(pictures: np.ndarray) -> list[tuple[int, ...]]:
-    """Groups of two or more pictures with the same values everywhere, by first index.
+def equal_groups(flows: np.ndarray) -> list[tuple[int, ...]]:
+    """Groups of two or more flows with the same values everywhere, by first index.
 
     Args:
-        pictures: `(N, ...)` float, finite.
+        flows: `(N, ...)` float, finite.
     """
     groups: dict[bytes, list[int]] = {}
-    for index, picture in enumerate(pictures):
+    for index, flow in enumerate(flows):
         # 0 is added because -0.0 and 0.0 are equal but differ in their bytes.
-        groups.setdefault(hashlib.sha256((picture + 0).tobytes()).digest(), []).append(index)
+        groups.setdefault(hashlib.sha256((flow + 0).tobytes()).digest(), []).append(index)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def standardised(pictures: np.ndarray) -> np.ndarray:
-    """Vectors of length 1 whose inner product is the similarity of two pictures.
+def standardised(flows: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 whose inner product is the similarity of two flows.
 
     Each channel is centred on its mean and divided by its standard deviation, so that neither scale
     nor offset of a channel matters (the released flows are min-max scaled by clip and channel). The
     similarity is the mean of the channels' correlations; a constant channel counts as no channel.
 
     Args:
-        pictures: `(N, H, W, C)` finite.
+        flows: `(N, H, W, C)` finite.
 
     Returns:
-        `(N, H * W * C)` float32; 0 for pictures without a channel that varies.
+        `(N, H * W * C)` float32; 0 for flows without a channel that varies.
 
     Raises:
         ValueError: Wrong shape, or values that are not finite.
     """
-    if pictures.ndim != 4:
-        raise ValueError(f"expected pictures (N, H, W, C), got shape {pictures.shape}")
-    found = np.zeros((len(pictures), int(np.prod(pictures.shape[1:]))), np.float32)
-    for start in range(0, len(pictures), _BLOCK):
-        block = pictures[start : start + _BLOCK].astype(np.float64)
+    if flows.ndim != 4:
+        raise ValueError(f"expected flows (N, H, W, C), got shape {flows.shape}")
+    found = np.zeros((len(flows), int(np.prod(flows.shape[1:]))), np.float32)
+    for start in range(0, len(flows), _BLOCK):
+        block = flows[start : start + _BLOCK].astype(np.float64)
         if not np.isfinite(block).all():
-            raise ValueError("pictures must be finite")
+            raise ValueError("flows must be finite")
         varies = np.ptp(block, axis=(1, 2)) > 0
         # By the largest value first, so that squares neither overflow nor vanish.
         block -= block.mean(axis=(1, 2), keepdims=True)
@@ -101,23 +101,21 @@ def standardised(pictures: np.ndarray) -> np.ndarray:
     return found
 
 
-def alike(
-    pictures: np.ndarray, owners: Sequence[str] | np.ndarray, threshold: float = SAME
-) -> Alike:
-    """Compares all pictures with each other.
+def alike(flows: np.ndarray, owners: Sequence[str] | np.ndarray, threshold: float = SAME) -> Alike:
+    """Compares all flows with each other.
 
     Args:
-        pictures: `(N, H, W, C)` finite; those without a channel that varies are like none.
-        owners: `(N,)` who is on the picture.
-        threshold: Similarity from which two pictures are alike.
+        flows: `(N, H, W, C)` finite; those without a channel that varies are like none.
+        owners: `(N,)` who is on the flow.
+        threshold: Similarity from which two flows are alike.
 
     Raises:
         ValueError: The lengths differ, or as `standardised`.
     """
-    vectors = standardised(pictures)
+    vectors = standardised(flows)
     owners = np.asarray(owners)
     if owners.shape != (len(vectors),):
-        raise ValueError(f"{len(vectors)} pictures, but owners have shape {owners.shape}")
+        raise ValueError(f"{len(vectors)} flows, but owners have shape {owners.shape}")
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     best: dict[bool, Closest] = {}
     starts = range(0, len(vectors), _BLOCK)

@@ -1,8 +1,8 @@
 """Does a probability of 0.8 come true 80 times in 100? And the temperature that mends it.
 
-Everything here is from Guo, Pleiss, Sun, Weinberger, *On Calibration of Modern Neural Networks*,
-ICML 2017: the reliability diagram, the expected calibration error over 15 bins, and temperature
-scaling.
+The reliability diagram, the expected calibration error over 15 bins and temperature scaling are
+from Guo, Pleiss, Sun, Weinberger, *On Calibration of Modern Neural Networks*, ICML 2017. Ours is
+that a run's temperatures are fitted on its inner folds' validation subjects, one for each fold.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.evaluation.selection import Selected, Selection
+
 BINS = 15
 """Bins of the calibration error in the tables of Guo et al. 2017."""
 
@@ -20,6 +23,13 @@ TEMPERATURES = (0.05, 20.0)
 
 A choice of ours, so that a few well separated validation clips cannot turn every probability into
 0 or 1. Guo et al. 2017 find temperatures between about 1 and 3.
+"""
+
+PRIOR = 1.0
+"""Weight of the normal prior of 1/T (mean 1, deviation 1) in `temperatures`; less than one clip.
+
+It matters where all validation clips of a fold are right: the likelihood alone would call the model
+certain.
 """
 
 # Rows of float32 probabilities add up to 1 within about 1e-6; anything worse is another mistake.
@@ -171,6 +181,55 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, prior: float = 0.0)
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
     return float(np.sqrt(low * high))
+
+
+def temperatures(predictions: Predictions, selected: Selected) -> np.ndarray | None:
+    """The temperature of each seed and fold.
+
+    It makes the validation clips of the fold's inner folds most likely (with `PRIOR`), as their
+    inner models see them at the epoch that the selection takes. No clip of a test subject is used.
+
+    Args:
+        predictions: A run.
+        selected: Its predictions under a selection.
+
+    Returns:
+        `(S, F)` float64; None for a run without inner folds, and under `oracle`, whose epoch was
+        chosen on the test subject.
+    """
+    inner = predictions.inner
+    if inner is None or selected.selection is Selection.ORACLE:
+        return None
+    index = np.searchsorted(predictions.epochs, selected.epochs)
+    return np.array(
+        [
+            [
+                fit_temperature(
+                    inner.logits[seed, index[seed, fold]][rows], inner.labels[rows], prior=PRIOR
+                )
+                for fold in range(len(predictions.folds))
+                for rows in [inner.fold == fold]
+            ]
+            for seed in range(len(predictions.seeds))
+        ]
+    )
+
+
+def scaled(
+    predictions: Predictions, selected: Selected, found: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The selected logits divided by their fold's temperature.
+
+    Args:
+        predictions: A run.
+        selected: Its predictions under a selection.
+        found: Their `temperatures`, where already at hand.
+
+    Returns:
+        `(S, M, C)` float64, or None where there is no temperature.
+    """
+    found = temperatures(predictions, selected) if found is None else found
+    return None if found is None else selected.logits / found[:, predictions.fold, None]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,22 +6,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from htnet_jax.evaluation import calibration, colours, markup, tables
+from htnet_jax import pages
+from htnet_jax.evaluation import calibration
 from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.evaluation.protocols import people
-from htnet_jax.evaluation.runs import Pictures, Run
+from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.evaluation.selection import Selection, select
-from htnet_jax.evaluation.summary import display_name
+from htnet_jax.evaluation.summary import Images
 
 MOST = 12
 """Mistakes in the gallery: what can be looked at in one go."""
 
 MOST_A_SUBJECT = 2
-"""Mistakes of one person: one odd face would fill the gallery otherwise."""
-
+"""Mistakes of one subject: one odd face would fill the gallery otherwise."""
 
 BRIGHTEST = 98.0
 """Percentile of a clip's magnitudes from which on the flow is drawn with full brightness."""
+
+# Side in pixels from which an image is shown; smaller ones are enlarged by a whole number.
+_SIDE = 224
+# Pixels between the images of one card.
+_GAP = 16
 
 
 class Mistake(NamedTuple):
@@ -31,8 +35,8 @@ class Mistake(NamedTuple):
         clip: Its id.
         source: Its data set.
         subject: Who is on it.
-        truth: Index of its class.
-        predicted: Index of the class it was taken for.
+        truth: Name of its class.
+        predicted: Name of the class it was taken for.
         probability: Of the predicted class.
         of_truth: Probability of the true class.
     """
@@ -40,8 +44,8 @@ class Mistake(NamedTuple):
     clip: str
     source: str
     subject: str
-    truth: int
-    predicted: int
+    truth: str
+    predicted: str
     probability: float
     of_truth: float
 
@@ -57,29 +61,30 @@ def mistakes(
     Args:
         predictions: A run.
         most: How many at most.
-        most_a_subject: How many of one person at most.
+        most_a_subject: How many of one subject at most.
     """
     selected = select(predictions, Selection.FINAL)
     probabilities = calibration.softmax(selected.logits).mean(axis=0)
     predicted = probabilities.argmax(axis=-1)
     highest = probabilities.max(axis=-1)
-    persons = people(predictions.subjects, predictions.sources).tolist()
+    subjects = unique_subjects(predictions.subjects, predictions.sources).tolist()
+    names = predictions.class_names.tolist()
     taken: dict[str, int] = {}
     found: list[Mistake] = []
     for index in np.argsort(-highest, kind="stable").tolist():
-        truth = int(predictions.labels[index])
-        if predicted[index] == truth or taken.get(persons[index], 0) >= most_a_subject:
+        truth, subject = int(predictions.labels[index]), subjects[index]
+        if predicted[index] == truth or taken.get(subject, 0) >= most_a_subject:
             continue
         if len(found) == most:
             break
-        taken[persons[index]] = taken.get(persons[index], 0) + 1
+        taken[subject] = taken.get(subject, 0) + 1
         found.append(
             Mistake(
                 str(predictions.clips[index]),
                 str(predictions.sources[index]),
                 str(predictions.subjects[index]),
-                truth,
-                int(predicted[index]),
+                names[truth],
+                names[predicted[index]],
                 float(highest[index]),
                 float(probabilities[index, truth]),
             )
@@ -87,109 +92,48 @@ def mistakes(
     return found
 
 
-def section(run: Run) -> str:
-    """The gallery as HTML: pictures where there are any, else a table."""
-    found = mistakes(run.predictions)
-    mark = tables.partial_mark(run)
-    title = "The most confident mistakes" + (f" ({mark})" if mark else "")
-    intro = markup.paragraph(
-        f"final ({Selection.FINAL.description}) of {run.name}: wrong predictions with the highest "
-        "probability" + (" (mean over seeds)" if len(run.predictions.seeds) > 1 else "") + ", "
-        f"at most {MOST_A_SUBJECT} of one person. Worth a look: is the label right, is there any "
-        "motion, is it in the right place?",
-        "soft",
-    )
-    if not found:
-        return markup.section(title, markup.paragraph("There is none: every clip is right."))
-    names = run.predictions.class_names
-    shown = {} if run.pictures is None else _where(run.pictures)
-    missing = [one for one in found if one.clip not in shown]
-    body = intro
-    if run.pictures is not None and len(missing) < len(found):
-        cards = "".join(
-            _card(one, run.pictures, shown[one.clip], names) for one in found if one.clip in shown
-        )
-        body += _legend(run.pictures) + f'<div class="cards">{cards}</div>'
-    else:
-        body += markup.paragraph(
-            "No pictures: the data were not at hand. To see each clip's flow and mosaic, evaluate "
-            "the run where its data set is built (--data_dir names the folder).",
-            "soft",
-        )
-    if missing:
-        body += _table(missing, names)
-    return markup.section(title, body)
-
-
-def draw(pictures: Pictures, index: int) -> bytes:
-    """Flow and, where there is one, mosaic of a clip side by side, as a PNG file."""
-    vectors = pictures.flow[index, ..., :2]
-    if not pictures.centred:
-        vectors = colours.without_level(vectors)
+def draw(images: Images, index: int) -> np.ndarray:
+    """Flow and, where there is one, mosaic of a clip side by side: `(h, w, 4)` uint8 RGBA."""
+    vectors = images.flow[index, ..., :2]
+    if not images.centred:
+        # What stands still is taken to be most of the image.
+        vectors = vectors - np.median(vectors, axis=(0, 1))
     # One odd pixel would leave all others dark; where hardly any moves, it is all there is to see.
     largest = float(np.percentile(np.hypot(vectors[..., 0], vectors[..., 1]), BRIGHTEST))
-    parts = [colours.flow(vectors, largest if largest > 0 else None)]
-    if pictures.mosaic is not None:
-        parts.append(colours.mosaic(pictures.mosaic[index]))
-    return colours.png(colours.side_by_side(*parts))
+    parts = [pages.flow_colours(vectors, largest if largest > 0 else None)]
+    if images.mosaic is not None:
+        parts.append(mosaic_colours(images.mosaic[index]))
+    large = [pages.enlarged(part, _SIDE) for part in parts]
+    height = max(len(image) for image in large)
+    row = np.zeros((height, sum(one.shape[1] + _GAP for one in large) - _GAP, 4), np.uint8)
+    left = 0
+    for image in large:
+        bottom, right = len(image), left + image.shape[1]
+        row[:bottom, left:right, :3] = image
+        row[:bottom, left:right, 3] = 255
+        left = right + _GAP
+    return row
 
 
-def _where(pictures: Pictures) -> dict[str, int]:
-    return {clip: index for index, clip in enumerate(pictures.clips.tolist())}
+def mosaic_colours(channels: np.ndarray) -> np.ndarray:
+    """A mosaic in colour: one channel is grey, several are red, green and blue.
 
+    Args:
+        channels: `(H, W, N)` float; of more than three channels the first three are shown.
 
-def _card(one: Mistake, pictures: Pictures, index: int, names: np.ndarray) -> str:
-    what = "Flow" if pictures.mosaic is None else "Flow (left) and mosaic (right)"
-    picture = markup.image(draw(pictures, index), f"{what} of clip {one.clip}.")
-    words = (
-        f"<strong>{markup.text(names[one.predicted])}</strong> {one.probability:.0%}, but it is "
-        f"<strong>{markup.text(names[one.truth])}</strong> ({one.of_truth:.0%})"
-    )
-    return (
-        f"<figure>{picture}<figcaption>{words}<br>"
-        f'<span class="soft">{markup.text(display_name(one.source))}, subject '
-        f"{markup.text(one.subject)}<br>{markup.text(one.clip)}</span></figcaption></figure>"
-    )
+    Returns:
+        `(H, W, 3)` uint8: R, G, B; each channel's smallest value is 0 and its largest 255, a
+        constant channel is 0.
 
-
-def _legend(pictures: Pictures) -> str:
-    words = (
-        "Flow: the colour is the direction of motion in the picture, as in the wheel (right red, "
-        "down yellow-green, left cyan, up violet); black does not move, and the 2 % of a "
-        "clip's pixels that move most have full brightness."
-    )
-    if not pictures.centred:
-        words += (
-            " These flows are scaled to 0..255 by clip and channel, so the level of no motion is "
-            "unknown: each channel's median is taken for it. As u and v are scaled apart, "
-            "directions are only roughly right."
-        )
-    if pictures.mosaic is not None:
-        number = pictures.mosaic.shape[-1]
-        words += " Mosaic: the network's input" + (
-            "; its channel is grey, " if number == 1 else "; its channels are red, green, blue, "
-        )
-        words += "each from its smallest value (dark) to its largest."
-        if number > 3:
-            words += f" Only 3 of its {number} channels are shown."
-    wheel = markup.image(
-        colours.png(colours.wheel()),
-        "Colour wheel: right red, down yellow-green, left cyan, up violet.",
-    )
-    return f'<div class="legend">{wheel}<div>{markup.paragraph(words, "soft")}</div></div>'
-
-
-def _table(found: list[Mistake], names: np.ndarray) -> str:
-    rows = [
-        markup.row(
-            one.clip,
-            [
-                markup.text(display_name(one.source)),
-                markup.text(one.subject),
-                markup.text(names[one.truth]),
-                f"{markup.text(names[one.predicted])} ({one.probability:.0%})",
-            ],
-        )
-        for one in found
-    ]
-    return markup.table(["clip", "source", "subject", "truth", "predicted"], rows)
+    Raises:
+        ValueError: Another shape.
+    """
+    if channels.ndim != 3 or 0 in channels.shape:
+        raise ValueError(f"channels must be (H, W, N), got shape {channels.shape}")
+    shown = channels[..., :3].astype(np.float64)
+    low = shown.min(axis=(0, 1))
+    extent = shown.max(axis=(0, 1)) - low
+    scaled = np.round((shown - low) / np.where(extent > 0, extent, 1) * 255).astype(np.uint8)
+    if scaled.shape[-1] == 1:
+        return scaled.repeat(3, axis=-1)
+    return np.pad(scaled, ((0, 0), (0, 0), (0, 3 - scaled.shape[-1])))

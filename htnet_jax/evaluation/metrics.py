@@ -4,12 +4,15 @@ UF1 and UAR are the measures of the MEGC 2019 challenge: See, Yap, Li, Hong, Wan
 Second Facial Micro-Expressions Grand Challenge*, FG 2019. Pooled over folds: give all test clips of
 all folds at once, never the mean of per-fold scores.
 
-A class without a clip in the truth counts under a named rule (`Absent`) in UF1 and UAR. Macro-F1
-has a rule of its own, scikit-learn's; see `macro_f1` for how it differs from UF1.
+A new score is an entry of `METRICS`, and nothing else: metrics.json, intervals, comparisons, tables
+and pages go through that table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,51 +23,140 @@ from htnet_jax.errors import UserError
 Absent = Literal["error", "skip", "zero"]
 """What a class without any clip in the truth counts: an error, nothing, or 0."""
 
-Undefined = Literal["error", "nan", "zero"]
-"""What a class's score counts where it is 0/0: an error, not a number, or 0."""
-
-SCORES = ("uf1", "uar", "accuracy", "macro_f1")
-"""The scores of a whole confusion matrix, in the order tables show them."""
-
 
 class AbsentClassError(UserError, ValueError):
     """A class has no clip in the truth, and the caller named no rule for that."""
 
 
-class UndefinedScoreError(UserError, ValueError):
-    """A score of a class is 0/0, and the caller asked for an error in that case."""
+@dataclass(frozen=True)
+class Counts:
+    """One confusion matrix or many, as the functions of `METRICS` take them; checked.
 
-
-class ClassScores(NamedTuple):
-    """The scores of each class.
+    ValueError: not square matrices, a count that is negative or not finite, or a matrix without any
+    clip.
 
     Attributes:
-        precision: (C,) float64, TP / (TP + FP); 0/0 for a class that is never predicted.
-        recall: (C,) float64, TP / (TP + FN); 0/0 for a class without a clip in the truth.
-        f1: (C,) float64, 2TP / (2TP + FP + FN); 0/0 for a class that occurs in neither.
-        clips: (C,) int64, the clips of the class in the truth.
+        matrix: (..., C, C) counts, row = truth, column = prediction; integers, or floats where the
+            clips are weighted.
     """
 
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    clips: np.ndarray
+    matrix: np.ndarray
+
+    def __post_init__(self) -> None:
+        matrix = np.asarray(self.matrix)
+        object.__setattr__(self, "matrix", matrix)
+        if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
+            raise ValueError(f"matrix must have shape (..., C, C), got {matrix.shape}")
+        if matrix.dtype.kind not in "iuf":
+            raise ValueError(f"matrix must hold numbers, got {matrix.dtype}")
+        if not (np.isfinite(matrix) & (matrix >= 0)).all():
+            raise ValueError("matrix holds a count that is negative or not finite")
+        if not (matrix.sum(axis=(-2, -1)) > 0).all():
+            raise ValueError("matrix holds no clips: there is nothing to score")
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """(..., C): clips of each class that were given it."""
+        return np.diagonal(self.matrix, axis1=-2, axis2=-1)
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """(..., C): clips of each class."""
+        return self.matrix.sum(axis=-1)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """(..., C): clips that were given each class."""
+        return self.matrix.sum(axis=-2)
+
+    @cached_property
+    def recall(self) -> np.ndarray:
+        """(..., C) float64: TP / (TP + FN); NaN for a class without a clip in the truth."""
+        return _ratio(self.hits, self.truth)
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """(..., C) float64: TP / (TP + FP); NaN for a class that is never predicted."""
+        return _ratio(self.hits, self.predicted)
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """(..., C) float64: 2TP / (2TP + FP + FN); NaN for a class that occurs in neither."""
+        return _ratio(2 * self.hits, self.truth + self.predicted)
+
+    def mean_over_present(self, values: np.ndarray) -> np.ndarray:
+        """The mean of (..., C) values over the classes with a clip in the truth."""
+        present = self.truth > 0
+        return np.where(present, values, 0.0).sum(axis=-1) / present.sum(axis=-1)
+
+
+class Metric(NamedTuple):
+    """A score of whole confusion matrices.
+
+    Attributes:
+        title: How tables write it.
+        score: `Counts` of (..., C, C) matrices -> (...) float64, the higher the better.
+        meaning: What it is, in a sentence for the page.
+        headline: Shown first: in the printed tables and on top of the page. Others are in
+            metrics.json and in the page's full tables.
+    """
+
+    title: str
+    score: Callable[[Counts], np.ndarray]
+    meaning: str
+    headline: bool = False
+
+
+# A class that is predicted but has no clip in the truth counts 0 in macro-F1, as in scikit-learn's
+# f1_score(average="macro"), and is left out of UF1: with every class in the truth they are equal.
+METRICS: dict[str, Metric] = {
+    "uf1": Metric(
+        "UF1",
+        lambda counts: counts.mean_over_present(counts.f1),
+        "mean over the classes of F1 = 2TP / (2TP + FP + FN)",
+        headline=True,
+    ),
+    "uar": Metric(
+        "UAR",
+        lambda counts: counts.mean_over_present(counts.recall),
+        "mean over the classes of recall = TP / (TP + FN)",
+        headline=True,
+    ),
+    "accuracy": Metric(
+        "accuracy",
+        lambda counts: counts.hits.sum(axis=-1) / counts.truth.sum(axis=-1),
+        "share of clips that are right",
+    ),
+    "macro_f1": Metric(
+        "macro-F1",
+        lambda counts: np.nanmean(counts.f1, axis=-1),
+        "as UF1, which differs only where a class has no clip",
+    ),
+}
+"""Name -> score, in the order tables show them. A score skips classes without a clip."""
+
+HEADLINE = tuple(name for name, metric in METRICS.items() if metric.headline)
+"""The scores that tables show first."""
+
+
+def scores(matrix: ArrayLike) -> dict[str, np.ndarray]:
+    """Every score of `METRICS` for one confusion matrix or many.
+
+    Args:
+        matrix: (..., C, C), see `Counts`.
+
+    Returns:
+        For each name a (...) float64 array; a scalar for one matrix.
+
+    Raises:
+        ValueError: As `Counts`.
+    """
+    counts = Counts(np.asarray(matrix))
+    return {name: metric.score(counts) for name, metric in METRICS.items()}
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
-    """Counts how often each true class was given each predicted class.
-
-    Args:
-        labels: (M,) integers in [0, num_classes), the truth.
-        predictions: (M,) integers in [0, num_classes).
-        num_classes: number of classes C.
-
-    Returns:
-        (C, C) int64; row = truth, column = prediction.
-
-    Raises:
-        ValueError: empty or non-integer input, different lengths, a value out of range.
-    """
+    """As `confusions`, for predictions of one axis: (M,) -> (C, C)."""
     predictions = np.asarray(predictions)
     if predictions.ndim != 1:
         raise ValueError(f"predictions must have one axis, got shape {predictions.shape}")
@@ -83,7 +175,7 @@ def confusions(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> n
         (..., C, C) int64; row = truth, column = prediction.
 
     Raises:
-        ValueError: as `confusion`.
+        ValueError: empty or non-integer input, different lengths, a value out of range.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -100,41 +192,6 @@ def confusions(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> n
     cells = (matrices * num_classes + truth) * num_classes + predicted
     counts = np.bincount(cells.ravel(), minlength=matrices.size * num_classes**2)
     return counts.reshape(*lead, num_classes, num_classes).astype(np.int64, copy=False)
-
-
-def scores(matrix: ArrayLike, absent: Absent = "skip") -> dict[str, np.ndarray]:
-    """UF1, UAR, accuracy and macro-F1 of one confusion matrix or of many.
-
-    Args:
-        matrix: (..., C, C) counts, row = truth, column = prediction; integers, or floats where the
-            clips are weighted.
-        absent: for UF1 and UAR, what a class without a clip in the truth counts, as in `uf1`.
-            Accuracy and macro-F1 need no rule.
-
-    Returns:
-        For each name of `SCORES` a (...) float64 array of numbers in [0, 1]; a scalar for one
-        matrix.
-
-    Raises:
-        AbsentClassError: a class is absent from the truth of some matrix and `absent` is "error".
-        ValueError: not square matrices, a count that is negative or not finite, a matrix without
-            any clip, or an unknown `absent`.
-    """
-    matrix = _checked_matrix(matrix)
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    truth, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
-    present = _present(truth, absent)
-    # Row sum + column sum = 2TP + FN + FP.
-    f1 = _ratio(2 * hits, truth + predicted, 0.0)
-    recall = _ratio(hits, truth, 0.0)
-    counted = truth.shape[-1] if absent == "zero" else present.sum(axis=-1)
-    occurring = (truth + predicted > 0).sum(axis=-1)
-    return {
-        "uf1": np.where(present, f1, 0.0).sum(axis=-1) / counted,
-        "uar": recall.sum(axis=-1) / counted,
-        "accuracy": hits.sum(axis=-1) / truth.sum(axis=-1),
-        "macro_f1": f1.sum(axis=-1) / occurring,
-    }
 
 
 def uf1(
@@ -154,9 +211,9 @@ def uf1(
 
     Raises:
         AbsentClassError: a class is absent from the truth and `absent` is "error".
-        ValueError: as `confusion`, or an unknown `absent`.
+        ValueError: as `confusions`, or an unknown `absent`.
     """
-    return float(scores(confusion(labels, predictions, num_classes), absent)["uf1"])
+    return _of_labels("uf1", labels, predictions, num_classes, absent)
 
 
 def uar(
@@ -166,114 +223,31 @@ def uar(
 
     Arguments, return value and errors as for `uf1`.
     """
-    return float(scores(confusion(labels, predictions, num_classes), absent)["uar"])
+    return _of_labels("uar", labels, predictions, num_classes, absent)
 
 
-def accuracy(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> float:
-    """The share of clips given their true class, in [0, 1]; errors as for `confusion`."""
-    return float(scores(confusion(labels, predictions, num_classes))["accuracy"])
-
-
-def macro_f1(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> float:
-    """The mean F1 over the classes that occur in the truth or among the predictions.
-
-    This is scikit-learn's `f1_score(labels, predictions, average="macro")`. The F1 of a class is
-    the same 2TP / (2TP + FP + FN) as in UF1; the two differ in the classes the mean is over, so
-    they are equal when every class occurs in the truth. A class that is predicted but has no clip
-    in the truth counts 0 here; UF1 leaves it out under "skip". A class that occurs in neither is
-    left out here; UF1 counts it 0 under "zero". Hence UF1 under "zero" <= macro-F1 <= UF1 under
-    "skip".
-
-    Arguments, return value and errors as for `confusion` and `accuracy`.
-    """
-    return float(scores(confusion(labels, predictions, num_classes))["macro_f1"])
-
-
-def class_scores(matrix: ArrayLike, undefined: Undefined = "nan") -> ClassScores:
-    """Precision, recall and F1 of each class.
-
-    Args:
-        matrix: (C, C) integer counts, row = truth, column = prediction.
-        undefined: what a score that is 0/0 counts. Precision is 0/0 for a class that is never
-            predicted, recall for one without a clip in the truth, F1 for one that is neither.
-
-    Returns:
-        Four arrays of C.
-
-    Raises:
-        UndefinedScoreError: a score is 0/0 and `undefined` is "error"; names every such class.
-        ValueError: not one square matrix of integers, a negative count, a matrix without any clip,
-            or an unknown `undefined`.
-    """
-    if undefined not in ("error", "nan", "zero"):
-        raise ValueError(f'undefined must be "error", "nan" or "zero", got {undefined!r}')
-    matrix = _checked_matrix(matrix)
-    if matrix.ndim != 2 or matrix.dtype.kind not in "iu":
-        raise ValueError(
-            f"matrix must be one (C, C) integer array, got {matrix.shape} {matrix.dtype}"
-        )
-    hits, clips, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    terms = {
-        "precision": (hits, predicted),
-        "recall": (hits, clips),
-        "F1": (2 * hits, clips + predicted),
-    }
-    if undefined == "error":
-        _refuse_undefined({name: below for name, (_, below) in terms.items()})
-    fill = 0.0 if undefined == "zero" else np.nan
-    return ClassScores(
-        *(_ratio(above, below, fill) for above, below in terms.values()), clips.astype(np.int64)
-    )
-
-
-def _refuse_undefined(denominators: dict[str, np.ndarray]) -> None:
-    found = [
-        f"{name} of class {', '.join(str(index) for index in np.flatnonzero(below == 0))}"
-        for name, below in denominators.items()
-        if (below == 0).any()
-    ]
-    if found:
-        raise UndefinedScoreError(
-            f"Not defined (0/0): {'; '.join(found)}. Precision needs a prediction of the class, "
-            "recall a clip of it in the truth, F1 either. Evaluate more folds, or name a rule: "
-            'undefined="nan" or undefined="zero".'
-        )
-
-
-def _present(truth: np.ndarray, absent: Absent) -> np.ndarray:
-    """(..., C) bool: the classes that occur in the truth of each matrix."""
+def _of_labels(
+    name: str, labels: ArrayLike, predictions: ArrayLike, num_classes: int, absent: Absent
+) -> float:
     if absent not in ("error", "skip", "zero"):
         raise ValueError(f'absent must be "error", "skip" or "zero", got {absent!r}')
-    present = truth > 0
+    counts = Counts(confusion(labels, predictions, num_classes))
+    present = counts.truth > 0
     if absent == "error" and not present.all():
-        somewhere = ~present.reshape(-1, present.shape[-1]).all(axis=0)
-        missing = ", ".join(str(index) for index in np.flatnonzero(somewhere))
+        missing = ", ".join(str(index) for index in np.flatnonzero(~present))
         raise AbsentClassError(
-            f"No clip of the truth has class {missing}, so the mean over all {truth.shape[-1]} "
-            "classes is not defined. Evaluate more folds, or name a rule: "
+            f"No clip of the truth has class {missing}, so the mean over all {num_classes} classes "
+            "is not defined. Evaluate more folds, or name a rule: "
             'absent="skip" (mean over the classes present) or absent="zero" (an absent class '
             "counts as 0)."
         )
-    return present
+    value = float(METRICS[name].score(counts))
+    return value * float(present.mean()) if absent == "zero" else value
 
 
-def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray:
-    """`above / below` in float64, and `otherwise` where `below` is 0."""
-    result = np.full(below.shape, otherwise)
-    return np.divide(above, below, out=result, where=below > 0)
-
-
-def _checked_matrix(matrix: ArrayLike) -> np.ndarray:
-    matrix = np.asarray(matrix)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
-        raise ValueError(f"matrix must have shape (..., C, C), got {matrix.shape}")
-    if matrix.dtype.kind not in "iuf":
-        raise ValueError(f"matrix must hold numbers, got {matrix.dtype}")
-    if not (np.isfinite(matrix) & (matrix >= 0)).all():
-        raise ValueError("matrix holds a count that is negative or not finite")
-    if not (matrix.sum(axis=(-2, -1)) > 0).all():
-        raise ValueError("matrix holds no clips: there is nothing to score")
-    return matrix
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """`above / below` in float64, and NaN where `below` is 0."""
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
 
 
 def _class_indices(name: str, values: ArrayLike, num_classes: int) -> np.ndarray:

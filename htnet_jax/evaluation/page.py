@@ -1,31 +1,37 @@
-"""The report as one HTML page: no script, no link to anything outside the file."""
+"""What the report page shows; its words and their order are in `templates/report.html`."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from htnet_jax.evaluation import (
-    curves,
-    drawing,
-    gallery,
-    markup,
-    plots,
-    scoreboard,
-    sections,
-    tables,
-)
-from htnet_jax.evaluation.comparison import Pair
+from htnet_jax import pages
+from htnet_jax.evaluation import figures as plots
+from htnet_jax.evaluation import gallery, published, tables
+from htnet_jax.evaluation.metrics import HEADLINE, METRICS
+from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
-from htnet_jax.evaluation.runs import Run
 from htnet_jax.evaluation.selection import Selection, select
-from htnet_jax.evaluation.summary import SOURCE_NAMES
+from htnet_jax.evaluation.statistics import Comparison
+from htnet_jax.evaluation.summary import (
+    COMPOSITE,
+    Pair,
+    Run,
+    describe,
+    display_name,
+    shortened,
+    source_masks,
+)
 
-_CURVES = "learning_curves"
-_INTERVALS = "intervals"
+LIMIT = 0.05
+"""A difference counts as shown below this p-value, the convention of the field."""
+
+_FINAL = Selection.FINAL.value
 
 
-def figures(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> dict[str, drawing.Drawn]:
+def figures(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> dict[str, plots.Drawn]:
     """Draws every plot of a page.
 
     Args:
@@ -42,42 +48,42 @@ def figures(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> dict[str, drawin
         ValueError: No run, two of one name, or a pair of a run that is not among them.
     """
     _check(runs, pairs)
-    marks = {run.name: tables.partial_mark(run) for run in runs}
-    every = _marks(runs)
+    marks = {run.name: run.partial for run in runs}
+    partial = [run.name for run in runs if run.partial]
+    every = runs[0].partial if len(runs) == 1 else ""
+    if len(runs) > 1 and partial:
+        every = f"PARTIAL, folds are missing: {', '.join(partial)}"
     found = {}
     if len(runs) > 1:
-        found[_INTERVALS] = plots.draw_intervals(runs, every)
-    drawn = curves.draw(runs, every)
+        found["intervals"] = plots.draw_intervals(runs, every)
+    drawn = plots.draw_curves(runs, every)
     if drawn is not None:
-        found[_CURVES] = drawn
-    people = {}
+        found["learning_curves"] = drawn
+    subjects = {}
     for run in runs:
-        end = _end(runs, run)
-        selected = select(run.predictions, Selection.FINAL)
-        people[run.name] = plots.subjects(run.predictions, selected.predicted)
+        end, mark = _end(runs, run), run.partial
+        selected = select(run.predictions, _FINAL)
+        subjects[run.name] = plots.subjects(run.predictions, selected.predicted)
         for stem, group, label in _confusions(runs, run):
             found[stem] = plots.draw_confusion(
-                run.summary[Selection.FINAL.value][group]["confusion"],
+                run.summary[_FINAL][group]["confusion"],
                 run.predictions.class_names.tolist(),
                 label,
                 len(run.predictions.seeds),
-                marks[run.name],
+                mark,
             )
-        found[f"subjects{end}"] = plots.draw_subjects(
-            people[run.name], SOURCE_NAMES, marks[run.name]
-        )
-        found[f"calibration{end}"] = plots.draw_calibration(
-            plots.reliabilities(run.predictions, selected), marks[run.name]
-        )
+        found[f"subjects{end}"] = plots.draw_subjects(subjects[run.name], mark)
+        reliabilities = plots.reliabilities(run.predictions, selected)
+        found[f"calibration{end}"] = plots.draw_calibration(reliabilities, mark)
     for pair in pairs:
-        shares = plots.agreement(people[pair.first], people[pair.second])
+        shares = plots.agreement(subjects[pair.first], subjects[pair.second])
         found[_agreement(runs, pair)] = plots.draw_agreement(
             shares, (pair.first, pair.second), marks[pair.first] or marks[pair.second]
         )
     return found
 
 
-def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, drawing.Drawn]) -> str:
+def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, plots.Drawn]) -> str:
     """The whole page.
 
     Args:
@@ -86,42 +92,68 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, drawi
         drawn: What `figures` returned for the same runs and pairs.
 
     Returns:
-        HTML text with its style and its pictures inside.
+        HTML text with its style and its images inside.
 
     Raises:
         ValueError: As `figures`.
     """
     _check(runs, pairs)
-    several = len(runs) > 1
-    stems = [_agreement(runs, pair) for pair in pairs]
-    parts = [sections.headline(run, named=several) for run in runs]
-    if several:
-        parts.append(
-            markup.section("All runs", sections.figure(drawn[_INTERVALS], _intervals_caption()))
-        )
-    parts += [scoreboard.differences(runs, pairs, drawn, stems), scoreboard.scores(runs)]
-    parts.append(_curves(drawn))
-    for run in runs:
-        pictures = [drawn[stem] for stem, _, _ in _confusions(runs, run)]
-        parts.append(sections.classes(run, pictures, named=several))
-    for run in runs:
-        picture = drawn[f"subjects{_end(runs, run)}"]
-        parts.append(sections.subjects(run, picture, named=several))
-    for run in runs:
-        picture = drawn[f"calibration{_end(runs, run)}"]
-        parts.append(sections.calibration(run, picture, named=several))
-    parts += [gallery.section(runs[0]), _how_to_read(runs), sections.records(runs, named=several)]
     names = [run.name for run in runs]
-    title = " and ".join([*([", ".join(names[:-1])] if several else []), names[-1]])
-    return markup.document(title, "\n".join(part for part in parts if part))
+    title = " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+    others = _comparable(runs)
+    groups = _shown_groups(runs[0].predictions)
+    return pages.render(
+        "report.html",
+        title=title,
+        several=len(runs) > 1,
+        runs=[_run_values(runs, run, drawn) for run in runs],
+        pairs=[_pair_values(runs, pair, drawn) for pair in pairs],
+        intervals=drawn["intervals"] if len(runs) > 1 else None,
+        curves=drawn.get("learning_curves"),
+        selections={one.value: one.description for one in Selection},
+        used=[one for one in Selection if any(one.value in run.summary for run in runs)],
+        metrics=METRICS.values(),
+        titles=[metric.title for metric in METRICS.values()],
+        headline=" / ".join(METRICS[name].title for name in HEADLINE),
+        groups=list(groups.values()),
+        score_rows=_score_rows(runs, others, groups),
+        full_rows=_full_rows(runs),
+        notes=[*filter(None, map(_absent_note, runs)), *tables.cautions(runs)],
+        published=bool(others),
+        one_epoch=len(runs) > 1 and any(len(run.predictions.epochs) == 1 for run in runs),
+        gallery=_gallery_values(runs[0]),
+        limit=LIMIT,
+    )
 
 
-def _marks(runs: Sequence[Run]) -> str:
-    """What must stand on a plot of all runs."""
-    if len(runs) == 1:
-        return tables.partial_mark(runs[0])
-    partial = [run.name for run in runs if tables.partial_mark(run)]
-    return f"PARTIAL, folds are missing: {', '.join(partial)}" if partial else ""
+def in_words(pair: Pair, score: str, found: Comparison) -> str:
+    """One paired comparison as a sentence.
+
+    A difference is called shown where the p-value is below `LIMIT` and the interval leaves out 0.
+
+    Args:
+        pair: The runs.
+        score: How to write the score.
+        found: Its comparison, first minus second.
+    """
+    p = f"p {'< 0.001' if found.p_value < 0.001 else f'= {found.p_value:.3f}'}"
+    # Fewer than two subjects: the ends are NaN, and no comparison with them holds.
+    shown = found.p_value < LIMIT and (found.low > 0 or found.high < 0)
+    if shown and (found.difference > 0) == (found.low > 0):
+        better, worse = (
+            (pair.first, pair.second) if found.difference > 0 else (pair.second, pair.first)
+        )
+        ends = sorted((abs(found.low), abs(found.high)))
+        return (
+            f"{better} is better than {worse} by {abs(found.difference):.3f} {score} "
+            f"(95 % interval {ends[0]:.3f} to {ends[1]:.3f}, {p})."
+        )
+    span = _signed_ends(found)
+    return (
+        f"No difference in {score} is shown: {pair.first} minus {pair.second} is "
+        f"{_signed(found.difference)} ({span if span == _NO_INTERVAL else f'95 % interval {span}'}"
+        f", {p})."
+    )
 
 
 def _check(runs: Sequence[Run], pairs: Sequence[Pair]) -> None:
@@ -133,108 +165,268 @@ def _check(runs: Sequence[Run], pairs: Sequence[Pair]) -> None:
         raise ValueError(f"a pair names runs that are not on the page: {sorted(unknown)}")
 
 
+def _number(runs: Sequence[Run], name: str) -> int:
+    return [run.name for run in runs].index(name) + 1
+
+
 def _end(runs: Sequence[Run], run: Run) -> str:
     """What tells the run's files from those of others."""
     return f"_{_number(runs, run.name)}" if len(runs) > 1 else ""
-
-
-def _number(runs: Sequence[Run], name: str) -> int:
-    return [run.name for run in runs].index(name) + 1
 
 
 def _agreement(runs: Sequence[Run], pair: Pair) -> str:
     return f"agreement_{_number(runs, pair.first)}_{_number(runs, pair.second)}"
 
 
+def _shown_groups(predictions: Predictions) -> dict[str, str]:
+    """Groups of a summary -> how to write them; a single source stands for all clips."""
+    names = [name for name in source_masks(predictions) if name != COMPOSITE]
+    if len(names) == 1:
+        return {COMPOSITE: display_name(names[0])}
+    return {name: display_name(name) for name in (COMPOSITE, *names)}
+
+
 def _confusions(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, str, str]]:
     """(stem, group, how to write it) of each confusion matrix."""
     taken = set()
-    for group, label in scoreboard.shown_groups(run.predictions).items():
+    for group, label in _shown_groups(run.predictions).items():
         # A source may be called anything; its file may not.
-        slug = re.sub(r"[^a-z0-9]+", "_", group.lower()).strip("_") or "source"
+        slug = re.sub(r"[^a-z0-9]+", "_", group.lower()).strip("_")[:80] or "source"
         while slug in taken:
             slug += "_"
         taken.add(slug)
         yield f"confusion_{slug}{_end(runs, run)}", group, label
 
 
-def _curves(drawn: Mapping[str, drawing.Drawn]) -> str:
-    title = "Over the epochs"
-    if _CURVES not in drawn:
-        words = "One epoch was recorded, so there is no curve, and nothing to select."
-        return markup.section(title, markup.paragraph(words))
-    caption = (
-        "What final and oracle would have given had training ended after each epoch. "
-        f"final: {Selection.FINAL.description}. oracle: {Selection.ORACLE.description}. The "
-        "shaded gap is what looking at the test subject adds: it grows with the number of "
-        "epochs to choose from, without the model getting better. Several seeds: line = mean, "
-        "band = lowest to highest."
-    )
-    return markup.section(title, sections.figure(drawn[_CURVES], caption))
+def _comparable(runs: Sequence[Run]) -> list[published.PublishedRow]:
+    """The published rows that may stand beside every run."""
+    found = [published.comparable_rows(run.predictions) for run in runs]
+    return found[0] if all(rows == found[0] for rows in found) else []
 
 
-def _intervals_caption() -> str:
-    return (
-        f"Over all clips. final: {Selection.FINAL.description}. inner: "
-        f"{Selection.INNER.description}. Overlapping intervals do not mean that runs are equal: "
-        "the runs saw the same people, so look at the differences below."
-    )
+def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn]) -> dict[str, Any]:
+    """What the template shows of one run."""
+    known = describe(run.predictions)
+    final = run.summary[_FINAL]
+    end = _end(runs, run)
+    protocol = known["protocol"]
+    class_rows: list[pages.Row | pages.Group] = []
+    for group, label in _shown_groups(run.predictions).items():
+        class_rows.append(pages.Group(label))
+        for name, one in final[group]["per_class"].items():
+            shares = [_or_dash(one[key], ".3f") for key in ("precision", "recall", "f1")]
+            class_rows.append(pages.Row(name, [*shares, one["clips"]]))
+    calibration_rows = []
+    for name in (_FINAL, Selection.INNER.value):
+        if name in run.summary:
+            entry = run.summary[name][COMPOSITE]
+            keys = ("ece", "nll", "ece_scaled", "nll_scaled", "temperature")
+            cells = [_or_dash(entry.get(key), ".3f") for key in keys]
+            calibration_rows.append(pages.Row(f"{name}: {Selection(name).description}", cells))
+    selected = select(run.predictions, _FINAL)
+    records = {"Configuration": run.config, "Environment": run.environment}
+    return {
+        "name": run.name,
+        "mark": run.partial,
+        "known": known,
+        "missing": shortened(run.predictions.missing_folds, 10),
+        "folds": f"{known['folds']} of " + pages.count(len(run.predictions.protocol_folds), "fold"),
+        "entry": final[COMPOSITE],
+        "headlines": [
+            (name, [_headline(run.summary[name][COMPOSITE], score) for score in HEADLINE])
+            for name in (_FINAL, Selection.INNER.value)
+            if name in run.summary
+        ],
+        "protocol": f"{PROTOCOLS.get(protocol, protocol)} ({protocol}): a clip is tested by a "
+        f"model that never saw its {'data set' if protocol == 'lodo' else 'subject'}",
+        "classes": class_rows,
+        "confusions": [drawn[stem] for stem, _, _ in _confusions(runs, run)],
+        "subjects": [
+            (one.name, display_name(one.source), one.clips, one.correct.mean(), one.accuracy)
+            for one in plots.subjects(run.predictions, selected.predicted)
+        ],
+        "subjects_plot": drawn[f"subjects{end}"],
+        "calibration": calibration_rows,
+        "calibration_plot": drawn[f"calibration{end}"],
+        "records": [
+            (heading, json.dumps(content, indent=2, default=str))
+            for heading, content in records.items()
+            if content is not None
+        ],
+    }
 
 
-_READING = (
-    (
-        "UF1, UAR",
-        "means over the classes of F1 = 2TP / (2TP + FP + FN) and of recall = TP / (TP + FN), from "
-        "one confusion matrix over the test clips of all folds together. Macro-F1 differs only "
-        "where a class has no clip.",
-    ),
-    (
-        "Intervals",
-        "95 %, by bootstrap over subjects (2000 resamples, within each source), because the clips "
-        "of one subject are not independent: expanded percentile intervals. They cover the choice "
-        "of subjects, not the chance in training; that is what ± over seeds shows.",
-    ),
-    (
-        "p-values",
-        "by a permutation test that swaps the two runs' results of a subject (10000 swaps, or all "
-        "of them where there are fewer), two-sided. A difference is called shown where "
-        f"p < {scoreboard.LIMIT} and the interval of the difference leaves out 0. A difference "
-        "that is not shown may still be there.",
-    ),
-    (
-        "ECE, NLL",
-        "expected calibration error, the mean distance of probability and share of right clips "
-        "over 15 bins; mean negative log-likelihood of the true class, in nats.",
-    ),
-)
+def _headline(entry: Mapping[str, Any], score: str) -> dict[str, str]:
+    spread = _spread(entry, score)
+    return {
+        "value": f"{entry[score]:.3f}" + "*" * ("absent" in entry),
+        "title": METRICS[score].title,
+        "range": _ends(entry[f"{score}_interval"]) + (f"; {spread} over seeds" if spread else ""),
+    }
 
 
-def _how_to_read(runs: Sequence[Run]) -> str:
-    present = [s for s in Selection if any(s.value in run.summary for run in runs)]
-    entries = [(selection.value, selection.description) for selection in present]
-    entries.append(
-        (
-            "Protocol",
-            "; ".join(
-                f"{run.name}: {words}" if len(runs) > 1 else words
-                for run in runs
-                for words in [_protocol(run)]
-            ),
+def _pair_values(
+    runs: Sequence[Run], pair: Pair, drawn: Mapping[str, plots.Drawn]
+) -> dict[str, Any]:
+    """What the template shows of one comparison: words, then all numbers."""
+    marks = {run.name: run.partial for run in runs}
+    rows: list[pages.Row | pages.Group] = []
+    words = {}
+    for name, by_group in pair.differences.items():
+        words[name] = " ".join(
+            in_words(pair, METRICS[score].title, by_group[COMPOSITE][score]) for score in HEADLINE
         )
-    )
-    if len(runs) > 1 and any(len(run.predictions.epochs) == 1 for run in runs):
-        words = "nothing was selected in it, so in differences its final stands for inner too."
-        entries.append(("A run of one epoch", words))
-    listed = "".join(
-        f"<dt>{markup.text(term)}</dt><dd>{markup.text(words)}</dd>"
-        for term, words in (*entries, *_READING)
-    )
-    return markup.section("How to read this", f"<dl>{listed}</dl>")
+        rows.append(pages.Group(f"{name}: {Selection(name).description}"))
+        for group, by_score in by_group.items():
+            cells = [
+                (_signed(one.difference), _signed_ends(one), f"p = {one.p_value:.4f}")
+                for one in (by_score[score] for score in METRICS)
+            ]
+            rows.append(pages.Row(display_name(group), cells))
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "mark": marks[pair.first] or marks[pair.second],
+        "words": words,
+        "rows": rows,
+        "plot": drawn[_agreement(runs, pair)],
+    }
 
 
-def _protocol(run: Run) -> str:
-    name = str(run.predictions.protocol)
+def _score_rows(
+    runs: Sequence[Run], others: Sequence[published.PublishedRow], groups: Mapping[str, str]
+) -> list[pages.Row | pages.Group]:
+    """The headline scores, grouped by how the epoch was selected; published rows among them."""
+    by_selection: dict[str, list[pages.Row]] = {}
+    for selection, run, name in _named_rows(runs):
+        entries = run.summary[selection.value]
+        cells = [_score_cell(entries.get(group)) for group in groups]
+        row = pages.Row(name, cells, "ours")
+        by_selection.setdefault(selection.description, []).append(row)
+    for other in others:
+        cells = [
+            " / ".join(_or_dash(other.scores[group].get(name), ".4f") for name in HEADLINE)
+            for group in groups
+        ]
+        row = pages.Row(f"{other.method}, published ({other.origin})", cells)
+        by_selection.setdefault(other.selection, []).append(row)
+    found: list[pages.Row | pages.Group] = []
+    for description, rows in by_selection.items():
+        kind = "oracle" if description == Selection.ORACLE.description else ""
+        found += [pages.Group(f"Epoch: {description}", kind), *rows]
+    entries = runs[0].summary[_FINAL]
+    return [*found, pages.Row("clips", [entries[group]["clips"] for group in groups])]
+
+
+def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
+    """Every score over all clips."""
+    rows = []
+    for selection, run, name in _named_rows(runs):
+        entry = run.summary[selection.value][COMPOSITE]
+        cells = [
+            (
+                f"{entry[score]:.4f} {_spread(entry, score)}".rstrip(),
+                _ends(entry[f"{score}_interval"]),
+            )
+            for score in METRICS
+        ]
+        kind = "oracle" if selection is Selection.ORACLE else ""
+        rows.append(pages.Row(f"{name}: {selection.description}", cells, kind))
+    return rows
+
+
+def _named_rows(runs: Sequence[Run]) -> Iterator[tuple[Selection, Run, str]]:
+    for selection in Selection:
+        for run in runs:
+            if selection.value in run.summary:
+                name = "this run" if len(runs) == 1 else run.name
+                mark = f" ({run.partial})" if run.partial else ""
+                yield selection, run, f"{name}, {selection.value}{mark}"
+
+
+def _score_cell(entry: Mapping[str, Any] | None) -> str | list[str]:
+    if entry is None:
+        return "-"
+    lines = [f"{METRICS[name].title} {_ends(entry[f'{name}_interval'])}" for name in HEADLINE]
+    if f"{HEADLINE[0]}_std" in entry:
+        lines.append("seeds " + " / ".join(_spread(entry, name) for name in HEADLINE))
+    return [tables.values(dict(entry)), *lines]
+
+
+def _absent_note(run: Run) -> str:
+    entries = run.summary[_FINAL]
+    found = [
+        f"{', '.join(entries[group]['absent'])} in {label}"
+        for group, label in _shown_groups(run.predictions).items()
+        if "absent" in entries[group]
+    ]
+    if not found:
+        return ""
     return (
-        f"{PROTOCOLS.get(name, name)} ({name}): a clip is tested by a model that never saw its "
-        + ("data set" if name == "lodo" else "subject")
+        f"* {run.name}: mean over the classes present only, not comparable with a full run: no "
+        f"clip of class {'; '.join(found)}."
     )
+
+
+def _gallery_values(run: Run) -> dict[str, Any]:
+    """The mistakes of a run: cards for clips with images, rows of a table for the others."""
+    found = gallery.mistakes(run.predictions)
+    images = run.images
+    index = {} if images is None else {c: i for i, c in enumerate(images.clips.tolist())}
+    return {
+        "name": run.name,
+        "mark": run.partial,
+        "seeds": len(run.predictions.seeds),
+        "most_a_subject": gallery.MOST_A_SUBJECT,
+        "any": bool(found),
+        "centred": images is None or images.centred,
+        "channels": 0 if images is None or images.mosaic is None else images.mosaic.shape[-1],
+        "cards": [
+            (one, display_name(one.source), gallery.draw(images, index[one.clip]))
+            for one in found
+            if images is not None and one.clip in index
+        ],
+        "rows": [
+            pages.Row(
+                one.clip,
+                [
+                    display_name(one.source),
+                    one.subject,
+                    one.truth,
+                    f"{one.predicted} ({one.probability:.0%})",
+                ],
+            )
+            for one in found
+            if one.clip not in index
+        ],
+    }
+
+
+_NO_INTERVAL = "no interval"
+
+
+def _ends(ends: Sequence[float | None]) -> str:
+    """`0.583 to 0.699`; "no interval" for a single subject."""
+    low, high = ends
+    return _NO_INTERVAL if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign, +0.100 for example; a minus sign instead of a hyphen."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _signed_ends(found: Comparison) -> str:
+    if found.low <= found.high:
+        return f"{_signed(found.low)} to {_signed(found.high)}"
+    return _NO_INTERVAL
+
+
+def _spread(entry: Mapping[str, Any], score: str) -> str:
+    """`± 0.012` over seeds; empty for one seed."""
+    value = entry.get(f"{score}_std")
+    return "" if value is None else f"± {value:.3f}"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -11,10 +11,10 @@ import numpy as np
 
 from htnet_jax import io
 from htnet_jax.errors import Problems, UserError
-from htnet_jax.evaluation.protocols import people
+from htnet_jax.evaluation.protocols import unique_subjects
 
 FILE_NAME = "predictions.npz"
-"""How the file is called in the folder of a finished run."""
+"""Its name in the folder of a finished run."""
 
 FORMAT_VERSION = 2
 """Written into each file; raised when an older reader would misread a newer file."""
@@ -65,7 +65,7 @@ _DIVERGED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InnerPredictions:
-    """What the models of the inner folds predicted, for the clips they validate on and the tested.
+    """What the models of the inner folds predicted, for their validation clips and the test clips.
 
     V validation rows: one for every clip that validates in an inner fold of an (outer) fold.
     K inner folds of each fold.
@@ -109,7 +109,7 @@ class Predictions:
         fold: `(M,)` int32, index into `folds`: the fold that left this clip out.
         folds: `(F,)` str, names of the folds there are, each with at least one clip.
         clips: `(M,)` str, unique clip ids.
-        subjects: `(M,)` str, the subject of each clip; nobody is tested in two folds.
+        subjects: `(M,)` str, the subject of each clip; each is tested in one fold.
         sources: `(M,)` str, the data set each clip comes from.
         labels: `(M,)` int32, the true class of each clip.
         class_names: `(C,)` str.
@@ -225,18 +225,19 @@ class Predictions:
         empty = np.setdiff1d(np.arange(len(self.folds)), self.fold)
         if empty.size:
             raise UserError(f"fold {str(self.folds[empty[0]])!r} has no test clip.")
-        self._check_people()
+        self._check_subjects()
 
-    def _check_people(self) -> None:
-        """Nobody may be tested in two folds: the second would have trained on them."""
+    def _check_subjects(self) -> None:
+        """No subject may be tested in two folds: the second has trained on them."""
         problems = Problems("the predictions")
         homes: dict[str, set[int]] = {}
-        for person, fold in zip(people(self.subjects, self.sources), self.fold, strict=True):
-            homes.setdefault(str(person), set()).add(int(fold))
-        for person, folds in homes.items():
+        subjects = unique_subjects(self.subjects, self.sources)
+        for subject, fold in zip(subjects, self.fold, strict=True):
+            homes.setdefault(str(subject), set()).add(int(fold))
+        for subject, folds in homes.items():
             if len(folds) > 1:
                 names = ", ".join(str(self.folds[fold]) for fold in sorted(folds))
-                problems.add(f"subject {person}", f"is tested in folds {names}")
+                problems.add(f"subject {subject}", f"is tested in folds {names}")
         problems.raise_if_any("A subject belongs to one fold; train the run again.")
 
     def _check_inner(self, inner: InnerPredictions) -> None:
@@ -256,7 +257,7 @@ class Predictions:
                 raise UserError(
                     f"fold {str(name)!r}: inner fold {missing[0]} has no validation clip."
                 )
-        # The point of `inner` is that it never looks at whom it is tested on.
+        # The point of `inner` is that it never looks at the test subjects.
         tested = set(zip(self.fold.tolist(), self.sources, self.subjects, strict=True))
         validates = set(zip(inner.fold.tolist(), inner.sources, inner.subjects, strict=True))
         both = sorted(tested & validates)

@@ -1,4 +1,4 @@
-"""Who is left out, and who of the others validates."""
+"""Which subjects are left out, and which of the others validate."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Split:
     test: np.ndarray
 
 
-def people(subjects: Sequence[str] | np.ndarray, sources: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Names of the people on the clips.
+def unique_subjects(
+    subjects: Sequence[str] | np.ndarray, sources: Sequence[str] | np.ndarray
+) -> np.ndarray:
+    """The subjects' names, unique over data sets.
 
-    Two data sets may use one name for two people: those are told apart as `source/subject`.
+    Two data sets may use one name for two subjects: those become `source/subject`.
 
     Args:
-        subjects: `(N,)` the subject of each clip.
+        subjects: `(N,)` the subject of each clip, as its data set names them.
         sources: `(N,)` the data set of each clip.
 
     Returns:
@@ -61,29 +63,29 @@ def people(subjects: Sequence[str] | np.ndarray, sources: Sequence[str] | np.nda
 
 
 def splits(
-    protocol: str, persons: np.ndarray, sources: np.ndarray, *, count: int = 5, seed: int = 0
+    protocol: str, subjects: np.ndarray, sources: np.ndarray, *, count: int = 5, seed: int = 0
 ) -> list[Split]:
     """The folds of a protocol, sorted by name.
 
     Args:
-        protocol: `loso`: one fold a person; `lodo`: one fold a data set; `kfold`: `count` folds of
-            whole people, dealt as `groups` says.
-        persons: `(N,)` str, from `people`.
+        protocol: `loso`: one fold a subject; `lodo`: one fold a data set; `kfold`: `count` folds of
+            whole subjects, see `groups`.
+        subjects: `(N,)` str, from `unique_subjects`.
         sources: `(N,)` str, the data set of each clip.
         count: Folds of `kfold`; unused by the others.
-        seed: Root of the deal of `kfold`.
+        seed: Of the split of `kfold`.
 
     Raises:
-        UserError: An unknown protocol, fewer than two folds, or more folds than people.
+        UserError: An unknown protocol, fewer than two folds, or more folds than subjects.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}; use one of {', '.join(PROTOCOLS)}")
     if protocol == "kfold":
-        number = groups(persons, sources, count, f"{seed}")
+        number = groups(subjects, sources, count, f"{seed}")
         digits = len(str(count))
         names = np.array([f"fold{index + 1:0{digits}d}of{count}" for index in number])
     else:
-        names = persons if protocol == "loso" else np.asarray(sources)
+        names = subjects if protocol == "loso" else np.asarray(sources)
     found = sorted({str(name) for name in names})
     if len(found) < 2:
         raise UserError(
@@ -93,67 +95,66 @@ def splits(
     return [Split(name, names == name) for name in found]
 
 
-def groups(persons: np.ndarray, sources: np.ndarray, count: int, key: str) -> np.ndarray:
-    """Deals people into `count` groups, each data set evenly.
+def groups(subjects: np.ndarray, sources: np.ndarray, count: int, key: str) -> np.ndarray:
+    """Splits subjects into `count` groups, balanced per data set.
 
-    The people of each data set (data sets by name) are put in the order of the SHA-256 of
-    `key/person` and dealt out one by one, going on where the last data set ended: the number of
-    people differs by one at most between groups, in total and in each data set. No label is looked
-    at.
+    Subjects are sorted by data set, then by the SHA-256 of `key/subject`, and assigned to the
+    groups in turn: group sizes differ by at most one, in total and within each data set. No label
+    is looked at.
 
     Args:
-        persons: `(N,)` str, the person on each clip.
+        subjects: `(N,)` str, the subject of each clip.
         sources: `(N,)` str, the data set of each clip.
         count: Number of groups, at least 2.
-        key: Anything that names the deal, a seed for example.
+        key: Names the split, a seed for example.
 
     Returns:
-        `(N,)` int, the group of each clip's person, 0 to `count - 1`.
+        `(N,)` int, the group of each clip's subject, 0 to `count - 1`.
 
     Raises:
-        UserError: Fewer than 2 groups, or more than people.
+        UserError: Fewer than 2 groups, or more than subjects.
     """
-    home = {str(person): str(source) for person, source in zip(persons, sources, strict=True)}
+    home = {str(subject): str(source) for subject, source in zip(subjects, sources, strict=True)}
     if not 2 <= count <= len(home):
         raise UserError(
-            f"{len(home)} people cannot be dealt into {count} groups; give 2 to {len(home)}"
+            f"{len(home)} subjects cannot be split into {count} groups; give 2 to {len(home)}"
         )
 
-    def rank(person: str) -> tuple[str, str]:
-        return home[person], hashlib.sha256(f"{key}/{person}".encode()).hexdigest()
+    def rank(subject: str) -> tuple[str, str]:
+        return home[subject], hashlib.sha256(f"{key}/{subject}".encode()).hexdigest()
 
-    number = {person: index % count for index, person in enumerate(sorted(home, key=rank))}
-    return np.array([number[str(person)] for person in persons], dtype=np.int64)
+    number = {subject: index % count for index, subject in enumerate(sorted(home, key=rank))}
+    return np.array([number[str(subject)] for subject in subjects], dtype=np.int64)
 
 
 def inner_folds(
-    split: Split, persons: np.ndarray, sources: np.ndarray, *, parts: int, count: int, seed: int
+    split: Split, subjects: np.ndarray, sources: np.ndarray, *, parts: int, count: int, seed: int
 ) -> np.ndarray:
     """Which training clips validate in each of a fold's inner folds.
 
-    The people trained on are dealt into `parts` groups (see `groups`; the key is the seed and the
+    The training subjects are split into `parts` groups (see `groups`; the key is the seed and the
     fold's name). Inner fold j trains on all groups but the j-th and validates on that one.
 
     Args:
         split: The (outer) fold; its test clips validate nowhere.
-        persons: `(N,)` str, the person on each clip.
+        subjects: `(N,)` str, the subject of each clip.
         sources: `(N,)` str, the data set of each clip.
-        parts: Number of groups: 5 means that a fifth of the people validate.
+        parts: Number of groups: 5 means that a fifth of the subjects validate.
         count: How many inner folds to use, 1 to `parts`.
-        seed: Root of the deal.
+        seed: Of the split.
 
     Returns:
         `(N,)` int, the inner fold in which each clip validates, 0 to `count - 1`; -1 for none.
 
     Raises:
-        UserError: `count` is not 1 to `parts`, or there are fewer people to train on than `parts`.
+        UserError: `count` is not 1 to `parts`, or there are fewer training subjects than `parts`.
     """
     if not 1 <= count <= parts:
         raise UserError(f"{count} inner folds of {parts} parts; use 1 to {parts}")
     train = ~split.test
-    found = np.full(len(persons), -1)
+    found = np.full(len(subjects), -1)
     try:
-        found[train] = groups(persons[train], sources[train], parts, f"{seed}/{split.name}")
+        found[train] = groups(subjects[train], sources[train], parts, f"{seed}/{split.name}")
     except UserError as error:
         raise UserError(f"fold {split.name}, inner folds: {error}") from error
     found[found >= count] = -1

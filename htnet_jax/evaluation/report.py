@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from htnet_jax.errors import UserError
-from htnet_jax.evaluation import export, page, tables
-from htnet_jax.evaluation.comparison import Pair
-from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation import page, tables
 from htnet_jax.evaluation.selection import Selection
-from htnet_jax.evaluation.summary import describe
+from htnet_jax.evaluation.summary import Pair, Run, describe
 from htnet_jax.io import write_atomically
 
 METRICS = "metrics.json"
@@ -28,7 +25,7 @@ def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
 
     - `metrics.json`: `run` (what was run), each selection's scores as `summary.summarize` gives
       them, and `plots` (the names of the plots);
-    - `predictions_SELECTION.csv`, see `export.predictions_csv`;
+    - `predictions_SELECTION.csv`, see `tables.predictions_csv`;
     - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
 
     Each file is replaced atomically. Predictions and plots of an earlier report of this folder that
@@ -43,7 +40,7 @@ def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
     """
     content = {"run": describe(run.predictions), **run.summary}
     files = {
-        f"predictions_{selection}.csv": export.predictions_csv(run.predictions, selection)
+        f"predictions_{selection}.csv": tables.predictions_csv(run.predictions, selection)
         for selection in run.summary
     }
     directory = Path(directory)
@@ -60,7 +57,7 @@ def write_comparison(
 
     - `comparison.json`: `runs` (name -> what `metrics.json` says of it), `pairs` (`first`,
       `second` and `differences`: selection -> group -> score -> `difference`, `low`, `high`,
-      `p_value`; first less second, null where there is no interval), and `plots`;
+      `p_value`; first minus second, null where there is no interval), and `plots`;
     - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
 
     Files are replaced and removed as `write_run` does.
@@ -95,10 +92,7 @@ def _write(
     pairs: Sequence[Pair],
 ) -> None:
     figures = page.figures(runs, pairs)
-    stems = _stems(figures)
-    plots = {
-        f"{stem}.png": figure.png for stem, figure in zip(stems, figures.values(), strict=True)
-    }
+    plots = {f"{stem}.png": figure.png for stem, figure in figures.items()}
     content["plots"] = sorted(plots)
     texts = {
         **files,
@@ -121,19 +115,6 @@ def _write(
         write_atomically(directory / name, lambda file, text=text: file.write(text.encode()))
     for name in stale:
         _remove(folder / name)
-
-
-def _stems(figures: Mapping[str, object]) -> list[str]:
-    """File names for the figures, whose names may hold those of runs and sources."""
-    stems: list[str] = []
-    for name in figures:
-        stem = plain = re.sub(r"[^\w.-]+", "_", name).lstrip(".")[:80] or "plot"
-        number = 1
-        while stem.lower() in {taken.lower() for taken in stems}:
-            number += 1
-            stem = f"{plain}_{number}"
-        stems.append(stem)
-    return stems
 
 
 def _earlier_plots(record: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which epoch of a run counts: chosen by nobody, on training subjects, or on the test subject."""
+"""Which epoch of a run counts: the last one, or one chosen on training or test subjects."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def select(predictions: Predictions, selection: Selection | str) -> Selected:
     of their probabilities.
 
     `oracle` takes, for each seed and fold, the epoch with the most correct test clips of that fold
-    (ties: the earliest), as HTNet's release does: it scores the held-out subject after every epoch
-    and keeps the best epoch's predictions. It looks at the test labels, so it overstates what the
-    model can do on a new subject.
+    (ties: the earliest). Released code often does so: it scores the held-out subject after every
+    epoch and keeps the best. This looks at the test labels, so it overstates what the model can do
+    on a new subject.
 
     Args:
         predictions: A run.
@@ -125,7 +125,7 @@ def oracle_choices(predictions: Predictions) -> np.ndarray:
     """For every epoch the index of the best one so far, as `oracle` counts.
 
     Returns:
-        `(S, E, F)` int: had training ended after epoch e, `oracle` would take index `[:, e]`.
+        `(S, E, F)` int: if training ended after epoch e, `oracle` would take index `[:, e]`.
     """
     correct = predictions.logits.argmax(axis=-1) == predictions.labels
     hits = np.stack(

@@ -1,26 +1,33 @@
-"""The scores of runs as tables: plain text for the console, Markdown and LaTeX for papers.
+"""The scores of runs as tables: plain text, Markdown, LaTeX; and predictions as CSV.
 
-Every row says how its epoch was selected, every table whether folds are missing.
+All are written from the same frames. Every row says how its epoch was selected, every table whether
+folds are missing.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from htnet_jax.evaluation.comparison import Pair
+import numpy as np
+import pandas as pd
+
+from htnet_jax.evaluation import calibration
+from htnet_jax.evaluation.metrics import HEADLINE, METRICS
+from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
-from htnet_jax.evaluation.resampling import FEWEST, Comparison
-from htnet_jax.evaluation.runs import Run
-from htnet_jax.evaluation.selection import Selection
-from htnet_jax.evaluation.summary import COMPOSITE, display_name
+from htnet_jax.evaluation.selection import Selection, select
+from htnet_jax.evaluation.statistics import FEWEST
+from htnet_jax.evaluation.summary import COMPOSITE, Pair, Run, display_name, shortened
 
-_SCORES = {"uf1": "UF1", "uar": "UAR"}
+MOST_NAMES = 20
+"""A note names this many folds."""
+
+_TITLES = " / ".join(METRICS[name].title for name in HEADLINE)
 _CHOSEN = "epoch selected by"
-# A note names this many folds.
-_SHOWN = 20
 
 # Markdown's and HTML's own characters.
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -38,31 +45,8 @@ _LATEX = {
     "[": "{[}",
     "*": "{*}",
 } | {character: f"\\{character}" for character in "&%$#_"}
-
-
-class _Row(NamedTuple):
-    """One run under one selection.
-
-    Attributes:
-        run: Its name, marked where folds are missing.
-        label: The first cells of the row: run (where there are several) and selection.
-        selection: The selection.
-        entries: Those of the summary, None for a group that the run does not have.
-    """
-
-    run: str
-    label: list[str]
-    selection: Selection
-    entries: list[dict[str, Any] | None]
-
-
-class _Difference(NamedTuple):
-    """One pair under one selection in one group."""
-
-    names: str
-    selection: Selection
-    group: str
-    scores: dict[str, Comparison]
+# A spreadsheet takes a text that starts with one of these for a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 def text(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
@@ -75,68 +59,94 @@ def text(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
         runs: One or more runs.
         pairs: Comparisons of them.
     """
-    lines = [*_banner(runs), *_scores_as_text(runs)]
+    scores = _scores(runs)
+    for column in scores.columns[len(_labels(runs)) + 1 : -1]:
+        scores[column] = scores[column].str.partition("\n")[0]
+    parts = [*_banner(runs), *_aligned(scores), ""]
     if pairs:
-        lines += ["", *_differences_as_text(pairs)]
-    return "\n".join([*lines, "", *notes(runs, pairs)])
+        parts += [*_aligned(_differences(pairs)), ""]
+    return "\n".join([*parts, *notes(runs, pairs)])
 
 
 def markdown(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     """As `text`, in Markdown, with all intervals; ends with a line break."""
-    groups = group_names(runs)
-    several = len(runs) > 1
-    head = ["run"] * several + ["selection"]
-    head += [f"{_md(display_name(group))} UF1 / UAR" for group in groups] + [_CHOSEN]
-    body = [
-        [_md(cell) for cell in row.label]
-        + ["<br>".join(_md(line) for line in _cell(entry)) for entry in row.entries]
-        + [_md(row.selection.description)]
-        for row in _rows(runs)
-    ]
-    for name, counts in _clip_counts(runs):
-        body.append([_md(name), *[""] * several, *counts, ""])
     blocks = [f"**{_md(line)}**" for line in _banner(runs)]
-    blocks.append(_pipes(head, body))
-    if pairs:
-        head = ["difference", "group", *_pair_head(), _CHOSEN]
-        body = [
-            [
-                _md(row.names),
-                _md(display_name(row.group)),
-                *map(_md, _difference_cells(row)),
-                _md(row.selection.description),
-            ]
-            for row in _difference_rows(pairs)
-        ]
-        blocks.append(_pipes(head, body))
+    for frame in (_scores(runs), *([_differences(pairs)] if pairs else [])):
+        rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+        cells = [["<br>".join(map(_md, str(cell).split("\n"))) for cell in row] for row in rows]
+        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
     return "\n\n".join([*blocks, *map(_md, notes(runs, pairs))]) + "\n"
 
 
 def latex(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     r"""As `markdown`, as LaTeX `tabular`s that need only the package booktabs.
 
-    Rows are grouped by how their epoch was selected, UF1 above UAR. To be read with `\input` in a
-    `table` or `table*`.
+    Rows name their selection, the notes below say what it is. To be read with `\input` in a `table`
+    or `table*`.
     """
-    parts = ["% Needs \\usepackage{booktabs}.", *_scores_as_latex(runs)]
-    if pairs:
-        parts += ["", "\\par\\bigskip", *_differences_as_latex(pairs)]
-    parts += ["", "\\par\\smallskip"]
-    parts += [f"{{\\footnotesize {_tex(note)}\\par}}" for note in notes(runs, pairs)]
+    parts = ["% Needs \\usepackage{booktabs}."]
+    parts += [f"\\textbf{{{_tex(line)}}}\\par" for line in _banner(runs)]
+    for frame in (_scores(runs), *([_differences(pairs)] if pairs else [])):
+        lines = _lines(frame.drop(columns=_CHOSEN))
+        lines.columns = map(_tex, lines.columns)
+        parts.append(
+            lines.map(_tex)
+            .to_latex(index=False, escape=False, column_format=f"@{{}}{'l' * lines.shape[1]}@{{}}")
+            .strip()
+        )
+        parts.append("\\par\\smallskip")
+    shown = [Selection(name) for name in _selections(runs)]
+    chosen = [f"{one}: {one.description}." for one in shown]
+    parts += [f"{{\\footnotesize {_tex(note)}\\par}}" for note in chosen + notes(runs, pairs)]
     return "\n".join(parts) + "\n"
 
 
-def group_names(runs: Sequence[Run]) -> list[str]:
-    """ "composite" and the sources of the runs, in the order of the summaries."""
-    return list(dict.fromkeys(group for run in runs for group in _first(run)))
+def predictions_csv(predictions: Predictions, selection: Selection | str) -> str:
+    """The predictions of a run under a selection, a row for each seed and clip.
 
+    Columns: `clip`, `subject`, `source`, `fold`, `seed`, `truth`, `predicted` (class names),
+    `correct` (1 or 0), `p_CLASS` (probability of each class, as the model gives it),
+    `p_CLASS_calibrated` (the same with the fold's temperature, for a run with inner folds and a
+    selection that does not look at the test subject), `selected_epoch`.
 
-def partial_mark(run: Run) -> str:
-    """ "PARTIAL: 2 of 68 folds" for a run that lacks folds, empty for a whole one."""
-    predictions = run.predictions
-    if not predictions.missing_folds:
-        return ""
-    return f"PARTIAL: {len(predictions.folds)} of {len(predictions.protocol_folds)} folds"
+    Names are kept as they are, with one exception: a text that a spreadsheet would run as a formula
+    (it starts with `= + - @`, a tab or a line break) gets an apostrophe in front, and so does one
+    that starts with an apostrophe: take one leading apostrophe away to have the name.
+
+    Args:
+        predictions: A run.
+        selection: One of `selection.available(predictions)`.
+
+    Returns:
+        CSV as in RFC 4180: commas, double quotes, lines that end with CR LF.
+
+    Raises:
+        ValueError: As `selection.select`.
+    """
+    run, selected = predictions, select(predictions, selection)
+    classes = np.array([_safe(name) for name in run.class_names])
+    probabilities = {"": calibration.softmax(selected.logits)}
+    scaled = calibration.scaled(run, selected)
+    if scaled is not None:
+        probabilities["_calibrated"] = calibration.softmax(scaled)
+    parts = []
+    for index, seed in enumerate(run.seeds):
+        columns = {
+            "clip": map(_safe, run.clips),
+            "subject": map(_safe, run.subjects),
+            "source": map(_safe, run.sources),
+            "fold": map(_safe, run.folds[run.fold]),
+            "seed": seed,
+            "truth": classes[run.labels],
+            "predicted": classes[selected.predicted[index]],
+            "correct": (run.labels == selected.predicted[index]).astype(int),
+        }
+        for suffix, found in probabilities.items():
+            for number, name in enumerate(run.class_names):
+                columns[f"p_{name}{suffix}"] = found[index, :, number]
+        columns["selected_epoch"] = selected.epochs[index, run.fold]
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts).to_csv(index=False, float_format="%.6f", lineterminator="\r\n")
 
 
 def notes(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> list[str]:
@@ -161,9 +171,9 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     return _other_data(runs) + _other_protocols(runs) + _rough_intervals(runs)
 
 
-def score_cell(entry: dict[str, Any]) -> str:
-    """`UF1 / UAR` with four decimals, marked `*` where a class is absent from the truth."""
-    return f"{entry['uf1']:.4f} / {entry['uar']:.4f}" + ("*" if "absent" in entry else "")
+def values(entry: dict[str, Any]) -> str:
+    """The headline scores with four decimals, marked `*` where a class is absent from the truth."""
+    return " / ".join(f"{entry[name]:.4f}" for name in HEADLINE) + "*" * ("absent" in entry)
 
 
 def interval(ends: Sequence[float | None], sign: str = "") -> str:
@@ -178,168 +188,99 @@ def interval(ends: Sequence[float | None], sign: str = "") -> str:
     return "[" + ", ".join(f"{end:{sign}.3f}" for end in ends) + "]"
 
 
-def _first(run: Run) -> dict[str, dict[str, Any]]:
-    return run.summary[Selection.FINAL.value]
+def _selections(runs: Sequence[Run]) -> list[str]:
+    return [one.value for one in Selection if any(one.value in run.summary for run in runs)]
 
 
-def _rows(runs: Sequence[Run]) -> list[_Row]:
-    """By selection, then by run: rows that may be compared stand together."""
-    groups = group_names(runs)
+def _groups(runs: Sequence[Run]) -> list[str]:
+    """ "composite" and the sources of the runs, in the order of the summaries."""
+    return list(dict.fromkeys(g for run in runs for g in run.summary[Selection.FINAL.value]))
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The first columns: of a single run its name is left out."""
+    return ["run", "selection"] if len(runs) > 1 else ["selection"]
+
+
+def _scores(runs: Sequence[Run]) -> pd.DataFrame:
+    """The headline scores as text; cells hold several lines (scores, intervals, deviations).
+
+    By selection, then by run: rows that may be compared stand together.
+    """
+    groups = _groups(runs)
     rows = []
-    for selection in Selection:
+    for selection in _selections(runs):
         for run in runs:
-            if selection.value not in run.summary:
+            if selection not in run.summary:
                 continue
-            mark = " (PARTIAL)" if partial_mark(run) else ""
-            name = run.name + mark
-            label = [name, selection.value] if len(runs) > 1 else [selection.value + mark]
-            entries = run.summary[selection.value]
-            rows.append(_Row(name, label, selection, [entries.get(group) for group in groups]))
-    return rows
+            mark = " (PARTIAL)" if run.partial else ""
+            label = [_one_line(run.name) + mark, selection] if len(runs) > 1 else [selection + mark]
+            cells = [_cell(run.summary[selection].get(group)) for group in groups]
+            rows.append([*label, *cells, Selection(selection).description])
+    final = [run.summary[Selection.FINAL.value] for run in runs]
+    counts = [[str(entries.get(g, {}).get("clips", "-")) for g in groups] for entries in final]
+    same = all(row == counts[0] for row in counts)
+    for run, row in zip(runs[:1] if same else runs, counts, strict=False):
+        label = ["clips" if same else f"clips of {_one_line(run.name)}", ""][: len(_labels(runs))]
+        rows.append([*label, *row, ""])
+    titles = [_one_line(f"{display_name(group)} {_TITLES}") for group in groups]
+    return pd.DataFrame(rows, columns=[*_labels(runs), *titles, _CHOSEN], dtype=object)
 
 
-def _clip_counts(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    """A row of clip counts, or one a run where they differ."""
-    groups = group_names(runs)
-    counts = [[str(_first(run).get(g, {}).get("clips", "-")) for g in groups] for run in runs]
-    if all(row == counts[0] for row in counts):
-        yield "clips", counts[0]
-    else:
-        for run, row in zip(runs, counts, strict=True):
-            yield f"clips of {run.name}", row
-
-
-def _cell(entry: dict[str, Any] | None) -> list[str]:
-    """The lines of a cell: scores, intervals, deviations over seeds."""
+def _cell(entry: dict[str, Any] | None) -> str:
     if entry is None:
-        return ["-"]
-    lines = [score_cell(entry)]
-    spans = [interval(entry[f"{name}_interval"]) for name in _SCORES]
+        return "-"
+    lines = [values(entry)]
+    spans = [interval(entry[f"{name}_interval"]) for name in HEADLINE]
     if all(spans):
         lines.append(" / ".join(spans))
-    if "uf1_std" in entry:
-        lines.append(" / ".join(f"+-{entry[f'{name}_std']:.4f}" for name in _SCORES))
-    return lines
+    if f"{HEADLINE[0]}_std" in entry:
+        lines.append(" / ".join(f"+-{entry[f'{name}_std']:.4f}" for name in HEADLINE))
+    return "\n".join(lines)
+
+
+def _differences(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """The differences in the headline scores as text, a row a pair, selection and group."""
+    rows = []
+    for pair in pairs:
+        for selection, of_groups in pair.differences.items():
+            for group, found in of_groups.items():
+                names = _one_line(f"{pair.first} - {pair.second}")
+                row = {"difference": names, "group": _one_line(display_name(group))}
+                for name in HEADLINE:
+                    one, title = found[name], METRICS[name].title
+                    span = interval((one.low, one.high), sign="+")
+                    row[title] = f"{one.difference:+.4f} {span}".rstrip()
+                    row[f"p ({title})"] = f"{one.p_value:.4f}"
+                rows.append(row | {_CHOSEN: Selection(selection).description})
+    return pd.DataFrame(rows)
+
+
+def _lines(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each line of the cells."""
+    rows = [
+        row
+        for cells in frame.itertuples(index=False)
+        for row in itertools.zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+    ]
+    return pd.DataFrame(rows, columns=frame.columns)
+
+
+def _aligned(frame: pd.DataFrame) -> list[str]:
+    """The lines of a table, its cells flush left; a rule below its head."""
+    lines = _lines(frame)
+    widths = [max(len(name), *map(len, lines[name])) for name in lines]
+    rule = pd.DataFrame([["-" * width for width in widths[:-1]] + ["-" * len(_CHOSEN)]])
+    lines = pd.concat([rule.set_axis(lines.columns, axis=1), lines])
+    pad: list[Callable[[str], str]] = [f"{{:<{width + 1}}}".format for width in widths]
+    shown = lines.to_string(index=False, justify="left", formatters=pad)
+    return [line.rstrip() for line in shown.splitlines()]
 
 
 def _banner(runs: Sequence[Run]) -> list[str]:
     """One line for each run that lacks folds; it stands above the table."""
-    name = (lambda run: f" ({run.name})") if len(runs) > 1 else (lambda run: "")
-    return [partial_mark(run) + name(run) for run in runs if partial_mark(run)]
-
-
-def _scores_as_text(runs: Sequence[Run]) -> list[str]:
     several = len(runs) > 1
-    groups = group_names(runs)
-    # A row of the table is a list of cells, a cell a list of lines.
-    table = [
-        [["run"]] * several
-        + [["selection"]]
-        + [[display_name(group), "UF1 / UAR"] for group in groups]
-        + [[_CHOSEN]]
-    ]
-    for row in _rows(runs):
-        cells = [_cell(entry) for entry in row.entries]
-        cells = [cells[0], *(cell[:1] for cell in cells[1:])]
-        label = [[cell] for cell in row.label]
-        table.append([*label, *cells, [row.selection.description]])
-    for name, counts in _clip_counts(runs):
-        table.append([[name], *[[""]] * several, *([count] for count in counts), [""]])
-    return _aligned(table)
-
-
-def _differences_as_text(pairs: Sequence[Pair]) -> list[str]:
-    table = [[[cell] for cell in ("difference", "group", *_pair_head(), _CHOSEN)]]
-    before = None
-    for row in _difference_rows(pairs):
-        head = (row.names, row.selection)
-        names, chosen = ("", "") if head == before else (row.names, row.selection.description)
-        before = head
-        cells = [names, display_name(row.group), *_difference_cells(row), chosen]
-        table.append([[cell] for cell in cells])
-    return _aligned(table)
-
-
-def _aligned(table: list[list[list[str]]]) -> list[str]:
-    """The lines of a table of multi-line cells; a rule below its first row."""
-    columns = range(len(table[0]))
-    widths = [max(len(line) for row in table for line in row[column]) for column in columns]
-
-    def lines(row: list[list[str]]) -> Iterator[str]:
-        for index in range(max(len(cell) for cell in row)):
-            parts = [cell[index] if index < len(cell) else "" for cell in row]
-            padded = (part.ljust(width) for part, width in zip(parts, widths, strict=True))
-            yield "  ".join(padded).rstrip()
-
-    rule = "  ".join("-" * width for width in [*widths[:-1], len(_CHOSEN)])
-    return [*lines(table[0]), rule, *(line for row in table[1:] for line in lines(row))]
-
-
-def _scores_as_latex(runs: Sequence[Run]) -> list[str]:
-    groups = group_names(runs)
-    width = len(groups) + 2
-    lines = [f"\\begin{{tabular}}{{@{{}}ll*{{{len(groups)}}}{{l}}@{{}}}}", "\\toprule"]
-    lines += [_span(width, f"\\textbf{{{_tex(line)}}}") for line in _banner(runs)]
-    lines.append(_ampersands(["", "", *(_tex(display_name(group)) for group in groups)]))
-    before = None
-    for row in _rows(runs):
-        if row.selection != before:
-            before = row.selection
-            chosen = f"{_CHOSEN.capitalize()}: {before.description} ({before.value})"
-            lines += ["\\midrule", _span(width, f"\\textit{{{_tex(chosen)}}}")]
-        for number, (key, name) in enumerate(_SCORES.items()):
-            label = "" if number else _tex(row.run)
-            cells = [_latex_cell(entry, key) for entry in row.entries]
-            lines.append(_ampersands([label, name, *cells]))
-    lines.append("\\midrule")
-    lines += [_ampersands([_tex(name), "", *counts]) for name, counts in _clip_counts(runs)]
-    return [*lines, "\\bottomrule", "\\end{tabular}"]
-
-
-def _latex_cell(entry: dict[str, Any] | None, key: str) -> str:
-    if entry is None:
-        return "--"
-    cell = f"{entry[key]:.4f}" + ("$^*$" if "absent" in entry else "")
-    if f"{key}_std" in entry:
-        cell += f" $\\pm$ {entry[f'{key}_std']:.4f}"
-    span = interval(entry[f"{key}_interval"])
-    return cell + (f" {{\\scriptsize {_tex(span)}}}" if span else "")
-
-
-def _differences_as_latex(pairs: Sequence[Pair]) -> list[str]:
-    width = 1 + len(_pair_head())
-    head = _ampersands(["", *map(_tex, _pair_head())])
-    lines = [f"\\begin{{tabular}}{{@{{}}l*{{{width - 1}}}{{r}}@{{}}}}", "\\toprule", head]
-    before = None
-    for row in _difference_rows(pairs):
-        if (row.names, row.selection) != before:
-            before = (row.names, row.selection)
-            chosen = f"{row.names}, {_CHOSEN}: {row.selection.description}"
-            lines += ["\\midrule", _span(width, f"\\textit{{{_tex(chosen)}}}")]
-        cells = [f"${cell}$" if cell[0] in "+-" else cell for cell in _difference_cells(row)]
-        lines.append(_ampersands([_tex(display_name(row.group)), *cells]))
-    return [*lines, "\\bottomrule", "\\end{tabular}"]
-
-
-def _pair_head() -> list[str]:
-    return [part for name in _SCORES.values() for part in (name, "p")]
-
-
-def _difference_rows(pairs: Sequence[Pair]) -> Iterator[_Difference]:
-    for pair in pairs:
-        for selection, of_groups in pair.differences.items():
-            for group, scores in of_groups.items():
-                names = f"{pair.first} - {pair.second}"
-                yield _Difference(names, Selection(selection), group, scores)
-
-
-def _difference_cells(row: _Difference) -> list[str]:
-    cells = []
-    for name in _SCORES:
-        found = row.scores[name]
-        span = interval((found.low, found.high), sign="+")
-        cells += [f"{found.difference:+.4f} {span}".rstrip(), f"{found.p_value:.4f}"]
-    return cells
+    return [run.partial + (f" ({run.name})" if several else "") for run in runs if run.partial]
 
 
 def _stand_ins(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
@@ -390,32 +331,31 @@ def _other_protocols(runs: Sequence[Run]) -> list[str]:
 def _rough_intervals(runs: Sequence[Run]) -> list[str]:
     few: dict[str, None] = {}
     flat = False
-    for run in runs:
-        for entries in run.summary.values():
-            for group, entry in entries.items():
-                # Of a single source the composite is that source.
-                is_named = group != COMPOSITE or len(entries) > 2
-                if is_named and 2 <= entry["subjects"] < FEWEST:
-                    few[display_name(group)] = None
-                spans = [entry[f"{name}_interval"] for name in _SCORES]
-                flat |= any(low is not None and low == high for low, high in spans)
+    for entries in (entries for run in runs for entries in run.summary.values()):
+        for group, entry in entries.items():
+            # Of a single source the composite is that source.
+            is_named = group != COMPOSITE or len(entries) > 2
+            if is_named and 2 <= entry["subjects"] < FEWEST:
+                few[display_name(group)] = None
+            spans = [entry[f"{name}_interval"] for name in HEADLINE]
+            flat |= any(low is not None and low == high for low, high in spans)
     found = []
     if few:
         found.append(f"Intervals of fewer than {FEWEST} subjects are rough: {', '.join(few)}.")
     if flat:
-        found.append("An interval without width only says that all resamples are alike.")
+        found.append("A zero-width interval means every resample scored alike, not certainty.")
     return found
 
 
 def _limits(run: Run) -> list[str]:
     """What makes the numbers of a run less than those of a full one."""
     found = []
-    if partial_mark(run):
+    if run.partial:
         found.append(
-            f"{partial_mark(run)}, not comparable with a full run; "
-            f"missing: {shortened(run.predictions.missing_folds)}."
+            f"{run.partial}, not comparable with a full run; "
+            f"missing: {shortened(run.predictions.missing_folds, MOST_NAMES)}."
         )
-    for group, entry in _first(run).items():
+    for group, entry in run.summary[Selection.FINAL.value].items():
         if "absent" in entry:
             found.append(
                 "* mean over the classes present only, not comparable with a full run: no clip of "
@@ -426,15 +366,9 @@ def _limits(run: Run) -> list[str]:
     return found
 
 
-def shortened(names: Sequence[str]) -> str:
-    """The names in a list, the first 20 of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _md(plain: str) -> str:
-    """Text for a cell of a Markdown table."""
-    plain = " ".join(plain.split()).replace("+-", "±")
+    """Text for a line of a Markdown cell."""
+    plain = _one_line(plain).replace("+-", "±")
     # Brackets of an interval are no link: there is no "(" or ":" behind them.
     if re.fullmatch(r"[-+±\[\]0-9., /*]*", plain):
         return plain.replace("*", r"\*")
@@ -443,18 +377,18 @@ def _md(plain: str) -> str:
 
 def _tex(plain: str) -> str:
     """Text for LaTeX."""
-    escaped = "".join(_LATEX.get(character, character) for character in " ".join(plain.split()))
+    escaped = "".join(_LATEX.get(character, character) for character in _one_line(plain))
+    if re.fullmatch(r"[+-]\d[-+.,\[\]\d ]*", plain):
+        return f"${escaped}$"
+    if re.fullmatch(r"[-\[\].,/\d ]*\]", plain):  # intervals below their scores
+        return f"{{\\scriptsize {escaped}}}"
     return escaped.replace("+-", "$\\pm$")
 
 
-def _pipes(head: list[str], body: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _one_line(name: str) -> str:
+    """Lines are lines of a cell; a name is one."""
+    return " ".join(name.split())
 
 
-def _ampersands(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _span(width: int, content: str) -> str:
-    return f"\\multicolumn{{{width}}}{{@{{}}l@{{}}}}{{{content}}} \\\\"
+def _safe(name: str) -> str:
+    return f"'{name}" if name.startswith(_FORMULA) else str(name)

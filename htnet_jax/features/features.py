@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax.config import names_in
-from htnet_jax.datasets import loading
-from htnet_jax.datasets.frames import FrameArrays
-from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.features import augment
 from htnet_jax.features.augment import Geometry
+
+if TYPE_CHECKING:
+    from htnet_jax.datasets.frames import FrameArrays
+    from htnet_jax.datasets.loading import ClipArrays
 
 
 class Values(NamedTuple):
@@ -61,6 +62,8 @@ class Feature(NamedTuple):
 
 
 def _flow(arrays: ClipArrays, config: ConfigDict, layout: str, bank: str) -> Values:
+    from htnet_jax.datasets import loading  # here, because it imports TensorFlow Datasets
+
     channels = names_in(config.dataset.channels)
     values = loading.network_inputs(
         arrays, layout=layout, channels=channels, scaling=config.dataset.scaling

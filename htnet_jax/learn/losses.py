@@ -8,19 +8,39 @@ no padding, so a loss only looks at `mask` where it compares clips with each oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from htnet_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from htnet_jax.learn.step import Batch
+from htnet_jax.learn.optim import Moment
 
 Loss = Callable[..., jax.Array]
 CLASS_WEIGHTS = ("none", "balanced")
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    Attributes:
+        inputs: `(B, ...)` floats, in the order of the network's arguments.
+        privileged: Name -> `(B, ...)`, what the network sees in training only.
+        labels: `(B,)` int32.
+        mask: `(B,)` float32: 1 for a clip, 0 for padding.
+        key: Of the network's random draws, such as dropout.
+        moment: When the step takes place.
+        class_weights: `(C,)` float32, see `losses.cross_entropy`; None: no loss asks for it.
+    """
+
+    inputs: tuple[jax.Array, ...]
+    privileged: Mapping[str, jax.Array]
+    labels: jax.Array
+    mask: jax.Array
+    key: jax.Array
+    moment: Moment
+    class_weights: jax.Array | None = None
 
 
 def cross_entropy(

@@ -16,30 +16,8 @@ import optax
 from ml_collections import ConfigDict
 
 from htnet_jax.learn import idle, losses, optim
-from htnet_jax.learn.optim import Moment
+from htnet_jax.learn.losses import Batch
 from htnet_jax.models.layers import batch_mask
-
-
-class Batch(NamedTuple):
-    """What one step sees.
-
-    Attributes:
-        inputs: `(B, ...)` floats, in the order of the network's arguments.
-        privileged: Name -> `(B, ...)`, what the network sees in training only.
-        labels: `(B,)` int32.
-        mask: `(B,)` float32: 1 for a clip, 0 for padding.
-        key: Of the network's random draws, such as dropout.
-        moment: When the step takes place.
-        class_weights: `(C,)` float32, see `losses.cross_entropy`; None: no loss asks for it.
-    """
-
-    inputs: tuple[jax.Array, ...]
-    privileged: Mapping[str, jax.Array]
-    labels: jax.Array
-    mask: jax.Array
-    key: jax.Array
-    moment: Moment
-    class_weights: jax.Array | None = None
 
 
 class State(NamedTuple):

@@ -1,6 +1,6 @@
 """Five face points -> the similarity transform that puts a face into place, and the warped face.
 
-Coordinates are (x, y) in pixels; whole numbers are pixel centres, so that scaling a picture by s
+Coordinates are (x, y) in pixels; whole numbers are pixel centres, so that scaling an image by s
 moves the point x to (x + 0.5) * s - 0.5.
 """
 
@@ -19,7 +19,7 @@ CANONICAL.flags.writeable = False
 
 
 def canonical_points(side: int) -> np.ndarray:
-    """`CANONICAL` as `(5, 2)` float64 pixels of a picture of `side` x `side` pixels.
+    """`CANONICAL` as `(5, 2)` float64 pixels of an image of `side` x `side` pixels.
 
     Raises:
         ValueError: A side below 1.
@@ -86,7 +86,7 @@ def warp(frame: np.ndarray, transform: np.ndarray, side: int) -> np.ndarray:
     """The aligned face: bicubic, without aliasing when it shrinks; the border is replicated.
 
     Where the transform shrinks by a factor s < 1, the frame is first blurred by a Gaussian of
-    0.5 * sqrt(1 / s^2 - 1) pixels, so that the result has the blur of 0.5 pixels that a picture
+    0.5 * sqrt(1 / s^2 - 1) pixels, so that the result has the blur of 0.5 pixels that an image
     from a camera is commonly taken to have (Lowe, IJCV 2004).
 
     Args:
@@ -101,8 +101,8 @@ def warp(frame: np.ndarray, transform: np.ndarray, side: int) -> np.ndarray:
         ValueError: Wrong dtype or shape, a transform that is not finite or has no inverse, or a
             side below 1.
     """
-    is_picture = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)
-    if frame.dtype != np.uint8 or not is_picture or not frame.size:
+    is_image = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)
+    if frame.dtype != np.uint8 or not is_image or not frame.size:
         raise ValueError(
             f"the frame must be (H, W) or (H, W, 3) uint8; got shape {frame.shape}, {frame.dtype}"
         )

@@ -42,7 +42,7 @@ TVL1 = {
 # reason; each is given to the solver's `set...` method.
 DIS = {
     "FinestScale": 1,
-    "CoarsestScale": -1,  # chosen by the picture's size
+    "CoarsestScale": -1,  # chosen by the image's size
     "PatchSize": 8,
     "PatchStride": 3,
     "GradientDescentIterations": 25,
@@ -54,7 +54,7 @@ DIS = {
     "VariationalRefinementGamma": 10.0,
     "VariationalRefinementEpsilon": 0.01,
 }
-# A patch must fit into the finest level of the pyramid; OpenCV reads outside the picture otherwise.
+# A patch must fit into the finest level of the pyramid; OpenCV reads outside the image otherwise.
 DIS_SMALLEST = DIS["PatchSize"] << DIS["FinestScale"]
 
 
@@ -112,43 +112,20 @@ def optical_flow(onset: np.ndarray, apex: np.ndarray, method: str = "tvl1") -> n
     return np.asarray(METHODS[method](onset, apex), np.float32)
 
 
-def _green_lagrange_small(
-    ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray
-) -> np.ndarray:
-    return np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2)
-
-
-def _symmetric_norm(ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray) -> np.ndarray:
-    return np.sqrt(ux**2 + vy**2 + (0.5 * (uy + vx)) ** 2)
-
-
-def _four_terms(ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray) -> np.ndarray:
-    return np.sqrt(ux**2 + uy**2 + vx**2 + vy**2)
-
-
-def _engineering_shear(
-    ux: np.ndarray, uy: np.ndarray, vx: np.ndarray, vy: np.ndarray
-) -> np.ndarray:
-    return np.sqrt(ux**2 + vy**2 + (uy + vx) ** 2)
-
-
-# Magnitude of the strain from the four derivatives of the flow (`uy` is du/dy). The public codes
+# Magnitude of the strain from the four derivatives of the flow (`uy` is du/dy). Public codes
 # disagree about the shear: with exy = (uy + vx) / 2 they add 2 exy^2, exy^2 or 4 exy^2.
-# green_lagrange_small: Frobenius norm of the strain tensor for small displacements (the
-# Green-Lagrange tensor without its quadratic terms), as STSTNet (Liong et al., FG 2019) defines
-# optical strain.
-# symmetric_norm: one shear entry of that tensor counted once; a variant seen in public codes.
-# four_terms: Frobenius norm of the whole gradient, rotation included; a variant seen in public
-# codes.
-# engineering_shear: with the engineering shear strain uy + vx in place of exy; a variant seen in
-# public codes.
 STRAIN_FORMULAS: dict[
     str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 ] = {
-    "green_lagrange_small": _green_lagrange_small,
-    "symmetric_norm": _symmetric_norm,
-    "four_terms": _four_terms,
-    "engineering_shear": _engineering_shear,
+    # Frobenius norm of the strain tensor for small displacements (the Green-Lagrange tensor without
+    # its quadratic terms), as STSTNet (Liong et al., FG 2019) defines optical strain.
+    "green_lagrange_small": lambda ux, uy, vx, vy: np.sqrt(ux**2 + vy**2 + 0.5 * (uy + vx) ** 2),
+    # One shear entry of that tensor counted once; seen in public codes, as are the next two.
+    "symmetric_norm": lambda ux, uy, vx, vy: np.sqrt(ux**2 + vy**2 + (0.5 * (uy + vx)) ** 2),
+    # Frobenius norm of the whole gradient, rotation included.
+    "four_terms": lambda ux, uy, vx, vy: np.sqrt(ux**2 + uy**2 + vx**2 + vy**2),
+    # With the engineering shear strain uy + vx in place of exy.
+    "engineering_shear": lambda ux, uy, vx, vy: np.sqrt(ux**2 + vy**2 + (uy + vx) ** 2),
 }
 
 
@@ -182,11 +159,11 @@ def resize_flow(flow: np.ndarray, size: int) -> np.ndarray:
     """Resizes a flow field (area average) and scales its vectors to the new pixels.
 
     Args:
-        flow: `(H, W, 2)`: u, v in pixels of the H x W picture.
+        flow: `(H, W, 2)`: u, v in pixels of the H x W image.
         size: Side of the result, in pixels.
 
     Returns:
-        `(size, size, 2)` float32: u, v in pixels of the size x size picture.
+        `(size, size, 2)` float32: u, v in pixels of the size x size image.
 
     Raises:
         ValueError: Wrong shape, or a size below 1.
@@ -222,7 +199,7 @@ def flow_tensor(
             (area average) to size x size, then their flow, as HTNet's script for CAS(ME)^3 does.
 
     Returns:
-        `(size, size, 3)` float32: u, v (pixels of the size x size picture), optical strain.
+        `(size, size, 3)` float32: u, v (pixels of the size x size image), optical strain.
 
     Raises:
         ValueError: As `optical_flow`, `resize_flow` and `optical_strain`; or an unknown order.
@@ -253,7 +230,7 @@ def minmax_255(flow: np.ndarray) -> np.ndarray:
         largest 255. A constant channel becomes 0.
 
     Raises:
-        ValueError: Fewer than three axes, an empty picture, or a value that is not finite.
+        ValueError: Fewer than three axes, an empty image, or a value that is not finite.
     """
     if flow.ndim < 3 or 0 in flow.shape[-3:]:
         raise ValueError(f"flow must be (..., H, W, C) and not empty; got shape {flow.shape}")

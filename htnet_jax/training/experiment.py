@@ -10,30 +10,34 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from typing import Any as Trainer
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from htnet_jax import models
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import predictions, report
-from htnet_jax.evaluation.protocols import people
-from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation.protocols import unique_subjects
+from htnet_jax.evaluation.summary import Run
 from htnet_jax.features import Feed, check_names, make_feed
 from htnet_jax.learn import step
 from htnet_jax.training import hosts, settings, workdir
 from htnet_jax.training import plan as plans
-from htnet_jax.training.baselines import BASELINES, BaselineTrainer
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
 from htnet_jax.training.plan import Plan, Result, Store, Unit
 from htnet_jax.training.state import Snapshots, fold_folder, save_fold
+
+if TYPE_CHECKING:
+    from htnet_jax.training.baselines import BaselineTrainer
+
+Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 
 
 def run(config: ConfigDict, folder: Path) -> Run | None:
@@ -182,7 +186,9 @@ class _Experiment:
             store.assemble(),
             config=self.as_json,
             environment=self.record,
-            pictures=_pic(self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout),
+            images=loading.images(
+                self.arrays, self.feed.arrays.get("mosaic"), self.config.dataset.layout
+            ),
         )
         report.write_run(finished, self.folder)
         finished.predictions.save(self.folder / predictions.FILE_NAME)
@@ -330,14 +336,17 @@ def make_trainer(
     Raises:
         UserError: As the trainers.
     """
-    if config.model.name in BASELINES:
+    if config.model.name not in models.MODELS:
+        # Here, because scikit-learn takes most of a second to import.
+        from htnet_jax.training.baselines import BaselineTrainer
+
         return BaselineTrainer(
             model,
             feed.arrays[feed.names[0]],
             plan.labels,
             folds,
             seed=config.seed,
-            subjects=people(plan.subjects, plan.sources),
+            subjects=unique_subjects(plan.subjects, plan.sources),
             sources=plan.sources,
             inner_parts=config.inner_parts,
         )
@@ -402,7 +411,7 @@ def _load(config: ConfigDict) -> loading.ClipArrays:
         config=dataset.config,
         manual_dir=dataset.manual_dir,
         data_dir=dataset.data_dir,
-        **({"labels": dataset.labels} if "labels" in dataset else {}),
+        labels=dataset.labels,
     )
 
 
@@ -411,6 +420,3 @@ def _labels(arrays: loading.ClipArrays, config: ConfigDict) -> np.ndarray:
         return arrays.labels
     say("control experiment: the labels are permuted over all clips")
     return np.random.default_rng(config.seed).permutation(arrays.labels)
-
-
-from htnet_jax.datasets.pictures import pictures as _pic

@@ -69,7 +69,7 @@ class FoldResult:
         logits: `(epochs, test clips, classes)` float32, test clips in the order of the data set.
         train_loss: `(epochs,)` float32, mean loss over the epoch's clips.
         variables: The final variables that predictions use, NumPy float32, by collection; None if
-            they were not wanted, or are on another process's devices.
+            they were not wanted, and outside process 0.
     """
 
     fold: Fold
@@ -451,24 +451,29 @@ class FoldTrainer:
     def _fetched(
         self, state: State, folds: Sequence[Fold], slots: np.ndarray, wanted: Collection[str] | None
     ) -> dict[int, dict[str, Any]]:
-        """Host copies of the wanted folds' variables that are on this process's devices."""
-        first = jax.process_index() * len(self._devices)
-        own = {
-            i: (device - first, place)
-            for i, (device, place) in enumerate(slots)
-            if (wanted is None or folds[i].name in wanted)
-            and 0 <= device - first < len(self._devices)
-        }
+        """Host copies of the wanted folds' variables, in process 0."""
+        chosen = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
         parts = (state.trained if state.average is None else state.average, *state[1:3])
         leaves, structure = jax.tree.flatten(parts)
-        found: dict[int, list[np.ndarray]] = {i: [] for i in own}
+        found: dict[int, list[np.ndarray]] = {i: [] for i in chosen}
         for leaf in leaves:
             shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
-            # Cut on the host: on the device every shape of leaf would be compiled for.
-            on_host = {d: jax.device_get(shards[d]) for d in {device for device, _ in own.values()}}
-            for i, (device, place) in own.items():
-                # Copied, because on a CPU the host's array is the device's memory itself.
-                found[i].append(np.array(on_host[device][0, place]))
+            on_host: dict[int, np.ndarray] = {}
+            for i in chosen:
+                process, device = divmod(int(slots[i, 0]), len(self._devices))
+                value = np.zeros(leaf.shape[2:], leaf.dtype)
+                if process == jax.process_index():
+                    # Cut on the host: on the device every shape of leaf would be compiled for.
+                    if device not in on_host:
+                        on_host[device] = jax.device_get(shards[device])
+                    # Copied, because on a CPU the host's array is the device's memory itself.
+                    value = np.array(on_host[device][0, slots[i, 1]])
+                # A leaf at a time, which bounds the memory that this takes.
+                value = hosts.gather(value[None])[process]
+                if hosts.leads():
+                    found[i].append(value)
+        if not hosts.leads():
+            return {}
         return {
             i: State(*jax.tree.unflatten(structure, arrays), None).variables
             for i, arrays in found.items()
@@ -478,29 +483,22 @@ class FoldTrainer:
     def _save(
         snapshots: Snapshots, done: int, state: State, logits: list[Any], losses: list[Any]
     ) -> None:
-        leaves = {f"state_{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         results = {
             "logits": np.concatenate(logits, axis=1),
             "losses": np.concatenate(losses, axis=1),
         }
-        snapshots.save(done, leaves, results)
+        snapshots.save(done, state, results)
 
     def _restored(self, keeping: Keeping | None, tables: dict[str, jax.Array]) -> Any:
         """(epochs done, state, logits, losses) of the newest snapshot; else (0, None, [], [])."""
-        found = keeping.snapshots.latest() if keeping else None
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._split),
+            jax.eval_shape(self._init, tables["origin"]),
+        )
+        found = keeping.snapshots.latest(like) if keeping else None
         if found is None:
             return 0, None, [], []
-        expected, structure = jax.tree.flatten(jax.eval_shape(self._init, tables["origin"]))
-        leaves = [found.arrays[f"state_{i:05}"] for i in range(structure.num_leaves)]
-        if [a.shape for a in leaves] != [a.shape for a in expected]:
-            print(
-                "discarding a snapshot: its folds were grouped differently",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 0, None, [], []
-        (state,) = self._place(jax.tree.unflatten(structure, leaves))
-        return found.epoch, state, [found.arrays["logits"]], [found.arrays["losses"]]
+        return found.epoch, found.state, [found.results["logits"]], [found.results["losses"]]
 
 
 def _check(folds: Sequence[Fold], batch_size: int) -> None:

@@ -7,17 +7,19 @@ import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax import io
 from htnet_jax.config import chosen_in
-from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation import protocols
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+
+if TYPE_CHECKING:
+    from htnet_jax.datasets.loading import ClipArrays
 
 FORMAT_VERSION = 1
 
@@ -145,7 +147,7 @@ class Plan:
                 yield from (Unit(fold, seed, part) for seed in range(len(self.seeds)))
 
     def name(self, unit: Unit) -> str:
-        """A unique name for people: the fold, and what tells its models apart."""
+        """A unique name to show: the fold, and what tells its models apart."""
         inner = "" if unit.inner is None else f", inner fold {unit.inner + 1}"
         seed = f", seed {self.seeds[unit.seed]}" if len(self.seeds) > 1 else ""
         return f"{self.folds[unit.fold]}{inner}{seed}"
@@ -363,9 +365,9 @@ def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Pla
     Raises:
         UserError: Settings that the data do not allow.
     """
-    persons = protocols.people(arrays.subjects, arrays.sources)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     splits = protocols.splits(
-        config.protocol, persons, arrays.sources, count=config.protocol_folds, seed=config.seed
+        config.protocol, subjects, arrays.sources, count=config.protocol_folds, seed=config.seed
     )
     names = [split.name for split in splits]
     wanted = chosen_in("folds", config.folds, names, "fold") or set(names)
@@ -381,7 +383,7 @@ def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Pla
         for index, split in enumerate(run):
             validated[index] = protocols.inner_folds(
                 split,
-                persons,
+                subjects,
                 arrays.sources,
                 parts=config.inner_parts,
                 count=config.inner_folds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,8 +19,8 @@ from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.features import FEATURES, Feed
 from htnet_jax.learn import losses, optim
 from htnet_jax.learn.step import logits_of
-from htnet_jax.training.baselines import BASELINES
 from htnet_jax.training.folds import MATMUL_PRECISIONS
+from htnet_jax.training.state import attributes_of, build_module
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
 _PLACE_KEYS = (
@@ -108,34 +107,6 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def attributes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that a `config.model` gives, without the model's name."""
-    # A config that was stored as JSON has lists for its tuples; modules must be hashable.
-    attributes = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-    attributes.pop("name", None)
-    return attributes
-
-
-def build_module(config: Mapping[str, Any]) -> nn.Module:
-    """The network that a `config.model` names.
-
-    Args:
-        config: `name` and the module's attributes.
-
-    Raises:
-        UserError: Unknown name or attribute, or sizes that do not fit together.
-    """
-    name = config.get("name")
-    if name not in models.MODELS:
-        raise UserError(f"config.model.name={name!r} is unknown; use {', '.join(models.MODELS)}")
-    try:
-        module = models.MODELS[name](**attributes_of(config))
-        module.check_sizes()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.model: {error}") from error
-    return module
-
-
 def build_model(config: ConfigDict) -> Any:
     """The network or baseline that `config.model` names.
 
@@ -147,12 +118,15 @@ def build_model(config: ConfigDict) -> Any:
             network that a baseline does not have.
     """
     name = config.model.get("name")
-    if name not in BASELINES:
-        if name not in models.MODELS:
-            known = ", ".join([*models.MODELS, *BASELINES])
-            raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    if name in models.MODELS:
         return build_module(config.model)
-    inputs = names_in(config.inputs) or ["mosaic"]
+    # Here, because scikit-learn takes most of a second to import.
+    from htnet_jax.training.baselines import BASELINES
+
+    if name not in BASELINES:
+        known = ", ".join([*models.MODELS, *BASELINES])
+        raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    inputs = names_in(config.inputs) or BASELINES[name].inputs
     if len(inputs) != 1 or (inputs[0] in FEATURES and FEATURES[inputs[0]].kind == "image"):
         raise UserError(
             f"config.inputs={config.inputs!r}, but {name} takes one flow image; set "

@@ -10,22 +10,22 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from htnet_jax.datasets import check_report, checks, loading, published, raw, similarity
+from htnet_jax.datasets import checks, labels, loading, published, similarity
 from htnet_jax.evaluation import protocols
 from htnet_jax.motion import regions
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """24 clips of 6 people, four each, of 3 sources."""
+    """24 clips of 6 subjects, four each, of 3 sources."""
     folder = str(tmp_path_factory.mktemp("data"))
     return loading.load("synthetic", config="tiny", data_dir=folder)
 
 
 def check(arrays, protocol="loso", metadata=None, **options):
-    persons = protocols.people(arrays.subjects, arrays.sources)
-    folds = protocols.splits(protocol, persons, arrays.sources, count=3)
-    return checks.check(arrays, persons, folds, metadata, **options)
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
+    folds = protocols.splits(protocol, subjects, arrays.sources, count=3)
+    return checks.check(arrays, subjects, folds, metadata, **options)
 
 
 def changed(arrays, **rows):
@@ -63,20 +63,20 @@ def test_clean_data_have_no_finding(tiny, protocol):
     assert len(checkup.rows) == 24
 
 
-def test_a_clip_of_one_person_under_another_crosses_folds(tiny):
+def test_a_clip_of_one_subject_under_another_crosses_folds(tiny):
     first, second = rows_of(tiny, "a01")[0], rows_of(tiny, "b02")[1]
     spoiled = changed(tiny, flow={second: tiny.flow[first]}, labels={second: tiny.labels[first]})
     finding = only(check(spoiled), "identical")
     assert finding.is_problem
     assert finding.clips == ids(tiny, first, second)
     assert finding.folds == ("a01", "b02")
-    assert "2 people" in finding.what
+    assert "2 subjects" in finding.what
     assert "crosses folds: each of a01, b02 tests" in finding.what
     by_source = only(check(spoiled, "lodo"), "identical")
     assert by_source.folds == tuple(sorted({tiny.sources[first], tiny.sources[second]}))
 
 
-def test_a_rescaled_copy_is_found_across_people_and_only_noted_within_one(tiny):
+def test_a_rescaled_copy_is_found_across_subjects_and_only_noted_within_one(tiny):
     first, second = rows_of(tiny, "a01")[:2]
     other = rows_of(tiny, "g01")[0]
     copy = tiny.flow[first] * np.float32([3, 0.5, 2]) + np.float32([10, -1, 0])
@@ -92,7 +92,7 @@ def test_a_rescaled_copy_is_found_across_people_and_only_noted_within_one(tiny):
     assert across.folds == ("a01", "g01")
 
 
-def test_an_identical_clip_within_a_person_is_a_problem_that_crosses_no_fold(tiny):
+def test_an_identical_clip_within_a_subject_is_a_problem_that_crosses_no_fold(tiny):
     first, second = rows_of(tiny, "a02")[:2]
     spoiled = changed(tiny, flow={second: tiny.flow[first]}, labels={second: tiny.labels[first]})
     finding = only(check(spoiled), "identical")
@@ -133,7 +133,7 @@ def test_objective_classes_may_share_a_word(tiny):
     rows = np.flatnonzero(tiny.sources == tiny.sources[0])
     one_word = changed(tiny, emotions=dict.fromkeys(rows, "disgust"))
     assert {f.kind for f in check(one_word).findings} == {"label"}
-    objective = dataclasses.replace(one_word, class_names=raw.OBJECTIVE)
+    objective = dataclasses.replace(one_word, class_names=labels.OBJECTIVE)
     assert check(objective).findings == ()
 
 
@@ -247,7 +247,7 @@ def test_counts_of_a_data_set_made_from_its_own_copy(tiny):
     assert published.differences(dataclasses.replace(samm, emotions=emotions[1:])) == [
         ("samm", "56 clips of anger, the published data set has 57")
     ]
-    objective = dataclasses.replace(samm, class_names=raw.OBJECTIVE)
+    objective = dataclasses.replace(samm, class_names=labels.OBJECTIVE)
     assert published.differences(objective) is None
     assert published.differences(dataclasses.replace(samm, name="mmew/tvl1_28/1.0.0")) is None
 
@@ -266,7 +266,7 @@ def test_counted(tiny):
     counts = published.counted(tiny)
     assert list(counts)[-1] == "all"
     assert counts["all"]["clips"] == 24
-    assert counts["all"]["people"] == 6
+    assert counts["all"]["subjects"] == 6
     for source in np.unique(tiny.sources):
         rows = tiny.sources == source
         expected = np.bincount(tiny.labels[rows], minlength=3)
@@ -275,7 +275,7 @@ def test_counted(tiny):
     assert [person["clips"] for person in by_person.values()] == [4] * 6
 
 
-def test_a_class_of_one_person_is_lost_in_its_fold(tiny):
+def test_a_class_of_one_subject_is_lost_in_its_fold(tiny):
     own = rows_of(tiny, "g01")
     labels = {row: 0 for row in range(24)} | {own[0]: 2}
     spoiled = changed(tiny, labels=labels, emotions=dict.fromkeys(range(24), "calm"))
@@ -288,10 +288,10 @@ def test_a_class_of_one_person_is_lost_in_its_fold(tiny):
 
 
 def test_wrong_lengths_are_a_programming_error(tiny):
-    persons = protocols.people(tiny.subjects, tiny.sources)
-    folds = protocols.splits("loso", persons, tiny.sources)
+    subjects = protocols.unique_subjects(tiny.subjects, tiny.sources)
+    folds = protocols.splits("loso", subjects, tiny.sources)
     with pytest.raises(ValueError, match="of the same clips"):
-        checks.check(dataclasses.replace(tiny, flow=tiny.flow[:5]), persons, folds)
+        checks.check(dataclasses.replace(tiny, flow=tiny.flow[:5]), subjects, folds)
 
 
 def test_reports_name_clips_and_folds(tiny):
@@ -304,15 +304,15 @@ def test_reports_name_clips_and_folds(tiny):
         landmarks=template,
     )
     checkup = check(spoiled)
-    text = check_report.as_text(checkup, spoiled, "leave one subject out, 6 folds")
+    text = checks.as_text(checkup, spoiled, "leave one subject out, 6 folds")
     assert f"{tiny.clips[first]}, {tiny.clips[second]}: the same flow" in text
     assert "... and 14 more" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["a01", "1", "4"] in lines
     assert ["a02", "4"] in lines
     assert text.endswith("1 problem, 24 notes")
-    assert check_report.by_fold(checkup.findings)["b02"] == {"identical": 1, "template": 4}
-    rows = check_report.as_csv(checkup.findings).splitlines()
+    assert checks.by_fold(checkup.findings)["b02"] == {"identical": 1, "template": 4}
+    rows = checks.as_csv(checkup.findings).splitlines()
     assert len(rows) == 26
     assert rows[1].startswith(
         f"problem,identical,{tiny.clips[first]} | {tiny.clips[second]},a01 | b02,"
@@ -322,7 +322,7 @@ def test_reports_name_clips_and_folds(tiny):
 # Similarity.
 
 
-def _pictures(seed, count=6, side=8):
+def _flows(seed, count=6, side=8):
     return np.random.default_rng(seed).normal(size=(count, side, side, 2)).astype(np.float32)
 
 
@@ -332,62 +332,62 @@ def _pictures(seed, count=6, side=8):
     arrays_of.arrays(np.float64, (6, 1, 1, 2), elements=st.floats(-100, 100)),
 )
 def test_scale_and_offset_of_a_channel_do_not_matter(seed, scale, offset):
-    pictures = _pictures(seed).astype(np.float64)
-    plain = similarity.standardised(pictures)
-    moved = similarity.standardised(pictures * scale + offset)
+    flows = _flows(seed).astype(np.float64)
+    plain = similarity.standardised(flows)
+    moved = similarity.standardised(flows * scale + offset)
     np.testing.assert_allclose(plain @ plain.T, moved @ plain.T, atol=2e-6)
 
 
 def test_similarity_is_the_mean_correlation_of_the_channels():
-    pictures = _pictures(0)
-    vectors = similarity.standardised(pictures)
-    a, b = pictures[0].reshape(-1, 2), pictures[1].reshape(-1, 2)
+    flows = _flows(0)
+    vectors = similarity.standardised(flows)
+    a, b = flows[0].reshape(-1, 2), flows[1].reshape(-1, 2)
     expected = np.mean([np.corrcoef(a[:, c], b[:, c])[0, 1] for c in range(2)])
     np.testing.assert_allclose(vectors[0] @ vectors[1], expected, atol=1e-6)
-    # A constant channel counts as none; without any other the picture is like nothing.
-    pictures[2, ..., 1] = 5
-    pictures[3] = 5
-    vectors = similarity.standardised(pictures)
+    # A constant channel counts as none; without any other the flow is like nothing.
+    flows[2, ..., 1] = 5
+    flows[3] = 5
+    vectors = similarity.standardised(flows)
     np.testing.assert_allclose(vectors[2] @ vectors[2], 1, atol=1e-6)
     assert not vectors[3].any()
 
 
 def test_groups_across_blocks():
-    """300 pictures are two blocks: 3 = 290 (scaled), 5 = 7 = 299."""
-    pictures = _pictures(1, 300)
-    pictures[290] = 2 * pictures[3] + 1
-    pictures[7] = pictures[299] = pictures[5]
+    """300 flows are two blocks: 3 = 290 (scaled), 5 = 7 = 299."""
+    flows = _flows(1, 300)
+    flows[290] = 2 * flows[3] + 1
+    flows[7] = flows[299] = flows[5]
     owners = np.array(["x", "y"] * 150)
-    found = similarity.alike(pictures, owners)
+    found = similarity.alike(flows, owners)
     assert found.groups == ((3, 290), (5, 7, 299))
     assert found.lowest == pytest.approx((1, 1), abs=1e-6)
     assert (found.within.first, found.within.second) in {(5, 7), (5, 299), (7, 299)}
     assert (found.between.first, found.between.second) == (3, 290)
-    assert similarity.equal_groups(pictures) == [(5, 7, 299)]
+    assert similarity.equal_groups(flows) == [(5, 7, 299)]
 
 
 def test_zero_has_no_sign():
-    pictures = np.zeros((2, 4, 4, 1), np.float32)
-    pictures[1] = -0.0
-    pictures[:, 0, 0] = 1
-    assert similarity.equal_groups(pictures) == [(0, 1)]
+    flows = np.zeros((2, 4, 4, 1), np.float32)
+    flows[1] = -0.0
+    flows[:, 0, 0] = 1
+    assert similarity.equal_groups(flows) == [(0, 1)]
 
 
 def test_similarity_refuses_what_it_cannot_compare():
-    pictures = _pictures(0)
+    flows = _flows(0)
     with pytest.raises(ValueError, match=r"\(N, H, W, C\)"):
-        similarity.standardised(pictures[0])
-    with pytest.raises(ValueError, match="6 pictures, but owners"):
-        similarity.alike(pictures, ["x"])
-    pictures[0, 0, 0, 0] = np.inf
+        similarity.standardised(flows[0])
+    with pytest.raises(ValueError, match="6 flows, but owners"):
+        similarity.alike(flows, ["x"])
+    flows[0, 0, 0, 0] = np.inf
     with pytest.raises(ValueError, match="finite"):
-        similarity.alike(pictures, ["x"] * 6)
+        similarity.alike(flows, ["x"] * 6)
 
 
 def test_nothing_to_compare_with():
-    found = similarity.alike(_pictures(0, 1), ["x"])
+    found = similarity.alike(_flows(0, 1), ["x"])
     assert found == similarity.Alike((), (), None, None)
-    found = similarity.alike(_pictures(0, 0), [])
+    found = similarity.alike(_flows(0, 0), [])
     assert found == similarity.Alike((), (), None, None)
 
 
@@ -404,7 +404,7 @@ def test_the_release_has_no_problem_and_172_templates(tmp_path):
     assert checkup.problems == []
     assert checkup.compared
     assert checkup.counts["all"] == {
-        "people": 68,
+        "subjects": 68,
         "negative": 250,
         "positive": 109,
         "surprise": 83,

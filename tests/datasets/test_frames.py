@@ -62,7 +62,7 @@ def test_rows_and_numbers_of_one_clip():
     assert clip.apex.tolist() == [2, 3, 5]
 
 
-def test_gray_pictures_become_three_equal_channels():
+def test_gray_images_become_three_equal_channels():
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
     np.testing.assert_array_equal(frames.in_colour(gray), np.stack([gray] * 3, axis=-1))
     colour = np.zeros((3, 4, 3), np.uint8)
@@ -101,8 +101,8 @@ def test_frames_are_aligned_by_the_onsets_points(loaded, rendered):
         landed = alignment.transform_points(transform, points)
         assert np.abs(landed - alignment.canonical_points(56)).max() < 5
         for rows in (stored.onset[index], stored.apex[index]):
-            picture = clip.frames[stored.numbers[rows[1]]]
-            expected = frames.in_colour(alignment.warp(picture, transform, 56))
+            image = clip.frames[stored.numbers[rows[1]]]
+            expected = frames.in_colour(alignment.warp(image, transform, 56))
             np.testing.assert_array_equal(stored.pixels[rows[1]], expected)
         face = stored.pixels[stored.onset[index, 1], ..., 0]
         for column, row in eyes:  # Dark pupils are where the template has its eyes.
@@ -204,7 +204,8 @@ def test_the_fingerprint_covers_frames_and_action_units(loaded):
     def fingerprint(change):
         examples = [dict(source[index]) for index in range(len(source))]
         change(examples[3])
-        return loading._arrays(builder, examples, folder).fingerprint
+        stored = loading.Stored(builder, folder, examples)
+        return loading._arrays(stored, loading._label_set("synthetic", "")).fingerprint
 
     def pixel(example):
         example["frames"] = example["frames"].copy()
@@ -252,9 +253,9 @@ def test_damaged_frames_are_refused(loaded, tmp_path, how, monkeypatch):
     else:
         whole = frames.collect
 
-        def short(examples, share):
+        def short(examples, about):
             examples[2]["frames"] = examples[2]["frames"][:-1]
-            return whole(examples, share)
+            return whole(examples, about)
 
         monkeypatch.setattr(loading, "collect", short)
     with pytest.raises(UserError, match="to build it again") as caught:
@@ -278,7 +279,111 @@ def test_a_pair_has_no_neighbours(tmp_path):
     assert builder.info.metadata["frames"] == {"kind": "pair", "side": 32, "share": 0.0}
 
 
-def test_an_unknown_choice_is_refused(tmp_path):
-    config = synthetic.SyntheticConfig(name="mine", frames="all")
-    with pytest.raises(UserError, match="frames is 'all'; use one of none, pair, neighbours"):
+@pytest.mark.parametrize("rule", ["all", "1", "016", "-4", "2.5", ""])
+def test_an_unknown_rule_is_refused(tmp_path, rule):
+    assert not frames.is_rule(rule)
+    config = synthetic.SyntheticConfig(name="mine", frames=rule)
+    with pytest.raises(UserError, match=r"frames is .*none, pair, neighbours, or a number"):
         tfds.builder("synthetic", config=config, data_dir=str(tmp_path))
+
+
+# N frames evenly.
+
+
+@pytest.mark.parametrize(
+    ("numbers", "times", "expected"),
+    [
+        (range(100), None, [10, 30, 50, 70, 90]),
+        # Holes: the nearest that are there. A clip that is too short repeats its frames.
+        ([10, 12, 28, 33, 50, 69, 72, 90, 91], None, [10, 28, 50, 69, 90]),
+        ([10, 11, 90], None, [10, 11, 11, 90, 90]),
+        # The offset is not there: the last before it counts.
+        ([9, 10, 20, 30, 40, 50, 99], None, [10, 20, 30, 40, 50]),
+        # Even in time, not in number.
+        ([10, 11, 12, 13, 14, 15], [0, 1, 2, 3, 4, 8], [10, 12, 14, 14, 15]),
+    ],
+)
+def test_frames_evenly_by_hand(numbers, times, expected):
+    rows = frames.evenly(numbers, 10, 90, 5, times)
+    assert [numbers[row] for row in rows] == expected
+
+
+def test_even_frames_and_the_apex_are_picked():
+    first, others = frames.pick("5", (10, 47, 90), range(100))
+    assert (first, others) == ([10], [30, 47, 50, 70, 90])
+    assert frames.pick("5", (10, 50, 90), range(100)) == ([10], [30, 50, 70, 90])
+
+
+def _bank(sources, rule, times=None):
+    """The bank of clips without content; `sources`: (numbers, span) of each."""
+    examples = []
+    for numbers, span in sources:
+        at = times and [times[number] for number in numbers]
+        groups = frames.pick(rule, span, numbers, times=at)
+        pixels = [{n: np.full((2, 2), n, np.uint8) for n in group} for group in groups]
+        clip = frames.clip_frames(*span[:2], *pixels, times=times or {})
+        named = dict(zip(("onset", "apex", "offset"), span, strict=True))
+        examples.append(clip.example() | named)
+    return frames.collect(examples, {"kind": rule, "share": 0.0})
+
+
+@pytest.mark.parametrize("times", [None, {n: n**1.5 / 9 for n in range(100)}])
+def test_the_bank_gives_back_the_frames_that_were_picked(times):
+    sources = [
+        (list(range(100)), (10, 47, 90)),
+        ([n for n in range(100) if n % 3], (10, 14, 71)),
+        ([5, 6, 7, 8], (5, 7, 8)),  # fewer than six
+    ]
+    bank = _bank(sources, "6", times)
+    rows = bank.rows_evenly(6)
+    assert (rows.shape, rows.dtype) == ((3, 6), np.int32)
+    for clip, (numbers, (onset, apex, offset)) in enumerate(sources):
+        at = times and [times[number] for number in numbers]
+        picked = [numbers[row] for row in frames.evenly(numbers, onset, offset, 6, at)]
+        assert bank.numbers[rows[clip]].tolist() == picked
+        assert bank.numbers[bank.onset[clip, 1]] == onset
+        assert bank.numbers[bank.apex[clip, 1]] == apex
+    np.testing.assert_array_equal(bank.pixels[:, 0, 0, 0], bank.numbers)
+    # Fewer than are stored: the nearest of them. The same after clips were left out.
+    assert bank.numbers[bank.rows_evenly(2)].tolist() == [[10, 90], [10, 71], [5, 8]]
+    part = bank.of(np.array([False, True, True]))
+    np.testing.assert_array_equal(part.numbers[part.rows_evenly(6)], bank.numbers[rows[1:]])
+    assert part.times.shape == part.numbers.shape
+
+
+def test_more_than_is_stored_is_refused(loaded):
+    bank = _bank([(list(range(100)), (10, 47, 90))], "4")
+    for count, stored, of in ((5, "4", bank), (1, "4", bank), (4, "none", loaded[0].frames)):
+        with pytest.raises(
+            UserError, match=rf"{count} frames evenly .* stores {stored} so; choose"
+        ):
+            of.rows_evenly(count)
+
+
+def test_fingerprints_cover_times_only_where_frames_are_even(loaded):
+    old = {"pixels", "numbers", "onset", "apex", "span", "share"}
+    assert loaded[0].frames.content().keys() == old
+    bank = _bank([(list(range(100)), (10, 47, 90))], "4")
+    assert bank.content().keys() == old | {"evenly", "times"}
+
+
+def test_even_frames_of_a_built_data_set(tmp_path, rendered):
+    config = synthetic.SyntheticConfig(
+        name="even", subjects_per_source=2, clips_per_subject=4, frames="4", frame_side=32
+    )
+    builder = tfds.builder(
+        "synthetic", config=config, data_dir=str(tmp_path), file_format="array_record"
+    )
+    builder.download_and_prepare()
+    assert builder.info.metadata["frames"] == {"kind": "4", "side": 32, "share": 0.0}
+    source = builder.as_data_source("train")
+    examples = [source[index] for index in range(len(source))]
+    assert all(np.isnan(example["frame_times"]).all() for example in examples)
+    bank = frames.collect(examples, builder.info.metadata["frames"])
+    for clip, rows in zip(rendered, bank.rows_evenly(4), strict=True):
+        expected = np.linspace(clip.onset, clip.offset, 4)
+        assert np.abs(bank.numbers[rows] - expected).max() <= 0.5
+        transform = alignment.face_transform(clip.landmarks[clip.onset], 32)
+        for row in rows:
+            face = alignment.warp(clip.frames[bank.numbers[row]], transform, 32)
+            np.testing.assert_array_equal(bank.pixels[row], frames.in_colour(face))

@@ -290,3 +290,54 @@ def test_the_real_release(tmp_path):
     assert "006" in arrays.subjects
     inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
     assert inputs.shape == (442, 28, 28, 3)
+
+
+# What a report shows.
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_dir):
+    return loading.load("synthetic", config="tiny", data_dir=tiny_dir)
+
+
+def test_flow_in_pixels_has_its_zero(tiny):
+    inputs = np.zeros_like(tiny.flow)
+    found = loading.images(tiny, inputs, "release")
+    assert found.centred
+    assert found.mosaic is inputs
+    np.testing.assert_array_equal(found.flow, tiny.flow)
+    np.testing.assert_array_equal(found.clips, tiny.clips)
+
+
+def test_flow_scaled_to_an_image_has_none(tiny):
+    scaled = loading.network_inputs(
+        tiny, layout="none", channels=("u", "v", "strain"), scaling="minmax_255"
+    )
+    found = loading.images(dataclasses.replace(tiny, flow=scaled), scaled, "none")
+    assert not found.centred
+    # The network sees the flow itself: no second image.
+    assert found.mosaic is None
+
+
+def test_inputs_of_other_clips(tiny):
+    with pytest.raises(ValueError, match="3 inputs for 24 clips"):
+        loading.images(tiny, np.zeros((3, 28, 28, 3), np.float32), "release")
+
+
+def test_where_a_data_set_is_built(tiny, tiny_dir):
+    folder = loading.built("synthetic", config="tiny", data_dir=tiny_dir)
+    assert folder.is_dir()
+    assert str(folder).startswith(tiny_dir)
+    assert tiny.name.endswith(str(folder.relative_to(tiny_dir)))
+
+
+def test_looking_for_a_data_set_builds_nothing(tmp_path):
+    assert loading.built("synthetic", config="tiny", data_dir=str(tmp_path / "none")) is None
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(errors.UserError, match="unknown data set 'nothing'"):
+        loading.built("nothing", data_dir=str(tmp_path))

@@ -1,4 +1,4 @@
-"""Strict PNG reading: whole pictures only."""
+"""Strict PNG reading: whole images only."""
 
 import struct
 import zlib
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from htnet_jax.datasets import png
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.uint8)
 
 
-def _encode(picture):
-    done, data = cv2.imencode(".png", picture)
+def _encode(image):
+    done, data = cv2.imencode(".png", image)
     assert done
     return data.tobytes()
 
@@ -43,15 +43,15 @@ ROWS = (b"\0" + bytes([1, 2, 3]) * 28) * 28
 def test_reads_rgb_order(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(_png(HEADER, zlib.compress(ROWS)))
-    picture = png.read_rgb_png(path, 28)
-    assert picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture, np.tile(np.uint8([1, 2, 3]), (28, 28, 1)))
+    image = png.read_rgb_png(path, 28)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.tile(np.uint8([1, 2, 3]), (28, 28, 1)))
 
 
 def test_reads_every_pixel(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(_encode(PICTURE[..., ::-1]))
-    np.testing.assert_array_equal(png.read_rgb_png(path, 28), PICTURE)
+    path.write_bytes(_encode(IMAGE[..., ::-1]))
+    np.testing.assert_array_equal(png.read_rgb_png(path, 28), IMAGE)
 
 
 @hypothesis.given(st.data())
@@ -59,7 +59,7 @@ def test_reads_every_pixel(tmp_path):
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None
 )
 def test_every_truncation_and_every_flipped_byte_is_found(tmp_path, data):
-    whole = _encode(PICTURE)
+    whole = _encode(IMAGE)
     path = tmp_path / "a.png"
     position = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(whole[:position])
@@ -77,14 +77,14 @@ def test_every_truncation_and_every_flipped_byte_is_found(tmp_path, data):
     [
         (b"", "empty"),
         (b"GIF89a" + bytes(100), "not a PNG"),
-        (_encode(PICTURE[:20]), "28x20 pixels, expected 28x28"),
-        (_encode(PICTURE[..., 0]), "8-bit grayscale, expected 8-bit RGB"),
-        (_encode(PICTURE.astype(np.uint16)), "16-bit RGB"),
-        (_encode(np.dstack([PICTURE, PICTURE[..., :1]])), "RGBA"),
-        (_png(HEADER, zlib.compress(ROWS)[:-8]), "pixel data are incomplete"),
-        (_png(HEADER, b"no zlib stream"), "cannot be decompressed"),
-        (_png(HEADER, zlib.compress(ROWS[:-100])), "pixel data are incomplete"),
-        (_png(b"short", zlib.compress(ROWS)), "no header"),
+        (_encode(IMAGE[:20]), "28x20 pixels, expected 28x28"),
+        (_encode(IMAGE[..., 0]), "8-bit grayscale, expected 8-bit RGB"),
+        (_encode(IMAGE.astype(np.uint16)), "16-bit RGB"),
+        (_encode(np.dstack([IMAGE, IMAGE[..., :1]])), "RGBA"),
+        (_png(HEADER, zlib.compress(ROWS)[:-8]), "truncated or damaged"),
+        (_png(HEADER, b"no zlib stream"), "truncated or damaged"),
+        (_png(HEADER, zlib.compress(ROWS[:-100])), "truncated or damaged"),
+        (_png(b"short", zlib.compress(ROWS)), "truncated or damaged"),
     ],
 )
 def test_refuses(tmp_path, data, message):

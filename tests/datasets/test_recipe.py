@@ -78,16 +78,16 @@ def test_the_default_is_spelt_out():
     assert default.name == "tvl1_28"
     assert default.canonical == (
         "flow=tvl1,size=28,align=onset,landmarks=dlib,order=crop,strain=green_lagrange_small,"
-        "apex=midpoint,labels=megc3,variant="
+        "apex=midpoint,variant=,frames=none"
     )
     # sha256sum's; a data set that somebody built must stay recognisable.
-    assert default.hash == "1dd98a16db573311"
+    assert default.hash == "755b2da73b30ce73"
     assert recipe.parse("") == recipe.make() == default
 
 
 def test_only_what_differs_is_in_the_name():
-    chosen = recipe.make(flow="dis", size=56, align="none", labels="own", variant="nir")
-    assert chosen.name == "dis_56+align-none+labels-own+variant-nir"
+    chosen = recipe.make(flow="dis", size=56, align="none", frames="pair", variant="nir")
+    assert chosen.name == "dis_56+align-none+variant-nir+frames-pair"
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,24 @@ def test_wrong_choices_are_reported_together(choices, messages):
         *("tvl1_28+", "tvl1_28+align", "tvl1_28+align-", "tvl1_28+none", "tvl1_28+align=none"),
         # What is a default, in another order, or twice, would be a second name.
         *("tvl1_28+align-onset", "tvl1_28+size-28", "tvl1_28+variant-"),
-        *("tvl1_28+labels-own+align-none", "tvl1_28+align-none+align-none", " tvl1_28"),
+        *("tvl1_28+labels-own",),
+        *("tvl1_28+frames-pair+align-none", "tvl1_28+align-none+align-none", " tvl1_28"),
         "tvl1_28+align-head+align-none",
     ],
 )
 def test_a_recipe_has_one_name(name):
     with pytest.raises(UserError, match="recipe"):
         recipe.parse(name)
+
+
+def test_any_number_of_frames_is_a_choice():
+    assert recipe.make(frames=16).frames == "16"
+    chosen = recipe.parse("tvl1_28+frames-16")
+    assert chosen == recipe.make(frames="16")
+    assert chosen.name == "tvl1_28+frames-16"
+    assert chosen.canonical.endswith(",frames=16")
+    for frames in ("1", "all", "016"):
+        with pytest.raises(UserError, match=f"frames='{frames}' is unknown; use none, pair, neigh"):
+            recipe.make(frames=frames)
+    with pytest.raises(UserError, match="align=head finds points on onset and apex alone"):
+        recipe.make(frames=16, align="head")

@@ -7,7 +7,7 @@ import pytest
 import xlwt
 
 from htnet_jax.datasets import sheets
-from htnet_jax.errors import UserError
+from htnet_jax.errors import Problems, UserError
 
 COLUMNS = {"subject": ("Subject",), "onset": ("Onset Frame", "OnsetF"), "apex": ("Apex",)}
 HEADER = ["Subject", "Onset Frame", "Apex"]
@@ -138,7 +138,7 @@ def test_a_cell_as_text(cell, expected):
     [("46", 46), ("046", 46), ("0", 0), ("", None), ("/", None), ("46.5", None), ("-3", None)],
 )
 def test_a_cell_as_a_whole_number(text, number):
-    assert sheets.SheetRow(2, "somewhere", {"apex": text}).whole("apex") == number
+    assert sheets.Row(2, "somewhere", {"apex": text}).whole("apex") == number
 
 
 @pytest.mark.parametrize("suffix", [".xlsx", ".xls"])
@@ -303,3 +303,70 @@ def test_a_missing_file(tmp_path):
     (tmp_path / "folder.xlsx").mkdir()
     with pytest.raises(UserError, match="no such file"):
         sheets.read_sheet(tmp_path / "folder.xlsx", COLUMNS)
+
+
+def _read_csv(tmp_path, text, columns=("sub", "label")):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    problems = Problems("t")
+    return list(sheets.read_csv(path, columns, problems)), problems.found
+
+
+def test_cells_stay_text_and_lines_are_counted(tmp_path):
+    rows, found = _read_csv(tmp_path, "\ufeffsub, label,other\r\n006,1,\r\n\r\n 007 ,2,x\r\n")
+    assert not found
+    assert [row.where for row in rows] == ["t.csv line 2", "t.csv line 4"]
+    assert rows[0].cells == {"sub": "006", "label": "1", "other": ""}
+    assert rows[1].cells == {"sub": "007", "label": "2", "other": "x"}
+
+
+def test_every_bad_row_is_reported_and_left_out(tmp_path):
+    rows, found = _read_csv(tmp_path, "sub,label\n1,2\n,\n1,2,3\n4\n5,6\n")
+    assert [row.cells["sub"] for row in rows] == ["1", "5"]
+    assert found == [
+        ("t.csv line 3", "empty cell in column sub, label"),
+        ("t.csv line 4", "3 cells, but the header has 2"),
+        ("t.csv line 5", "1 cells, but the header has 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,other\n1,2\n", "missing column sub in"),
+        ("", "missing column sub, label in"),
+        ("sub,label,label\n1,2,3\n", "label appears more than once"),
+        (b"sub,label\n\xff\xfe,1\n", "cannot be read"),
+        ('sub,label\n"1,2\n', "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_the_file(tmp_path, text, message):
+    rows, found = _read_csv(tmp_path, text)
+    assert rows == []
+    assert len(found) == 1
+    assert found[0][0] == "t.csv"
+    assert message in found[0][1]
+
+
+def test_a_missing_file_is_a_problem(tmp_path):
+    problems = Problems("t")
+    assert list(sheets.read_csv(tmp_path / "none.csv", ("sub",), problems)) == []
+    assert problems.found[0][0] == "none.csv"
+
+
+def test_five_points():
+    cells = dict(
+        zip(
+            sheets.COORDINATES,
+            ["9", "10", "19.5", "10", "14", "15", "10", "20", "18", "20"],
+            strict=True,
+        )
+    )
+    points, bad = sheets.five_points(sheets.Row(2, "row 2", cells))
+    assert points.tolist() == [[9, 10], [19.5, 10], [14, 15], [10, 20], [18, 20]]
+    assert bad == []
+    cells |= {"nose_x": "far", "right_mouth_y": "inf"}
+    assert sheets.five_points(sheets.Row(2, "row 2", cells))[1] == [
+        "nose_x is 'far', not a number",
+        "right_mouth_y is 'inf', not a finite number",
+    ]

@@ -1,4 +1,4 @@
-"""SMIC's layout: every known tree and sheet, each known error, and each finding."""
+"""SMIC's survey: every known tree and sheet, each known error, and each finding."""
 
 import shutil
 from pathlib import Path
@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 from fakes import smic
 
-from htnet_jax.datasets import raw
-from htnet_jax.datasets.audit import Audit
-from htnet_jax.datasets.smic import layout, long_clips, paths
-from htnet_jax.datasets.tree import Tree, frames
+from htnet_jax.datasets import Smic, survey
+from htnet_jax.datasets.recording import image_files
+from htnet_jax.datasets.smic import is_long, standard_name
 
 
 def _survey(root, variant="hs"):
-    audit = Audit()
-    return layout.survey(Tree(root), variant, audit), audit
+    audit = survey.Audit()
+    return Smic.survey(survey.Tree(root), variant, audit), audit
 
 
 def _kinds(audit):
@@ -51,18 +50,18 @@ def _rewrite(root, change, variant="hs", **options):
     smic.write_sheet(path, list(rows.values()), variant, **options)
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
-@pytest.mark.parametrize("pictures", ["raw", "cropped"])
-def test_short_clips(root, faces, variant, pictures):
-    expected = smic.write(root, faces, variant=variant, pictures=pictures)
+@pytest.mark.parametrize("variant", Smic.VARIANTS)
+@pytest.mark.parametrize("images", ["raw", "cropped"])
+def test_short_clips(root, faces, variant, images):
+    expected = smic.write(root, faces, variant=variant, pictures=images)
     clips, audit = _survey(root, variant)
     assert clips == expected
     assert not audit.findings
     for clip in clips:
-        assert list(frames(clip.folder)) == list(range(clip.onset, clip.offset + 1))
+        assert list(image_files(clip.folder)) == list(range(clip.onset, clip.offset + 1))
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("variant", Smic.VARIANTS)
 @pytest.mark.parametrize("nested", [False, True])
 def test_long_clips(root, faces, variant, nested):
     expected = smic.write_long(root, faces, variant=variant, nested=nested)
@@ -77,9 +76,9 @@ def test_ids_are_those_of_the_composite(short, root):
 
 
 def test_modalities_beside_each_other_are_told_apart(root, faces):
-    for variant in layout.VARIANTS:
+    for variant in Smic.VARIANTS:
         smic.write(root, faces, variant=variant)
-    for variant in layout.VARIANTS:
+    for variant in Smic.VARIANTS:
         clips, audit = _survey(root, variant)
         assert len(clips) == len(smic.clips_of(variant))
         assert {clip.folder.relative_to(root).parts[1] for clip in clips} == {variant.upper()}
@@ -121,7 +120,7 @@ def test_padding_letter_case_and_nested_archives(short, root):
     assert clips[3].folder == inner / "s3_sur_02"
 
 
-def test_the_more_complete_of_raw_and_cropped_pictures(root, faces):
+def test_the_more_complete_of_raw_and_cropped_images(root, faces):
     smic.write(root, faces, pictures="raw")
     smic.write(root, faces, pictures="cropped")
     clips, audit = _survey(root)
@@ -173,19 +172,6 @@ def test_strange_folder_is_reported(short, root):
     assert "no clip's name" in found.what
 
 
-def test_several_folders(short, root):
-    shutil.copytree(
-        root / "SMIC_all_raw" / "HS" / "s3" / "micro" / "negative",
-        root / "copy" / "raw" / "HS" / "s3" / "micro" / "negative",
-    )
-    clips, audit = _survey(root)
-    assert len(clips) == 8
-    assert [finding.kind for finding in audit.errors] == ["path", "path"]
-    one, other = "SMIC_all_raw/HS/s3/micro/negative", "copy/raw/HS/s3/micro/negative"
-    what = f"several folders: {one}/s3_ne_02, {other}/s3_ne_02"
-    assert audit.errors[0].what == what
-
-
 def test_empty_folder_and_ambiguous_frames(short, root):
     for picture in short[0].folder.iterdir():
         picture.unlink()
@@ -196,7 +182,7 @@ def test_empty_folder_and_ambiguous_frames(short, root):
         ("folder", short[0].id),
         ("path", short[1].id),
     ]
-    assert audit.errors[0].what == "it holds no pictures"
+    assert audit.errors[0].what == "it holds no images"
     assert "have the same number" in audit.errors[1].what
 
 
@@ -212,11 +198,11 @@ def test_links_out_of_the_tree(short, root, tmp_path):
     found = _only(audit, "path")
     assert found.clip == short[1].id
     assert "leads out of its folder" in found.what
-    assert Tree(root).outside == [short[0].folder]
+    assert survey.Tree(root).outside == [short[0].folder]
 
 
-def test_known_gap_of_cropped_pictures_is_noted(root, faces, monkeypatch):
-    monkeypatch.setitem(layout.KNOWN_GAPS, "smic/s11/s11_ne_01", "2 are lacking")
+def test_known_gap_of_cropped_images_is_noted(root, faces, monkeypatch):
+    monkeypatch.setitem(Smic.KNOWN_GAPS, "smic/s11/s11_ne_01", "2 are lacking")
     smic.write(root, faces, pictures="cropped")
     clips, audit = _survey(root)
     assert len(clips) == 10
@@ -233,7 +219,7 @@ def test_merged_clips_and_the_known_error_are_corrected(long, root):
     assert merged.folder.name == "s3_ne_02"
     corrected = {f.clip: f.what for f in audit.findings if f.kind == "corrected"}
     assert list(corrected) == ["smic/s18/s18_sur_03", "smic/s03/s03_ne_03"]
-    assert corrected["smic/s18/s18_sur_03"].startswith("Emotion negative -> surprise: ")
+    assert corrected["smic/s18/s18_sur_03"].startswith("emotion negative -> surprise: ")
     assert (
         corrected["smic/s03/s03_ne_03"] == "interval 2 of s03_ne_02's row, which joins both clips"
     )
@@ -305,7 +291,7 @@ def test_bad_name_duplicate_row_and_remarks(long, root):
     assert clips == long
     assert sorted(f.what for f in audit.errors)[0].startswith("Filename is 's3-ne', no name")
     again = sorted(f.what for f in audit.errors)[1]
-    assert again.startswith("clip s11_ne_01 again, after SMIC-HS-E_annotation.xlsx, sheet HS, row")
+    assert again.startswith("the clip again, after SMIC-HS-E_annotation.xlsx, sheet HS, row")
     assert len(audit.errors) == 2
     assert not audit.dropped
     assert "no clip's row: a remark of the owners" in [f.what for f in audit.findings]
@@ -317,7 +303,7 @@ def test_folder_without_a_row_and_row_without_a_folder(long, root):
     assert len(clips) == 9
     assert [(f.kind, f.clip, f.what) for f in audit.errors] == [
         ("folder", "smic/s11/s11_ne_01", "no folder s11_ne_01"),
-        ("row", "smic/s11/s11_ne_09", "a clip folder without a row"),
+        ("row", "smic/s11/s11_ne_09", survey.WITHOUT_ROW),
     ]
 
 
@@ -332,36 +318,12 @@ def test_lost_clips_are_notes(long, root):
     assert [f.clip for f in audit.findings if "SMIC-E has lost" in f.what] == ["smic/s03/s03_ne_20"]
 
 
-def test_missing_sheet(long, root):
-    (path,) = root.rglob("*.xlsx")
-    path.unlink()
-    clips, audit = _survey(root)
-    assert not clips
-    assert _only(audit, "sheet").what.startswith("SMIC-HS-E_annotation.xlsx is missing")
-
-
-def test_missing_column(long, root):
-    header = ["OffsetX" if name == "OffsetF" else name for name in smic.HEADERS["hs"]]
-    _rewrite(root, lambda rows: None, header=header)
-    clips, audit = _survey(root)
-    assert not clips
-    assert "'HS' lacks OffsetF" in _only(audit, "sheet").what
-
-
 def test_damaged_sheet(long, root):
     (path,) = root.rglob("*.xlsx")
     path.write_bytes(path.read_bytes()[:-300])
     clips, audit = _survey(root)
     assert not clips
     assert "cannot be read as a spreadsheet" in _only(audit, "sheet").what
-
-
-def test_locked_sheet(long, root):
-    (path,) = root.rglob("*.xlsx")
-    path.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(1000))  # an encrypted container
-    clips, audit = _survey(root)
-    assert not clips
-    assert "save it without a password" in _only(audit, "sheet").what
 
 
 def test_the_documented_sheet_is_preferred(long, root):
@@ -373,7 +335,7 @@ def test_the_documented_sheet_is_preferred(long, root):
     assert not audit.errors
     (root / "smic-hs-e_annotation.xlsx").write_bytes(b"not read")
     clips, audit = _survey(root)
-    assert "the first of several sheets is used" in audit.findings[0].what
+    assert "this sheet is used; left aside: smic-hs-e_annotation.xlsx" in audit.findings[0].what
 
 
 def test_vis_sheet_of_the_hs_workbook(root, faces):
@@ -390,67 +352,6 @@ def test_vis_sheet_of_the_hs_workbook(root, faces):
     assert "it has no sheet VIS, only HS" in _only(audit, "sheet").what
 
 
-def _published(variant, counts, subjects, folder):
-    """Invented clips in the published numbers."""
-    codes = [code for code, n in zip(paths.EMOTIONS, counts, strict=True) for _ in range(n)]
-    clips = []
-    for index, code in enumerate(codes):
-        name = f"s{index % subjects + 1:02d}_{code}_{index:02d}"
-        clips.append(smic.RawClip("smic", name[:3], name, paths.EMOTIONS[code], folder, 1, None, 9))
-    return clips
-
-
-@pytest.mark.parametrize(
-    ("variant", "counts", "subjects", "folder", "title"),
-    [
-        ("hs", (70, 51, 43), 16, Path("SMIC_all_raw/HS"), "SMIC HS"),
-        ("hs", (68, 51, 42), 16, Path("HS_long/SMIC_HS_E"), "SMIC-E HS"),
-        ("vis", (23, 28, 20), 8, Path("SMIC_all_raw/VIS"), "SMIC VIS"),
-        ("nir", (23, 28, 20), 8, Path("SMIC_all_raw/NIR"), "SMIC NIR"),
-    ],
-)
-def test_counts(variant, counts, subjects, folder, title):
-    clips = _published(variant, counts, subjects, folder)
-    audit = Audit()
-    layout.check_counts(clips, variant, audit)
-    assert not audit.errors
-    assert len(audit.findings) == (variant == "nir")  # a note: nothing to compare
-    layout.check_counts(clips[:-1], variant, audit)
-    total, surprise = sum(counts), counts[2]
-    expected = [f"{total - 1} clips, the published data set has {total}"]
-    if variant != "nir":
-        what = f"{surprise - 1} surprise clips, the published data set has {surprise}"
-        expected.append(what)
-    assert [(f.kind, f.where, f.what) for f in audit.errors] == [
-        ("count", title, what) for what in expected
-    ]
-
-
-def test_subjects_are_counted():
-    clips = _published("hs", (70, 51, 43), 15, Path("HS"))
-    audit = Audit()
-    layout.check_counts(clips, "hs", audit)
-    assert _only(audit, "count").what == "15 subjects, the published data set has 16"
-
-
-def test_labels(short, root):
-    clips, _ = _survey(root)
-    for labels in layout.LABELS.values():
-        assert labels.classes == ("negative", "positive", "surprise")
-        assert [labels.label(clip) for clip in clips] == [0, 0, 1, 2, 0, 1, 2, 0, 1, 2]
-    assert set(layout.LABELS) == {"megc3", "own"}
-    assert isinstance(layout.LABELS["megc3"], raw.LabelSet)
-
-
-def test_clips_known_by_name_have_standard_names():
-    names = [*long_clips.HOSTS, *long_clips.MERGED, *long_clips.LOST]
-    names += [name for _, name in layout.CORRECTIONS]
-    names += [key.rpartition("/")[2] for key in layout.KNOWN_GAPS]
-    assert names == [paths.standard_name(name) for name in names]
-    for subject, name in layout.CORRECTIONS:
-        assert paths.subject_of(name) == subject
-
-
 @pytest.mark.parametrize(
     ("folder", "long"),
     [
@@ -462,4 +363,30 @@ def test_clips_known_by_name_have_standard_names():
     ],
 )
 def test_long_clips_are_told_by_their_path(folder, long):
-    assert paths.is_long(Path(folder)) is long
+    assert is_long(Path(folder)) is long
+
+
+@pytest.mark.parametrize(
+    ("variant", "folder", "title", "clips", "subjects", "emotions"),
+    [
+        ("hs", "SMIC_all_raw/HS", "SMIC HS", 164, 16, (70, 51, 43)),
+        ("hs", "HS_long/SMIC_HS_E", "SMIC-E HS", 161, 16, (68, 51, 42)),
+        ("vis", "SMIC_all_raw/VIS", "SMIC VIS", 71, 8, (23, 28, 20)),
+        ("nir", "SMIC_all_raw/NIR", "SMIC NIR", 71, None, ()),
+    ],
+)
+def test_published_numbers_of_each_part(variant, folder, title, clips, subjects, emotions):
+    found = [survey.RawClip("smic", "s01", "s01_ne_01", "negative", Path(folder), 1, None, 9)]
+    (counts,) = Smic.counts(found, variant)
+    assert (counts.title, counts.clips, counts.subjects) == (title, clips, subjects)
+    assert tuple(counts.emotions.values()) == emotions
+    assert ("no published numbers" in counts.remark) == (variant == "nir")
+
+
+def test_labels_and_names_that_are_known(short):
+    for labels in Smic.LABELS.values():
+        assert labels.classes == ("negative", "positive", "surprise")
+        assert [labels.label(c.emotion) for c in short] == [0, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert set(Smic.LABELS) == {"megc3", "own"}
+    for name in [*Smic.CORRECTIONS, *(key.split("/")[2] for key in Smic.KNOWN_GAPS)]:
+        assert name == standard_name(name)

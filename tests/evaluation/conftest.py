@@ -71,13 +71,13 @@ def make_inner():
 
 @pytest.fixture
 def make_wide():
-    """A run of random logits: `people` people (half smic, half samm) with four clips each."""
+    """A run of random logits: `number` subjects (half smic, half samm) with four clips each."""
 
-    def make(*, people=6, seeds=1, epochs=3, skill=1.0, key=0, **changes):
+    def make(*, number=6, seeds=1, epochs=3, skill=1.0, key=0, **changes):
         random = np.random.default_rng(key)
-        names = np.array([f"s{index:02d}" for index in range(people)])
-        fold = np.repeat(np.arange(people), 4)
-        labels = np.tile([0, 1, 2, 0], people)
+        names = np.array([f"s{index:02d}" for index in range(number)])
+        fold = np.repeat(np.arange(number), 4)
+        labels = np.tile([0, 1, 2, 0], number)
         noise = random.normal(size=(seeds, epochs, len(fold), 3))
         fields = {
             "logits": (noise + skill * np.eye(3)[labels]).astype(np.float32),
@@ -90,7 +90,7 @@ def make_wide():
             "sources": np.where(fold % 2, "smic", "samm"),
             "labels": labels,
             "class_names": ["negative", "positive", "surprise"],
-            "train_loss": np.ones((seeds, people, epochs), np.float32),
+            "train_loss": np.ones((seeds, number, epochs), np.float32),
             "protocol": "loso",
             "protocol_folds": names,
             "dataset": "megc2019/release/1.0.0",

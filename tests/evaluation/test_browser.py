@@ -8,8 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from htnet_jax.evaluation import comparison, page
-from htnet_jax.evaluation.runs import Pictures, Run
+from htnet_jax.evaluation import page
+from htnet_jax.evaluation.summary import Images, Run, compare
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def visit(path, tmp_path):
 
 
 def measure(text, tmp_path):
-    """Width -> the pictures' widths, and the page's width with and without what sticks out."""
+    """Width -> the images' widths, and the page's width with and without what sticks out."""
     host = tmp_path / "measure.html"
     # A script ends at its end tag, wherever that stands.
     host.write_text(MEASURE % (json.dumps(text).replace("</", "<\\/"), list(WIDTHS)))
@@ -91,14 +91,14 @@ def browser():
 
 @pytest.fixture
 def runs(make_wide):
-    net = make_wide(people=20, seeds=2, epochs=12)
+    net = make_wide(number=20, seeds=2, epochs=12)
     rng = np.random.default_rng(0)
     flow = rng.normal(size=(len(net.clips), 28, 28, 3)).astype(np.float32)
-    pictures = Pictures(net.clips, flow, flow[:, ::-1], centred=False)
+    images = Images(net.clips, flow, flow[:, ::-1], centred=False)
     known = {"config": {"a long setting": "x" * 400}, "environment": {"jax": "0"}}
     return [
-        Run.of("a run with-a-name-that-does-not-end-" + "x" * 60, net, pictures=pictures, **known),
-        Run.of("baseline", make_wide(people=20, epochs=1, key=1)),
+        Run.of("a run with-a-name-that-does-not-end-" + "x" * 60, net, images=images, **known),
+        Run.of("baseline", make_wide(number=20, epochs=1, key=1)),
     ]
 
 
@@ -107,7 +107,7 @@ def test_a_report_in_a_browser(runs, number, tmp_path):
     shown, pairs = runs[:number], []
     if number == 2:
         names = (runs[0].name, runs[1].name)
-        pairs = [comparison.compare(runs[0].predictions, runs[1].predictions, names)]
+        pairs = [compare(runs[0].predictions, runs[1].predictions, names)]
     figures = page.figures(shown, pairs)
     text = page.render(shown, pairs, figures)
     path = tmp_path / "report.html"

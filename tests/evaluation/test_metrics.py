@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.metrics import (
-    SCORES,
+    HEADLINE,
+    METRICS,
     AbsentClassError,
-    UndefinedScoreError,
-    accuracy,
-    class_scores,
+    Counts,
     confusion,
     confusions,
-    macro_f1,
     scores,
     uar,
     uf1,
@@ -36,11 +34,10 @@ def test_hand_computed_scores():
     # F1: 4/(3+3), 4/(2+3), 0/(1+0); recall: 2/3, 2/2, 0/1.
     assert uf1(TRUTH, PREDICTED, 3) == pytest.approx((4 / 6 + 4 / 5 + 0) / 3)
     assert uar(TRUTH, PREDICTED, 3) == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert accuracy(TRUTH, PREDICTED, 3) == pytest.approx(4 / 6)
 
 
 def test_perfect_predictions_score_one():
-    assert uf1(TRUTH, TRUTH, 3) == uar(TRUTH, TRUTH, 3) == accuracy(TRUTH, TRUTH, 3) == 1.0
+    assert set(scores(confusion(TRUTH, TRUTH, 3)).values()) == {1.0}
 
 
 def test_constant_prediction_on_the_megc_class_table():
@@ -80,7 +77,7 @@ def test_absent_class_rules():
         ([0], [0], 0, "num_classes must be at least 1"),
     ],
 )
-@pytest.mark.parametrize("score", [confusion, confusions, uf1, uar, accuracy, macro_f1])
+@pytest.mark.parametrize("score", [confusion, confusions, uf1, uar])
 def test_bad_input(score, labels, predictions, num_classes, message):
     with pytest.raises(ValueError, match=message):
         score(labels, predictions, num_classes)
@@ -161,7 +158,8 @@ def test_confusions_refuse_bad_shapes():
 def test_hand_computed_scores_of_a_matrix():
     # F1 4/6, 4/5, 0; recall 2/3, 1, 0; 4 of 6 right. Class 2 is in the truth, so it counts.
     values = scores(MATRIX)
-    assert tuple(values) == SCORES
+    assert tuple(values) == tuple(METRICS)
+    assert HEADLINE == ("uf1", "uar")
     assert values["uf1"] == pytest.approx((4 / 6 + 4 / 5) / 3)
     assert values["uar"] == pytest.approx((2 / 3 + 1) / 3)
     assert values["accuracy"] == pytest.approx(4 / 6)
@@ -172,7 +170,7 @@ def test_hand_computed_scores_of_a_matrix():
 def test_macro_f1_counts_a_class_that_is_only_predicted_and_none_that_is_nowhere():
     # Truth 0 0 1, predicted 0 2 1, of 4 classes: F1 of 0: 2/(2+1), of 1: 1, of 2: 0/(0+1), no 3.
     truth, predicted = [0, 0, 1], [0, 2, 1]
-    assert macro_f1(truth, predicted, 4) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert scores(confusion(truth, predicted, 4))["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert uf1(truth, predicted, 4, absent="skip") == pytest.approx((2 / 3 + 1) / 2)
     assert uf1(truth, predicted, 4, absent="zero") == pytest.approx((2 / 3 + 1) / 4)
 
@@ -189,18 +187,12 @@ def test_scores_of_weighted_counts():
     assert values["accuracy"] == pytest.approx(6 / 9)
 
 
-def test_scores_over_leading_axes_obey_the_rule_for_each_matrix():
+def test_scores_over_leading_axes_skip_the_absent_classes_of_each_matrix():
     # The second has no clip of class 1: recalls 1 and 0, F1 4/(2+3) and 0.
-    pair = np.array([[MATRIX], [[[2, 0, 0], [0, 0, 0], [1, 0, 0]]]])
-    skip, zero = scores(pair, "skip"), scores(pair, "zero")
-    assert skip["uar"].shape == (2, 1)
-    assert skip["uar"][:, 0] == pytest.approx([5 / 9, 1 / 2])
-    assert zero["uar"][:, 0] == pytest.approx([5 / 9, 1 / 3])
-    assert skip["uf1"][1, 0] == pytest.approx(4 / 5 / 2)
-    assert zero["uf1"][1, 0] == pytest.approx(4 / 5 / 3)
-    np.testing.assert_array_equal(skip["macro_f1"], zero["macro_f1"])
-    with pytest.raises(AbsentClassError, match="has class 1, so the mean over all 3 classes"):
-        scores(pair, "error")
+    found = scores([[MATRIX], [[[2, 0, 0], [0, 0, 0], [1, 0, 0]]]])
+    assert found["uar"].shape == (2, 1)
+    assert found["uar"][:, 0] == pytest.approx([5 / 9, 1 / 2])
+    assert found["uf1"][1, 0] == pytest.approx(4 / 5 / 2)
 
 
 @pytest.mark.parametrize(
@@ -216,82 +208,70 @@ def test_scores_over_leading_axes_obey_the_rule_for_each_matrix():
         (np.stack([np.eye(2), np.zeros((2, 2))]), "no clips"),
     ],
 )
-@pytest.mark.parametrize("score", [scores, class_scores])
-def test_bad_matrices(score, matrix, message):
+def test_bad_matrices(matrix, message):
     with pytest.raises(ValueError, match=message):
-        score(matrix)
+        scores(matrix)
 
 
-@given(PAIRS)
-def test_scores_agree_with_scikit_learn(pairs):
-    truth, predicted = np.array(pairs).T
-    present = np.unique(truth)
-    values = scores(confusion(truth, predicted, 4))
-    assert macro_f1(truth, predicted, 4) == values["macro_f1"]
-    assert values["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
-    f1 = sklearn_metrics.f1_score
-    assert values["macro_f1"] == pytest.approx(f1(truth, predicted, average="macro"))
-    # Only the classes of the truth: that is the rule "skip".
-    skipped = f1(truth, predicted, labels=present, average="macro")
-    assert values["uf1"] == pytest.approx(skipped)
-    recall = sklearn_metrics.recall_score(truth, predicted, labels=present, average="macro")
-    assert values["uar"] == pytest.approx(recall)
+def balanced_accuracy(truth, predicted):
     with warnings.catch_warnings():
         # It warns of predicted classes that are not in the truth, and of a single class.
         warnings.simplefilter("ignore", UserWarning)
-        balanced = sklearn_metrics.balanced_accuracy_score(truth, predicted)
-    assert values["uar"] == pytest.approx(balanced)
-    zero = f1(truth, predicted, labels=range(4), average="macro", zero_division=0)
+        return sklearn_metrics.balanced_accuracy_score(truth, predicted)
+
+
+# What each score must be, independently: (truth, predicted) -> number.
+EXPECTED = {
+    # Only the classes of the truth: the others are skipped.
+    "uf1": lambda truth, predicted: sklearn_metrics.f1_score(
+        truth, predicted, labels=np.unique(truth), average="macro"
+    ),
+    "uar": balanced_accuracy,
+    "accuracy": sklearn_metrics.accuracy_score,
+    "macro_f1": lambda truth, predicted: sklearn_metrics.f1_score(
+        truth, predicted, average="macro"
+    ),
+}
+
+
+@given(PAIRS)
+def test_every_score_agrees_with_an_independent_one(pairs):
+    truth, predicted = np.array(pairs).T
+    values = scores(confusion(truth, predicted, 4))
+    assert set(values) == set(EXPECTED)
+    for name, expected in EXPECTED.items():
+        assert values[name] == pytest.approx(expected(truth, predicted)), name
+    zero = sklearn_metrics.f1_score(
+        truth, predicted, labels=range(4), average="macro", zero_division=0
+    )
     assert uf1(truth, predicted, 4, absent="zero") == pytest.approx(zero)
     assert uf1(truth, predicted, 4, "zero") <= values["macro_f1"] + 1e-12
     assert values["macro_f1"] <= values["uf1"] + 1e-12
 
 
-def test_hand_computed_class_scores():
+def test_every_score_says_what_it_is():
+    for metric in METRICS.values():
+        assert metric.title.strip() and metric.meaning.strip()
+
+
+def test_hand_computed_scores_of_classes():
     # Class 0: 2 right of 3 predicted and 3 true; 1: 2 of 3 and 2; 2: 0 of 0 and 1; 3: nowhere.
     matrix = np.zeros((4, 4), int)
     matrix[:3, :3] = MATRIX
-    found = class_scores(matrix)
+    found = Counts(matrix)
     np.testing.assert_allclose(found.precision, [2 / 3, 2 / 3, np.nan, np.nan])
     np.testing.assert_allclose(found.recall, [2 / 3, 1, 0, np.nan])
     np.testing.assert_allclose(found.f1, [4 / 6, 4 / 5, 0, np.nan])
-    assert found.clips.tolist() == [3, 2, 1, 0]
-    assert found.clips.dtype == np.int64
-    zero = class_scores(matrix, "zero")
-    np.testing.assert_allclose(zero.precision, [2 / 3, 2 / 3, 0, 0])
-    np.testing.assert_allclose(zero.recall, [2 / 3, 1, 0, 0])
-    np.testing.assert_allclose(zero.f1, [4 / 6, 4 / 5, 0, 0])
+    assert found.truth.tolist() == [3, 2, 1, 0]
 
 
-def test_undefined_class_scores_are_named_together():
-    matrix = np.zeros((4, 4), int)
-    matrix[:3, :3] = MATRIX
-    with pytest.raises(
-        UndefinedScoreError,
-        match=r'precision of class 2, 3; recall of class 3; F1 of class 3\..*undefined="nan"',
-    ) as caught:
-        class_scores(matrix, "error")
-    assert isinstance(caught.value, UserError)
-    assert isinstance(caught.value, ValueError)
-    assert class_scores(np.eye(2, dtype=int), "error").precision.tolist() == [1, 1]
-
-
-def test_class_scores_refuse_weights_stacks_and_unknown_rules():
-    with pytest.raises(ValueError, match=r"one .* integer array"):
-        class_scores(np.eye(2))
-    with pytest.raises(ValueError, match=r"one .* integer array"):
-        class_scores(np.ones((2, 3, 3), int))
-    with pytest.raises(ValueError, match="'skip'"):
-        class_scores(MATRIX, "skip")
-
-
-@given(PAIRS, st.sampled_from([("nan", np.nan), ("zero", 0.0)]))
-def test_class_scores_agree_with_scikit_learn(pairs, rule):
+@given(PAIRS)
+def test_scores_of_classes_agree_with_scikit_learn(pairs):
     truth, predicted = np.array(pairs).T
-    name, value = rule
     expected = sklearn_metrics.precision_recall_fscore_support(
-        truth, predicted, labels=range(4), zero_division=value
+        truth, predicted, labels=range(4), zero_division=np.nan
     )
-    found = class_scores(confusion(truth, predicted, 4), name)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    found = Counts(confusion(truth, predicted, 4))
+    ours = (found.precision, found.recall, found.f1, found.truth)
+    for one, theirs in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, theirs, rtol=1e-12)

@@ -3,43 +3,15 @@ import re
 
 import numpy as np
 import pytest
-from fakes.html_page import Page, png
+from fakes.report_page import show
 
-from htnet_jax.evaluation import comparison, drawing, page, published, scoreboard
-from htnet_jax.evaluation.comparison import Pair
-from htnet_jax.evaluation.resampling import Comparison
-from htnet_jax.evaluation.runs import Pictures, Run
+from htnet_jax.evaluation import page, published
 from htnet_jax.evaluation.selection import Selection
+from htnet_jax.evaluation.statistics import Comparison
+from htnet_jax.evaluation.summary import Images, Pair, Run, compare
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WARNING = "selected on the test subject; for comparison with published tables only"
 NASTY = """<script>alert("$x$ & 'y'")</script>"""
-
-
-class Blank(dict):
-    """Every plot there may be, all of them empty: drawing takes most of the time."""
-
-    def __contains__(self, stem):
-        return True
-
-    def __missing__(self, stem):
-        return drawing.Drawn(PNG_SIGNATURE, stem)
-
-
-def show(runs, pairs=(), drawn=None):
-    """The page of runs as a browser takes it; nothing outside the file may be named.
-
-    `drawn`: the plots; empty ones by default.
-    """
-    text = page.render(runs, pairs, Blank() if drawn is None else drawn)
-    found = Page(text)
-    assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
-    assert "url(" not in text and "@import" not in text
-    assert all(reference.startswith("data:image/png;base64,") for reference in found.references)
-    for image in found.images:
-        assert image["alt"].strip()
-        assert png(image).startswith(PNG_SIGNATURE)
-    return found
 
 
 @pytest.fixture
@@ -62,7 +34,7 @@ def make_composite(make_run):
     return make
 
 
-def test_headings_and_pictures_of_one_run(make_run):
+def test_headings_and_images_of_one_run(make_run):
     run = Run.of("net", make_run(), config={"model.dim": 32}, environment={"jax": "9"})
     found = show([run], drawn=page.figures([run]))
     assert found.headings == [
@@ -83,7 +55,7 @@ def test_headings_and_pictures_of_one_run(make_run):
         "Confusion matrix, last epoch, composite",
         "Confusion matrix, last epoch, SMIC",
         "Confusion matrix, last epoch, SAMM",
-        "Accuracy of each person, last epoch",
+        "Accuracy of each subject, last epoch",
         "Reliability of the probabilities, last epoch",
     ]
     assert '"model.dim": 32' in found.text
@@ -168,7 +140,7 @@ def test_a_partial_run_among_others_is_marked(make_run):
         Run.of("whole", make_run()),
         Run.of("half", make_run(protocol_folds=["a", "b", "c"])),
     ]
-    pair = comparison.compare(runs[0].predictions, runs[1].predictions, ("whole", "half"))
+    pair = compare(runs[0].predictions, runs[1].predictions, ("whole", "half"))
     found = show(runs, [pair])
     assert "half, final (PARTIAL: 2 of 3 folds)" in found.text
     assert "whole, final (" not in found.text
@@ -208,9 +180,9 @@ def test_published_rows_stand_with_those_selected_alike(make_composite):
     ids=["protocol", "partial", "other source", "fewer sources", "classes"],
 )
 def test_no_published_rows_beside_another_experiment(make_composite, changes):
-    assert scoreboard.comparable(make_composite()) == published.PUBLISHED
+    assert len(published.comparable_rows(make_composite())) == 4
     run = make_composite(**changes)
-    assert scoreboard.comparable(run) == ()
+    assert published.comparable_rows(run) == []
     text = show([Run.of("net", run)]).text
     assert "published (" not in text
 
@@ -267,10 +239,10 @@ def test_text_from_outside_is_escaped(make_run):
         predictions,
         config={NASTY: NASTY},
         environment={"x": NASTY},
-        pictures=Pictures(predictions.clips, flow, flow, True),
+        images=Images(predictions.clips, flow, flow, True),
     )
     other = dataclasses.replace(run, name='"> <img src="http://example.org/x.png">')
-    pair = comparison.compare(predictions, predictions, (run.name, other.name))
+    pair = compare(predictions, predictions, (run.name, other.name))
     found = show([run, other], [pair], page.figures([run, other], [pair]))
     assert NASTY in found.text
     assert ("h3", f"{run.name} and {other.name} (PARTIAL: 2 of 3 folds)") in found.headings
@@ -278,10 +250,10 @@ def test_text_from_outside_is_escaped(make_run):
 
 def test_two_runs_side_by_side(make_wide):
     good, bad = (
-        Run.of(name, make_wide(people=12, skill=skill, key=key, epochs=epochs))
+        Run.of(name, make_wide(number=12, skill=skill, key=key, epochs=epochs))
         for name, skill, key, epochs in (("good", 6.0, 1, 3), ("bad", 0.0, 2, 1))
     )
-    pair = comparison.compare(good.predictions, bad.predictions, ("good", "bad"))
+    pair = compare(good.predictions, bad.predictions, ("good", "bad"))
     figures = page.figures([good, bad], [pair])
     found = show([good, bad], [pair], figures)
     assert found.headings == [
@@ -325,15 +297,15 @@ def test_two_runs_side_by_side(make_wide):
 def test_several_pairs_are_no_single_test(make_wide):
     runs = [Run.of(name, make_wide(key=key)) for key, name in enumerate("abc")]
     pairs = [
-        comparison.compare(runs[0].predictions, other.predictions, ("a", other.name))
-        for other in runs[1:]
+        compare(runs[0].predictions, other.predictions, ("a", other.name)) for other in runs[1:]
     ]
-    text = Page(scoreboard.differences(runs, pairs, {}, ["", ""])).text
-    assert show(runs, pairs).headings[0] == ("h1", "a, b and c")
+    found = show(runs, pairs)
+    text = found.text
+    assert found.headings[0] == ("h1", "a, b and c")
     assert "2 comparisons: the p-values are not corrected for their number" in text
     assert "a and b final (last epoch): " in text
     assert "a and c final (last epoch): " in text
-    assert "not corrected" not in scoreboard.differences(runs, pairs[:1], {}, [""])
+    assert "not corrected" not in show(runs, pairs[:1]).text
 
 
 @pytest.mark.parametrize(
@@ -349,32 +321,32 @@ def test_several_pairs_are_no_single_test(make_wide):
         ),
         (
             Comparison(-0.01, -0.05, 0.03, 0.6),
-            "No difference in UF1 is shown: A less B is \N{MINUS SIGN}0.010 (95 % interval "
+            "No difference in UF1 is shown: A minus B is \N{MINUS SIGN}0.010 (95 % interval "
             "\N{MINUS SIGN}0.050 to +0.030, p = 0.600).",
         ),
         (
             Comparison(0.1, -0.01, 0.2, 0.04),
-            "No difference in UF1 is shown: A less B is +0.100 (95 % interval \N{MINUS SIGN}0.010 "
+            "No difference in UF1 is shown: A minus B is +0.100 (95 % interval \N{MINUS SIGN}0.010 "
             "to +0.200, p = 0.040).",
         ),
         (
             Comparison(0.1, 0.01, 0.2, 0.05),
-            "No difference in UF1 is shown: A less B is +0.100 (95 % interval +0.010 to +0.200, "
+            "No difference in UF1 is shown: A minus B is +0.100 (95 % interval +0.010 to +0.200, "
             "p = 0.050).",
         ),
         (
             Comparison(0.1, np.nan, np.nan, 1.0),
-            "No difference in UF1 is shown: A less B is +0.100 (no interval, p = 1.000).",
+            "No difference in UF1 is shown: A minus B is +0.100 (no interval, p = 1.000).",
         ),
     ],
     ids=["better", "worse", "none", "interval holds 0", "p at the limit", "one subject"],
 )
 def test_differences_in_words(found, words):
-    assert scoreboard.in_words(Pair("A", "B", {}), "UF1", found) == words
+    assert page.in_words(Pair("A", "B", {}), "UF1", found) == words
 
 
 def test_figures_have_names_fit_for_files(make_run):
-    sources = ["../x y", "../x y", "..x*y", "..x*y", "***", "***"]
+    sources = ["../x y", "../x y", "..X*y", "..X*y", "***", "***"]
     run = make_run(
         sources=sources,
         fold=[0, 0, 1, 1, 2, 2],
@@ -391,6 +363,8 @@ def test_figures_have_names_fit_for_files(make_run):
         "confusion_x_y",
         "confusion_x_y_",
     ]
+    long = Run.of("a", make_run(sources=["z" * 300] * 3 + ["samm"] * 3))
+    assert max(map(len, page.figures([long]))) < 100
 
 
 def test_pages_that_cannot_be_told_apart_are_refused(make_run):

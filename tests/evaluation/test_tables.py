@@ -1,13 +1,18 @@
+import csv
+import io
 import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from htnet_jax.evaluation import tables
-from htnet_jax.evaluation.comparison import compare
-from htnet_jax.evaluation.runs import Run
+from htnet_jax.evaluation import calibration, tables
+from htnet_jax.evaluation.selection import select
+from htnet_jax.evaluation.summary import Run, compare
+from htnet_jax.evaluation.tables import predictions_csv
 
 WARNING = "selected on the test subject; for comparison with published tables only"
 HOSTILE = r"a|b*c_d & 50% {x} \y ~ ^ # $z$ <i> [1] `q` " + '"r"'
@@ -23,17 +28,19 @@ def pair(make_wide):
 
 def test_text_of_one_run(make_run):
     lines = tables.text([Run.of("net", make_run())]).splitlines()
-    assert re.fullmatch(r"selection  composite +SMIC +SAMM +epoch selected by", lines[0])
-    assert lines[1].split() == ["UF1", "/", "UAR"] * 3
-    assert set(lines[2]) == {"-", " "}
+    head, rule, final, ends, oracle, _, clips, empty, *notes = lines
+    titles = "  +".join(f"{group} UF1 / UAR" for group in ("composite", "SMIC", "SAMM"))
+    assert re.fullmatch(rf"selection  {titles}  +epoch selected by", head)
+    assert set(rule) == {"-", " "}
     # Final: F1 4/7, 0, 2/3 and recall 1, 0, 1/2; see test_summary.
-    assert re.fullmatch(r"final +0\.4127 / 0\.5000 +.* last epoch", lines[3])
-    assert re.fullmatch(r" +\[0\.\d{3}, 0\.\d{3}\] / \[.*\]", lines[4])
-    assert re.fullmatch(rf"oracle +0\.8222 / 0\.8333 +.* best epoch, {WARNING}", lines[5])
-    assert lines[7].split() == ["clips", "6", "3", "3"]
-    starts = {lines[3].index("last"), lines[5].index("best"), lines[0].index("epoch selected by")}
+    assert re.fullmatch(r"final +0\.4127 / 0\.5000 +.* last epoch", final)
+    assert re.fullmatch(r" +\[0\.\d{3}, 0\.\d{3}\] / \[.*\]", ends)
+    assert re.fullmatch(rf"oracle +0\.8222 / 0\.8333 +.* best epoch, {WARNING}", oracle)
+    assert clips.split() == ["clips", "6", "3", "3"]
+    assert empty == ""
+    starts = {final.index("last"), oracle.index("best"), head.index("epoch selected by")}
     assert len(starts) == 1
-    assert lines[9:] == [
+    assert notes == [
         "[low, high]: 95 % interval over subjects, bootstrap.",
         "Intervals of fewer than 8 subjects are rough: composite.",
         "No interval for SMIC: a single subject.",
@@ -53,7 +60,10 @@ def test_text_of_several_runs(pair):
     assert f"{entry['uf1']:.4f} / {entry['uar']:.4f}" in scores
     assert f"+-{entry['uf1_std']:.4f} / +-{entry['uar_std']:.4f}" in "\n".join(lines)
     found = pairs[0].differences["final"]["composite"]["uf1"]
-    (difference,) = [line for line in lines if line.startswith("net - base")]
+    differences = [line for line in lines if line.startswith("net - base")]
+    # All sources are compared, each on a line of its own.
+    assert [line.split()[3] for line in differences] == ["composite", "SMIC", "SAMM"]
+    difference = differences[0]
     assert (
         f"{found.difference:+.4f} [{found.low:+.3f}, {found.high:+.3f}]  {found.p_value:.4f}"
         in difference
@@ -61,11 +71,6 @@ def test_text_of_several_runs(pair):
     assert difference.endswith("last epoch")
     assert "Mean over 2 seeds; +-: standard deviation over seeds." in lines
     assert "p: two-sided, subjects' results swapped between the runs." in lines
-    # All sources are compared, each on a line of its own.
-    assert [line.split()[0] for line in lines if re.match(r" +(SMIC|SAMM) +[+-]", line)] == [
-        "SMIC",
-        "SAMM",
-    ]
 
 
 def test_a_baseline_stands_in_for_inner(make_wide, make_run, make_inner):
@@ -84,7 +89,7 @@ def test_every_table_says_that_folds_are_missing(make_run, table):
     partial = Run.of("net", make_run(protocol_folds=["a", "b", "c", "d"]))
     whole = Run.of("base", make_run())
     for runs in ([partial], [whole, partial]):
-        head, _, rest = table(runs).partition("elected by")
+        head, _, rest = table(runs).partition("selection")
         assert "PARTIAL: 2 of 4 folds" in head
         assert "(PARTIAL)" in rest
         assert "missing: c, d." in rest
@@ -155,7 +160,7 @@ def test_markdown_of_several_runs(pair):
     scores, differences = lines[:6], lines[6:]
     assert {len(cells(line)) for line in scores} == {6}
     assert {len(cells(line)) for line in differences} == {7}
-    assert cells(differences[0])[:4] == ["difference", "group", "UF1", "p"]
+    assert cells(differences[0])[:4] == ["difference", "group", "UF1", "p (UF1)"]
     assert [cells(line)[1] for line in differences[2:]] == ["composite", "SMIC", "SAMM"]
     assert "±" in scores[2]
 
@@ -201,14 +206,12 @@ def assert_sound_latex(text):
     found = re.findall(r"\\begin\{tabular\}\{@\{\}(.*?)@\{\}\}\n(.*?)\\end\{tabular\}", body, re.S)
     assert found
     for columns, rows in found:
-        repeated = re.fullmatch(r"(l+)\*\{(\d+)\}\{[lr]\}", columns)
-        width = len(repeated[1]) + int(repeated[2])
+        width = len(columns)
         for row in rows.splitlines():
             if row in ("\\toprule", "\\midrule", "\\bottomrule"):
                 continue
             assert row.endswith(r" \\")
-            span = re.match(r"\\multicolumn\{(\d+)\}", row)
-            assert (int(span[1]) if span else len(unescaped(row, "&")) + 1) == width
+            assert len(unescaped(row, "&")) + 1 == width
             # Behind the end of a row these would be taken for options.
             assert not row.startswith(("[", "*"))
 
@@ -218,11 +221,13 @@ def test_latex(pair, make_wide):
     shown = tables.latex(runs, pairs)
     assert_sound_latex(shown)
     entry = runs[0].summary["final"]["composite"]
-    assert f"net & UF1 & {entry['uf1']:.4f} $\\pm$ {entry['uf1_std']:.4f} {{\\scriptsize" in shown
-    assert f" & UAR & {entry['uar']:.4f} $\\pm$" in shown
+    assert f"net & final & {entry['uf1']:.4f} / {entry['uar']:.4f} &" in shown
+    assert f" &  & $\\pm${entry['uf1_std']:.4f} / $\\pm${entry['uar_std']:.4f} &" in shown
+    low, high = entry["uf1_interval"]
+    assert f" &  & {{\\scriptsize {{[}}{low:.3f}, {high:.3f}] / {{[}}" in shown
     found = pairs[0].differences["final"]["composite"]["uf1"]
-    assert f"${found.difference:+.4f} [{found.low:+.3f}, {found.high:+.3f}]$" in shown
-    assert f"Epoch selected by: best epoch, {WARNING} (oracle)" in shown
+    assert f"${found.difference:+.4f} {{[}}{found.low:+.3f}, {found.high:+.3f}]$" in shown
+    assert f"oracle: best epoch, {WARNING}." in shown
     assert "95 \\% interval" in shown
     assert_sound_latex(tables.latex(*hostile_pair(make_wide)))
     assert_sound_latex(tables.latex([runs[1]]))
@@ -250,3 +255,84 @@ def test_intervals():
     assert tables.interval([-0.1, 0.25], sign="+") == "[-0.100, +0.250]"
     assert tables.interval([None, None]) == ""
     assert tables.interval([float("nan"), 0.5]) == ""
+
+
+def read(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_a_row_a_clip(make_run):
+    rows = read(predictions_csv(make_run(), "oracle"))
+    assert list(rows[0]) == [
+        *("clip", "subject", "source", "fold", "seed", "truth", "predicted", "correct"),
+        *("p_negative", "p_positive", "p_surprise", "selected_epoch"),
+    ]
+    assert [row["clip"] for row in rows] == ["a1", "a2", "a3", "b1", "b2", "b3"]
+    # Logits 1 0 0: e / (e + 2) = 0.576117, the others half of what is left.
+    assert rows[2] == {
+        "clip": "a3",
+        "subject": "a",
+        "source": "smic",
+        "fold": "a",
+        "seed": "7",
+        "truth": "surprise",
+        "predicted": "negative",
+        "correct": "0",
+        "p_negative": "0.576117",
+        "p_positive": "0.211942",
+        "p_surprise": "0.211942",
+        "selected_epoch": "20",
+    }
+    assert [row["correct"] for row in rows] == ["1", "1", "0", "1", "1", "1"]
+    assert [row["selected_epoch"] for row in rows] == ["20"] * 3 + ["10"] * 3
+
+
+def test_a_row_a_seed_and_clip(make_wide):
+    run = make_wide(seeds=2)
+    rows = read(predictions_csv(run, "final"))
+    assert [(row["seed"], row["clip"]) for row in rows] == [
+        (seed, clip) for seed in "01" for clip in run.clips.tolist()
+    ]
+    expected = calibration.softmax(run.logits[1, -1, 5])
+    found = [float(rows[24 + 5][f"p_{name}"]) for name in run.class_names]
+    np.testing.assert_allclose(found, expected, atol=5e-7)
+
+
+def test_calibrated_probabilities_where_there_is_a_temperature(make_run, make_inner):
+    run = make_run(inner=make_inner())
+    for selection in ("final", "inner"):
+        rows = read(predictions_csv(run, selection))
+        columns = [f"p_{name}_calibrated" for name in run.class_names]
+        found = [[float(row[column]) for column in columns] for row in rows]
+        logits = calibration.scaled(run, select(run, selection))
+        np.testing.assert_allclose(found, calibration.softmax(logits[0]), atol=5e-7)
+    assert not [name for name in read(predictions_csv(run, "oracle"))[0] if "calibrated" in name]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "'"])
+def test_no_name_becomes_a_formula(make_run, start):
+    name = f"{start}SUM(A1)"
+    run = make_run(
+        clips=[name, "a2", "a3", "b1", "b2", "b3"],
+        subjects=[name] * 3 + ["b"] * 3,
+        sources=[name] * 3 + ["samm"] * 3,
+        folds=[name, "b"],
+        protocol_folds=[name, "b"],
+        class_names=[name, "positive", "surprise"],
+    )
+    row = read(predictions_csv(run, "final"))[0]
+    for column in ("clip", "subject", "source", "fold", "truth", "predicted"):
+        assert row[column] == f"'{name}"
+    assert row[f"p_{name}"] == "0.576117"
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(NAMES, min_size=6, max_size=6, unique_by=lambda name: name.rstrip("\0")))
+def test_every_name_comes_back(make_run, names):
+    rows = read(predictions_csv(make_run(clips=names), "final"))
+    found = [row["clip"] for row in rows]
+    assert not [name for name in found if name.startswith(("=", "+", "-", "@"))]
+    assert [name.removeprefix("'") for name in found] == names

@@ -6,7 +6,7 @@ import cv2
 import openpyxl
 import xlwt
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 # Name -> (folder, what stands before the frame number).
 TREES = {
@@ -22,6 +22,7 @@ HEADER = (
     *("Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None),
     *("Action Units", "Estimated Emotion"),
 )
+COLUMNS = {"offset": "OffsetFrame", "emotion": "Estimated Emotion"}
 KEYS = ("subject", "name", None, "onset", "apex", "offset", None, "aus", "emotion")
 
 # Subject, name, onset, emotion, action units, objective class, face (subject, label). Three clips
@@ -74,7 +75,7 @@ def write(root, faces, *, tree="selected", sheet=SHEET, objective=False, padded=
         _write_pictures(folder, prefix, row, faces, tree)
         apex = None if row["apex"] == "/" else row["apex"]
         clips.append(
-            raw.RawClip(
+            survey.RawClip(
                 *("casme2", f"sub{number:02d}", row["name"], row["emotion"], folder),
                 *(row["onset"], apex, row["offset"], _AUS[row["aus"]]),
                 objective=row["objective"] if objective else 0,
@@ -120,3 +121,11 @@ def write_sheet(path, rows, *, objective=False, without=()):
         book.create_sheet("Sheet2")
         book.create_sheet("Sheet3")
     book.save(path)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    changed = rows(faces)
+    change(changed)
+    names = [] if not without else [COLUMNS[without]]
+    write_sheet(pathlib.Path(root) / SHEET, changed, without=names)

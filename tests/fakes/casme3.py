@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
 HEADER = ("Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion")
+KEYS = ("subject", "name", "onset", "apex", "offset", "aus", "objective", "emotion")
 # In the order of the expected result; the sheet has them in another. Two in one recording; an apex
 # on the onset; none; a filename and an emotion in capitals.
 ROWS = (
@@ -67,7 +68,7 @@ def write(root, faces, *, kind="recordings", nest="", spell=str, rows=None, shee
 def expected(row, folder=pathlib.Path()):
     """The clip of a row."""
     subject, video, onset, apex, offset, aus, objective, emotion = row
-    return raw.RawClip(
+    return survey.RawClip(
         source="casme3",
         subject=subject,
         name=f"{video.lower()}_{onset}",
@@ -117,3 +118,13 @@ def _place(kind, row, spell):
         return pathlib.Path("part_A", spell(subject), spell(video), "color")
     part = {"clips": "frame", "videos": "video"}[kind]
     return pathlib.Path("Part_A_ME_clip", part, f"{spell(subject)}_{video}_{onset}")
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    rows = [dict(zip(KEYS, row, strict=True)) for row in (*ROWS[4:], *ROWS[:4])]
+    change(rows)
+    header = [name if key != without else "other" for name, key in zip(HEADER, KEYS, strict=True)]
+    write_sheet(
+        pathlib.Path(root) / SHEET, [tuple(row[key] for key in KEYS) for row in rows], header
+    )

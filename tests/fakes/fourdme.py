@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 SHEET = "4DME_Labelling_Micro_release v1.xlsx"
 HEADER = (
@@ -69,7 +69,7 @@ def expected(row, folder=pathlib.Path()):
     """The clip of a row."""
     subject, name, onset, apex, offset, _, emotion, aus = row
     apex = None if apex == "/" else apex
-    return raw.RawClip(
+    return survey.RawClip(
         "fourdme", subject, name, emotion.lower(), folder, onset, apex, offset, tuple(aus)
     )
 
@@ -96,3 +96,15 @@ def write_sheet(path, rows, header=HEADER):
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    keys = ("subject", "name", "onset", "apex", "offset", "aus", "emotion")
+    rows = [dict(zip(keys, row, strict=False)) for row in (*ROWS[4:], *ROWS[:4])]
+    change(rows)
+    lost = {"offset": "Offset", "emotion": "Emotion"}.get(without)
+    header = ["other" if name and name == lost else name for name in HEADER]
+    write_sheet(
+        pathlib.Path(root) / SHEET, [tuple(row[key] for key in keys) for row in rows], header
+    )

@@ -3,7 +3,7 @@
 import cv2
 import openpyxl
 
-from htnet_jax.datasets.raw import RawClip
+from htnet_jax.datasets.survey import RawClip
 
 # (clip, emotion, class of the rendered face, apex in the sheet, action units)
 CLIPS = (
@@ -19,6 +19,7 @@ CLIPS = (
     ("S21-01-001", "happiness", 1, 3, "12"),
 )
 FRAMES = 5
+SHEET = "MMEW_Micro_Exp.xlsx"
 HEADER = [
     *["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Action Units"],
     *["Estimated Emotion", "remarks"],
@@ -51,7 +52,7 @@ def write(root, faces, *, by="emotion", others="others", text=False):
     still = root / "Macro_Expression" / "S04" / "anger"
     still.mkdir(parents=True)
     assert cv2.imwrite(str(still / "S04-07-001.jpg"), face.frames[0])
-    write_sheet(root / "MMEW_Micro_Exp.xlsx", sheet_rows(), text=text)
+    write_sheet(root / SHEET, sheet_rows(), text=text)
     return sorted(made, key=lambda clip: clip.name)
 
 
@@ -63,6 +64,17 @@ def sheet_rows():
         row |= {"OffsetFrame": FRAMES, "Action Units": aus, "Estimated Emotion": emotion}
         rows.append(row)
     return rows
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    keys = ("subject", "name", "onset", "apex", "offset", "aus", "emotion")
+    columns = dict(zip(keys, HEADER, strict=False))
+    rows = [{key: row[columns[key]] for key in keys} for row in sheet_rows()]
+    change(rows)
+    header = [name for name in HEADER if name != columns.get(without)]
+    made = [{columns[key]: cell for key, cell in row.items()} for row in rows]
+    write_sheet(root / SHEET, made, header=header)
 
 
 def write_sheet(path, rows, *, header=None, text=False):

@@ -7,7 +7,7 @@ import zipfile
 import cv2
 import openpyxl
 
-from htnet_jax.datasets import raw
+from htnet_jax.datasets import survey
 
 TREES = {"raw": "SAMM", "nested": "SAMM/SAMM", "cropped": "SAMM_CROP"}
 SHEET = "SAMM_Micro_FACS_Codes_v2.xlsx"
@@ -15,6 +15,7 @@ HEADER = (
     *("Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame"),
     *("Duration", "Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"),
 )
+COLUMNS = {"offset": "Offset Frame", "emotion": "Estimated Emotion"}
 # Digits of the frame numbers: they depend on the recording, subject_inducement.
 DIGITS = {"006_1": 5, "006_9": 4, "028_4": 4, "032_3": 4}
 
@@ -70,7 +71,7 @@ def write(root, faces, *, tree="raw", sheet=SHEET, padded=True):
             assert cv2.imwrite(str(path), face.frames[face.onset + number - row["onset"]])
         apex = row["onset"] + face.apex - face.onset
         clips.append(
-            raw.RawClip(
+            survey.RawClip(
                 *("samm", subject, name, row["emotion"].lower(), folder),
                 *(row["onset"], apex, row["offset"], _AUS[row["aus"]], row["objective"]),
             )
@@ -127,3 +128,11 @@ def _keep_values(path, values):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for part, content in parts.items():
             archive.writestr(part, content)
+
+
+def rewrite(root, faces, change, without=""):
+    """Writes the sheet again, its rows altered by `change(rows)`, perhaps without a column."""
+    changed = rows(faces)
+    change(changed)
+    names = [] if not without else [COLUMNS[without]]
+    write_sheet(pathlib.Path(root) / SHEET, changed, without=names)

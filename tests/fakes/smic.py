@@ -6,7 +6,7 @@ import zipfile
 import cv2
 import openpyxl
 
-from htnet_jax.datasets.raw import RawClip
+from htnet_jax.datasets.survey import RawClip
 
 EMOTIONS = {"ne": "negative", "po": "positive", "sur": "surprise"}
 # (subject, code, index, first frame); counters have six to eight digits. SMIC-E's sheet of 157

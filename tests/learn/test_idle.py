@@ -9,7 +9,7 @@ import pytest
 from htnet_jax.learn import optim
 from htnet_jax.learn.idle import join, split
 from htnet_jax.models import HTNet
-from htnet_jax.models.htnet import LocalAttention
+from htnet_jax.models.layers import Attention
 
 PARAMS = {"a": {"w": np.arange(6.0).reshape(2, 3)}, "b": np.arange(4.0)}
 
@@ -58,7 +58,7 @@ def test_q_and_k_of_single_tokens_are_idle():
 def test_steps_without_the_idle_columns_are_those_with_them():
     """Bit for bit; and whatever the idle columns hold changes nothing but themselves."""
     # One token a block: 2 heads of 4 channels have 8 columns of q and as many of k.
-    module, columns = LocalAttention(heads=2), {"qkv": 16}
+    module, columns = Attention(heads=2), {"qkv": 16}
     x = np.random.default_rng(0).standard_normal((6, 1, 8)).astype(np.float32)
     labels = np.array([0, 1, 2, 0, 1, 2])
     optimizer = optim.adam(1e-2)

@@ -12,7 +12,7 @@ from htnet_jax.config import default_config
 from htnet_jax.learn import losses, optim, step
 from htnet_jax.learn.optim import Moment
 from htnet_jax.learn.step import Batch, Learner
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 3)).astype(np.float32)

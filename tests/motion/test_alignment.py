@@ -24,9 +24,9 @@ def _dots(points, height, width, sigma=3.0):
     return np.rint(250 * np.sum(dots, axis=0).clip(0, 1)).astype(np.uint8)
 
 
-def _centre_of_brightness(picture, near, reach):
+def _centre_of_brightness(image, near, reach):
     x0, y0 = np.rint(near).astype(int) - reach
-    patch = picture[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1].astype(np.float64)
+    patch = image[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1].astype(np.float64)
     y, x = np.mgrid[: 2 * reach + 1, : 2 * reach + 1]
     return np.array([(patch * x).sum(), (patch * y).sum()]) / patch.sum() + (x0, y0)
 
@@ -124,7 +124,7 @@ def test_warp_by_the_identity_copies():
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
-def test_warp_of_a_colour_picture_is_that_of_its_channels(scale):
+def test_warp_of_a_colour_image_is_that_of_its_channels(scale):
     frame = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     transform = _similarity(scale, 9, (3, -2))
     warped = alignment.warp(frame, transform, 32)
@@ -174,7 +174,7 @@ def test_warp_refuses(frame, transform, side, message):
 def test_a_rendered_face_lands_on_the_template():
     clip = rendering.render_clip(0, recipe.plan(0, 4, 12)[0])
     points = clip.landmarks[clip.onset]
-    # The picture is turned and enlarged; its face comes out upright and of the template's size.
+    # The image is turned and enlarged; its face comes out upright and of the template's size.
     moved = _similarity(2.5, 25, (60, -20))
     frame = cv2.warpAffine(clip.frames[clip.onset], moved, (420, 420), flags=cv2.INTER_CUBIC)
     transform = alignment.face_transform(alignment.transform_points(moved, points), 112)

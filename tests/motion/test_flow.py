@@ -1,4 +1,4 @@
-"""Flow, strain, resizing and scaling on hand-made pictures, and flow on rendered clips."""
+"""Flow, strain, resizing and scaling on hand-made images, and flow on rendered clips."""
 
 import cv2
 import hypothesis
@@ -69,7 +69,7 @@ def test_optical_flow_refuses(onset, apex, method, message):
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 300), (300, 16), (28, 28)])
-def test_dis_on_small_pictures(shape):
+def test_dis_on_small_images(shape):
     frame = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.testing.assert_array_equal(flow.optical_flow(frame, frame, "dis"), 0)
 

@@ -127,20 +127,20 @@ def test_no_face_is_reported(detector, name):
 @pytest.mark.parametrize("name", ["coins", "moon", "chelsea", "page"])
 def test_photographs_without_a_face(detector, name):
     data = pytest.importorskip("skimage.data", reason="the photograph comes with scikit-image")
-    picture = getattr(data, name)()
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    image = getattr(data, name)()
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     with pytest.raises(landmarks.NoFace, match="no face"):
-        detector.find(picture)
+        detector.find(image)
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64)), np.zeros((0, 64), np.uint8)],
 )
-def test_find_refuses(detector, picture):
+def test_find_refuses(detector, image):
     with pytest.raises(ValueError, match="grayscale") as caught:
-        detector.find(picture)
+        detector.find(image)
     assert not isinstance(caught.value, landmarks.NoFace)
 
 
@@ -210,8 +210,8 @@ def _moved(index, x, y):
     [
         (PLAUSIBLE[:4], "five finite points"),
         (_moved(2, np.nan, 62), "five finite points"),
-        (PLAUSIBLE + np.array([40, 0]), "outside the picture"),
-        (PLAUSIBLE - (0, 41), "outside the picture"),
+        (PLAUSIBLE + np.array([40, 0]), "outside the image"),
+        (PLAUSIBLE - (0, 41), "outside the image"),
         (PLAUSIBLE[[1, 0, 2, 4, 3]], "left eye is not to the left"),
         (100 - PLAUSIBLE, "left eye is not to the left"),
         (PLAUSIBLE * (1, -1) + (0, 100), "the mouth is -1.00"),
@@ -233,4 +233,4 @@ def test_implausible_points(points, reason):
 def test_a_small_face_is_no_crop():
     small = PLAUSIBLE / 2
     assert landmarks.implausible(small, (100, 100)) == ""
-    assert "20% of the picture's width" in landmarks.implausible(small, (100, 100), whole=True)
+    assert "20% of the image's width" in landmarks.implausible(small, (100, 100), whole=True)

@@ -20,44 +20,44 @@ def _slow_release_mosaic(flow, points):
     return result
 
 
-def _picture(dtype=np.float32, channels=3):
+def _image(dtype=np.float32, channels=3):
     return np.arange(28 * 28 * channels).reshape(28, 28, channels).astype(dtype)
 
 
 def test_release_layout_by_hand():
-    # Every point is clipped to a corner of [7, 21]^2, so each crop is a quarter of the picture.
+    # Every point is clipped to a corner of [7, 21]^2, so each crop is a quarter of the image.
     row, column = np.mgrid[:28, :28]
-    picture = np.stack([row, column], axis=-1)
+    image = np.stack([row, column], axis=-1)
     points = np.array([[0, 0], [30, 0], [14, 14], [0, 30], [30, 30]], np.float32)
     # Row = x: the right eye (x large, y small) comes from the lower left quarter.
-    release = regions.mosaic(picture, points)
-    np.testing.assert_array_equal(release[:14, :14], picture[:14, :14])
-    np.testing.assert_array_equal(release[:14, 14:], picture[14:, :14])
-    np.testing.assert_array_equal(release[14:, :14], picture[:14, 14:])
-    np.testing.assert_array_equal(release[14:, 14:], picture[14:, 14:])
+    release = regions.mosaic(image, points)
+    np.testing.assert_array_equal(release[:14, :14], image[:14, :14])
+    np.testing.assert_array_equal(release[:14, 14:], image[14:, :14])
+    np.testing.assert_array_equal(release[14:, :14], image[:14, 14:])
+    np.testing.assert_array_equal(release[14:, 14:], image[14:, 14:])
     # Row = y: every region stays where it is.
-    np.testing.assert_array_equal(regions.mosaic(picture, points, layout="upright"), picture)
+    np.testing.assert_array_equal(regions.mosaic(image, points, layout="upright"), image)
 
 
 def test_coordinates_are_truncated_not_rounded():
     points = np.full((5, 2), 9.99, np.float32)
-    picture = _picture()
+    image = _image()
     np.testing.assert_array_equal(
-        regions.mosaic(picture, points), regions.mosaic(picture, np.full((5, 2), 9.0))
+        regions.mosaic(image, points), regions.mosaic(image, np.full((5, 2), 9.0))
     )
-    np.testing.assert_array_equal(regions.mosaic(picture, points)[0, 0], picture[2, 2])
+    np.testing.assert_array_equal(regions.mosaic(image, points)[0, 0], image[2, 2])
 
 
 def test_template_points():
     assert regions.TEMPLATE_POINTS.shape == (5, 2)
     assert regions.TEMPLATE_POINTS.dtype == np.float32
-    picture = _picture(np.uint8, 1)
-    release = regions.mosaic(picture, regions.TEMPLATE_POINTS, layout="release")
+    image = _image(np.uint8, 1)
+    release = regions.mosaic(image, regions.TEMPLATE_POINTS, layout="release")
     # Centres (row = x, column = y): (9, 11), (21, 10), (10, 21), (20, 21).
-    np.testing.assert_array_equal(release[:14, :14], picture[2:16, 4:18])
-    np.testing.assert_array_equal(release[:14, 14:], picture[14:28, 3:17])
-    np.testing.assert_array_equal(release[14:, :14], picture[3:17, 14:28])
-    np.testing.assert_array_equal(release[14:, 14:], picture[13:27, 14:28])
+    np.testing.assert_array_equal(release[:14, :14], image[2:16, 4:18])
+    np.testing.assert_array_equal(release[:14, 14:], image[14:28, 3:17])
+    np.testing.assert_array_equal(release[14:, :14], image[3:17, 14:28])
+    np.testing.assert_array_equal(release[14:, 14:], image[13:27, 14:28])
 
 
 @hypothesis.given(
@@ -69,14 +69,14 @@ def test_template_points():
 )
 def test_release_is_the_slow_mosaic_and_upright_its_mirror(points, dtype, channels):
     points = np.array(points).reshape(5, 2)
-    picture = _picture(dtype, channels)
-    release = regions.mosaic(picture, points, layout="release")
-    assert release.dtype == picture.dtype
-    np.testing.assert_array_equal(release, _slow_release_mosaic(picture, points))
-    # Cutting upright from a picture is cutting in release order from its mirror image, crop by
+    image = _image(dtype, channels)
+    release = regions.mosaic(image, points, layout="release")
+    assert release.dtype == image.dtype
+    np.testing.assert_array_equal(release, _slow_release_mosaic(image, points))
+    # Cutting upright from an image is cutting in release order from its mirror image, crop by
     # crop mirrored back.
-    upright = regions.mosaic(picture, points, layout="upright")
-    mirrored = regions.mosaic(picture.transpose(1, 0, 2), points, layout="release")
+    upright = regions.mosaic(image, points, layout="upright")
+    mirrored = regions.mosaic(image.transpose(1, 0, 2), points, layout="release")
     for rows in (slice(0, 14), slice(14, 28)):
         for columns in (slice(0, 14), slice(14, 28)):
             np.testing.assert_array_equal(
@@ -86,13 +86,13 @@ def test_release_is_the_slow_mosaic_and_upright_its_mirror(points, dtype, channe
 
 def test_other_sizes():
     # At 8 px the crops are 4x4 and centres lie in [2, 6].
-    picture = np.arange(64).reshape(8, 8, 1)
+    image = np.arange(64).reshape(8, 8, 1)
     points = np.array([[3, 4], [0, 0], [0, 0], [9, 9], [5, 2]])
-    upright = regions.mosaic(picture, points, layout="upright")
-    np.testing.assert_array_equal(upright[:4, :4], picture[2:6, 1:5])
-    np.testing.assert_array_equal(upright[:4, 4:], picture[:4, :4])
-    np.testing.assert_array_equal(upright[4:, :4], picture[4:, 4:])
-    np.testing.assert_array_equal(upright[4:, 4:], picture[:4, 3:7])
+    upright = regions.mosaic(image, points, layout="upright")
+    np.testing.assert_array_equal(upright[:4, :4], image[2:6, 1:5])
+    np.testing.assert_array_equal(upright[:4, 4:], image[:4, :4])
+    np.testing.assert_array_equal(upright[4:, :4], image[4:, 4:])
+    np.testing.assert_array_equal(upright[4:, 4:], image[:4, 3:7])
 
 
 @pytest.mark.parametrize(

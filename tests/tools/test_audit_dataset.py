@@ -56,8 +56,8 @@ def test_clean_data(tmp_path, data_dir):
     assert found["passed"] is True
     assert (found["protocol"], found["folds"], found["findings"]) == ("kfold", 3, [])
     assert found["counts"]["all"]["clips"] == 24
-    assert len(found["clips_of_person"]) == 6
-    assert 0 < found["most_similar"]["same_person"]["similarity"] < found["similarity_from"]
+    assert len(found["clips_of_subject"]) == 6
+    assert 0 < found["most_similar"]["same_subject"]["similarity"] < found["similarity_from"]
     assert table.read_text() == "severity,kind,clips,folds,what\n"
 
 
@@ -93,7 +93,7 @@ def test_wrong_use_is_one_message(tmp_path, data_dir):
         ([*tiny, f"--csv={tmp_path}"], "is a folder"),
         ([*tiny, "--csv=-"], "--csv needs a file name"),
         ([*tiny, "--protocol=loo"], "--protocol=loo is unknown; use one of loso, lodo, kfold"),
-        ([*tiny, "--protocol=kfold", "--protocol_folds=7"], "6 people cannot be dealt into 7"),
+        ([*tiny, "--protocol=kfold", "--protocol_folds=7"], "6 subjects cannot be split into 7"),
         (["synthetic"], "unexpected argument 'synthetic'"),
     ):
         status, output, errors = run(*arguments)

@@ -240,7 +240,8 @@ def test_wrong_input_is_one_message(refuses, word, arguments):
 
 def test_a_model_without_a_bridge(refuses):
     majority = ROOT / "configs" / "baseline_majority.py"
-    assert "MajorityClass has no PyTorch bridge; there is one for HTNet, MMNet" in refuses(f"--config={majority}")
+    message = "MajorityClass has no PyTorch bridge; there is one for HTNet, MMNet"
+    assert message in refuses(f"--config={majority}")
 
 
 def test_without_pytorch(tmp_path):

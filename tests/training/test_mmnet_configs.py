@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import casme2
 
-from htnet_jax.datasets import loading, raw_builder
+from htnet_jax.datasets import builder, loading
 from htnet_jax.datasets.synthetic import recipe, rendering
 from htnet_jax.evaluation.predictions import Predictions
 
@@ -42,7 +42,8 @@ def test_an_epoch(classes, faces, run_quickly, tmp_path):
         config=config.dataset.config,
         manual_dir=str(tmp_path / "copy"),
         data_dir=config.dataset.data_dir,
-        options=raw_builder.Options(workers=1, allow_incomplete=True),
+        labels=config.dataset.labels,
+        options=builder.Options(workers=1, allow_incomplete=True),
     )
     assert len(arrays.class_names) == classes
     config.epochs, config.batch_size, config.folds_per_device = 1, 2, 1

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from htnet_jax.config import default_config
 from htnet_jax.learn import epochs, optim, step
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training.folds import Fold, FoldTrainer, Keeping
 from htnet_jax.training.interrupts import Stopped, StopRequest

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from htnet_jax.datasets.clips import CLASSES
+from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.errors import UserError
 
 
@@ -17,13 +17,13 @@ class Source:
 
     Attributes:
         name: Lower-case name; its first letter begins the subjects' ids.
-        mix: Share of each class, in the order of `clips.CLASSES`.
+        mix: Share of each class, in the order of `labels.CLASSES`.
         strength: Factor on the strength of the muscles.
         noise: Standard deviation of the camera's noise in grey levels (of 255).
         drift: Standard deviation of the head's translation, onset to apex, in pixels an axis.
         turn: Standard deviation of the head's rotation, onset to apex, in degrees.
         flicker: Largest change of the light, onset to apex, as a share of it: even part, and
-            difference between the picture's edges.
+            difference between the image's edges.
     """
 
     name: str

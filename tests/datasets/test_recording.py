@@ -1,0 +1,413 @@
+"""Images are read whole or refused; folders and videos give the same numbered frames."""
+
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+from htnet_jax.datasets import recording
+from htnet_jax.datasets.recording import open_frames
+from htnet_jax.errors import UserError
+
+
+def test_images_that_lead_out_of_their_folder_are_refused(tmp_path):
+    root, folder = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    folder.mkdir()
+    (folder / "img1.jpg").write_text("")
+    (root / "img2.jpg").write_text("")
+    (root / "img3.jpg").symlink_to("img2.jpg")
+    assert list(recording.image_files(root)) == [2, 3]
+    clip = root / "clip"
+    clip.mkdir()
+    (clip / "img1.jpg").symlink_to(folder / "img1.jpg")
+    with pytest.raises(ValueError, match=r"img1\.jpg is a link that leads out"):
+        recording.image_files(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *[("img1.jpg", 1), ("reg_img46.jpg", 46), ("006_05562.jpg", 5562), ("00000.bmp", 0)],
+        *[("reg_image559740.bmp", 559740), ("image034208.jpg", 34208), ("175.JPG", 175)],
+        *[("Frame_000001823.jpg", 1823), ("reg_00007.bmp", 7), ("S01-07-001.jpg", 1)],
+        *[("image12345678.bmp", 12345678), ("img46 - Copy.jpg", 46), ("a.b.3.png", 3)],
+        *[("frame.jpg", None), (".jpg", None), ("img-5.jpg", 5), ("jpg", None), ("mp4.jpg", 4)],
+    ],
+)
+def test_the_number_in_a_frame_s_name(name, number):
+    assert recording.frame_number(name) == number
+
+
+def test_frames_are_in_order_of_their_numbers(tmp_path):
+    for number in (9, 10, 100, 99, 1, 11):
+        (tmp_path / f"img{number}.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 9, 10, 11, 99, 100]
+    assert recording.image_files(tmp_path)[100] == tmp_path / "img100.jpg"
+
+
+def test_only_images_with_a_number_are_frames(tmp_path):
+    for name in (
+        *("img1.jpg", "._img1.jpg", ".DS_Store", "Thumbs.db", "notes2.txt", "film3.mp4"),
+        *("cover.jpg", "img4.JPEG", "img5.Tiff", "img6.bmp", "img7.png", "img8.jpg.part"),
+    ):
+        (tmp_path / name).write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("twin", ["img046.jpg", "img46.png", "img46 - Copy.jpg", "reg_img46.jpg"])
+def test_two_images_with_one_number(tmp_path, twin):
+    for name in ("img46.jpg", twin):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match="have the same number") as caught:
+        recording.image_files(tmp_path)
+    assert "img46.jpg" in str(caught.value)
+    assert twin in str(caught.value)
+
+
+def test_frames_that_come_and_go_are_noticed(tmp_path):
+    (tmp_path / "img1.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1]
+    # A user mends the copy and builds again, from the same notebook.
+    (tmp_path / "img2.jpg").write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 2]
+
+
+GRADIENT = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", recording.IMAGES)
+def test_gray_images_of_all_kinds(tmp_path, suffix):
+    path = tmp_path / f"img1{suffix}"
+    assert cv2.imwrite(str(path), GRADIENT)
+    image = recording.read_gray(path)
+    assert image.dtype == np.uint8
+    assert image.shape == (24, 32)
+    error = np.abs(image.astype(int) - GRADIENT).max()
+    assert error <= (4 if suffix in (".jpg", ".jpeg") else 0)
+
+
+# Blue, green, red, and what the luma of ITU-R BT.601 gives.
+BGR = (40, 120, 200)
+LUMA = 0.114 * 40 + 0.587 * 120 + 0.299 * 200
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
+def test_colour_becomes_luma(tmp_path, suffix):
+    path = tmp_path / f"img1{suffix}"
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint8))
+    assert np.abs(recording.read_gray(path) - LUMA).max() < (3 if suffix == ".jpg" else 1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
+def test_colour_is_read_as_red_green_blue(tmp_path, suffix):
+    path = tmp_path / f"img1{suffix}"
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint8))
+    image = recording.read_colour(path)
+    assert image.shape == (24, 32, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image - np.array(BGR[::-1], int)).max() < (4 if suffix == ".jpg" else 1)
+    # Gray files have it in all three.
+    assert cv2.imwrite(str(path), GRADIENT)
+    image = recording.read_colour(path)
+    for channel in range(3):
+        np.testing.assert_array_equal(image[..., channel], recording.read_gray(path))
+
+
+def test_colour_with_alpha_or_sixteen_bits(tmp_path):
+    path = tmp_path / "img1.png"
+    assert cv2.imwrite(str(path), np.full((4, 4, 4), (*BGR, 0), np.uint8))
+    np.testing.assert_array_equal(recording.read_colour(path)[0, 0], BGR[::-1])
+    assert cv2.imwrite(str(path), np.full((4, 4, 3), BGR, np.uint16) * 257)
+    np.testing.assert_array_equal(recording.read_colour(path)[0, 0], BGR[::-1])
+    path.write_text("this is a text")
+    with pytest.raises(ValueError, match="no image that OpenCV can read"):
+        recording.read_colour(path)
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_alpha_is_ignored(tmp_path, alpha):
+    path = tmp_path / "img1.png"
+    assert cv2.imwrite(str(path), np.full((24, 32, 4), (*BGR, alpha), np.uint8))
+    assert np.abs(recording.read_gray(path) - LUMA).max() < 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_become_eight(tmp_path, suffix):
+    path = tmp_path / f"img1{suffix}"
+    assert cv2.imwrite(str(path), GRADIENT.astype(np.uint16) * 256 + 255)
+    np.testing.assert_array_equal(recording.read_gray(path), GRADIENT)
+    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint16) * 257)
+    image = recording.read_gray(path)
+    assert image.dtype == np.uint8
+    assert image.shape == (24, 32)
+    assert np.abs(image - LUMA).max() < 1
+
+
+def _png(width, height, depth, colour, rows):
+    """A PNG that OpenCV can't write."""
+
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(rows)
+    parts = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_gray_with_alpha(tmp_path, depth):
+    pixel = (b"\xc8" * (depth // 8)) + bytes(depth // 8)
+    path = tmp_path / "img1.png"
+    path.write_bytes(_png(4, 4, depth, 4, (b"\0" + pixel * 4) * 4))
+    np.testing.assert_array_equal(recording.read_gray(path), np.full((4, 4), 200, np.uint8))
+
+
+def test_unreadable_images(tmp_path):
+    text, empty, folder = (tmp_path / f"{name}1.jpg" for name in ("text", "empty", "folder"))
+    text.write_text("this is a text")
+    empty.write_bytes(b"")
+    folder.mkdir()
+    for path in (text, empty):
+        with pytest.raises(ValueError, match="no image that OpenCV can read"):
+            recording.read_gray(path)
+    for path in (folder, tmp_path / "missing1.jpg"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            recording.read_gray(path)
+    floats = tmp_path / "floats1.tif"
+    assert cv2.imwrite(str(floats), np.ones((4, 4), np.float32))
+    with pytest.raises(ValueError, match="float32"):
+        recording.read_gray(floats)
+
+
+def test_a_damaged_header_that_claims_a_huge_image(tmp_path):
+    path = tmp_path / "img1.png"
+    path.write_bytes(_png(200_000, 200_000, 8, 0, b"\0"))
+    with pytest.raises(ValueError, match="OpenCV refuses it"):
+        recording.read_gray(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_truncated_images_are_refused_and_not_half_read(tmp_path, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    data = cv2.imencode(suffix, noise)[1].tobytes()
+    path = tmp_path / f"img1{suffix}"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match="no image that OpenCV can read"):
+        recording.read_gray(path)
+
+
+# Frames of a folder or a video.
+
+SHAPE = (48, 64)
+
+
+def _images(count, seed=0):
+    """`(count, 48, 64, 3)` uint8 RGB: noise in the left half, the frame's index in the right."""
+    images = np.random.default_rng(seed).integers(0, 256, (count, *SHAPE, 3), np.uint8)
+    images[:, :, 32:] = np.arange(count, dtype=np.uint8)[:, None, None, None] * 9
+    return images
+
+
+def _video(path, images, codec="FFV1", fps=25):
+    """A video, without loss by default."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, SHAPE[::-1])
+    assert writer.isOpened()
+    for image in images:
+        writer.write(image[..., ::-1])
+    writer.release()
+    return path
+
+
+def _folder(path, images, first=1):
+    path.mkdir()
+    for number, image in enumerate(images, first):
+        assert cv2.imwrite(str(path / f"img{number}.png"), image[..., ::-1])
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often a video is opened for decoding."""
+    calls, original = [], recording._capture
+    monkeypatch.setattr(recording, "_capture", lambda path: (calls.append(path), original(path))[1])
+    return calls
+
+
+def test_a_folder_and_a_video_of_the_same_frames_are_alike(tmp_path):
+    images = _images(12)
+    folder = open_frames(_folder(tmp_path / "clip", images), fps=25)
+    video = open_frames(_video(tmp_path / "clip.avi", images))
+    assert list(folder.numbers) == list(video.numbers) == list(range(1, 13))
+    np.testing.assert_allclose(folder.times, video.times, atol=1e-9)
+    for source in (folder, video):
+        numbers = []
+        for number, image in source:
+            np.testing.assert_array_equal(image, images[number - 1])
+            gray = cv2.cvtColor(images[number - 1], cv2.COLOR_RGB2GRAY)
+            np.testing.assert_array_equal(source.read_gray(number), gray)
+            numbers.append(number)
+        assert numbers == list(source.numbers)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "mp4v"), ("a.AVI", "MJPG")])
+def test_usual_codecs_come_close(tmp_path, name, codec):
+    images = np.stack([cv2.GaussianBlur(image, (0, 0), 4) for image in _images(9)])
+    source = open_frames(_video(tmp_path / name, images, codec))
+    assert len(source.numbers) == 9
+    for number, image in source:
+        assert np.abs(image.astype(int) - images[number - 1]).mean() < 6
+    np.testing.assert_allclose(source.times, np.arange(9) / 25, atol=1e-6)
+
+
+def test_numbers_and_times_of_a_folder(tmp_path):
+    folder = _folder(tmp_path / "clip", _images(3), first=46)
+    (folder / "img47.png").unlink()
+    source = open_frames(str(folder))
+    assert source.numbers == (46, 48)
+    assert source.times is None
+    np.testing.assert_array_equal(open_frames(folder, fps=200).times, [0, 0.01])
+    with pytest.raises(UserError, match=r"frame 47 is not there; the folder has frames 46 to 48"):
+        source.read(47)
+    (folder / "img46.png").write_text("this is a text")
+    with pytest.raises(UserError, match=r"img46\.png: no image that OpenCV can read"):
+        source.read_gray(46)
+
+
+def test_a_video_may_be_numbered_and_timed_otherwise(tmp_path):
+    images = _images(4)
+    source = open_frames(_video(tmp_path / "a.avi", images), fps=200, first=0)
+    assert list(source.numbers) == [0, 1, 2, 3]
+    np.testing.assert_allclose(source.times, np.arange(4) / 200)
+    np.testing.assert_array_equal(source.read(0), images[0])
+    for number in (-1, 4):
+        with pytest.raises(UserError, match=rf"frame {number} is not there; .* frames 0 to 3"):
+            source.read(number)
+
+
+def test_frames_that_were_passed_need_no_second_decoding(tmp_path, opened):
+    source = open_frames(_video(tmp_path / "a.avi", _images(20)))
+    del opened[:]  # that of the scan
+    for number in (3, 9, 4, 8, 2, 9, 20, 1):
+        assert source.read(number)[0, 40, 0] == (number - 1) * 9
+    assert len(opened) == 1
+
+
+def test_frames_that_were_forgotten_are_decoded_again(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(recording, "_KEPT_BYTES", 3 * 48 * 64 * 3)
+    source = open_frames(_video(tmp_path / "a.avi", _images(20)))
+    del opened[:]
+    for number in (9, 8, 7, 12, 10, 3, 20):
+        assert source.read(number)[0, 40, 0] == (number - 1) * 9
+        assert len(source._kept) <= 3
+    assert len(opened) == 2  # 3 lies before what is kept
+
+
+def test_a_video_that_changed_is_read_anew(tmp_path):
+    path = tmp_path / "a.avi"
+    assert len(open_frames(_video(path, _images(5))).numbers) == 5
+    before = open_frames(path).stamps(1, 5)
+    _video(path, _images(7))
+    os.utime(path, ns=(1, 1))
+    assert len(open_frames(path).numbers) == 7
+    assert open_frames(path).stamps(1, 5) != before == [("a.avi", *before[0][1:])]
+
+
+def _boxes(data, start, end):
+    """Yields (kind, start, end) of an MP4's boxes."""
+    while start < end:
+        size = struct.unpack_from(">I", data, start)[0]
+        yield data[start + 4 : start + 8], start, start + size
+        start += size
+
+
+def _inside(data, *kinds):
+    """Start and end of a box, by the kinds of those around it."""
+    start, end, above = 0, len(data), []
+    for kind in kinds:
+        start, end = next((a, b) for k, a, b in _boxes(data, start, end) if k == kind)
+        above.append(start)
+        start += 8
+    return above, end
+
+
+def test_time_stamps_of_a_variable_frame_rate(tmp_path):
+    path = _video(tmp_path / "a.mp4", _images(6), "mp4v")
+    data = bytearray(path.read_bytes())
+    kinds = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts")
+    above, end = _inside(data, *kinds)
+    # Three frames of the usual length, then three of a quarter of it.
+    count, delta = struct.unpack_from(">II", data, above[-1] + 16)
+    assert (count, end - above[-1]) == (6, 24)
+    table = struct.pack(">IIIII", 2, 3, delta, 3, delta // 4)
+    data[above[-1] + 12 : end] = table
+    for start in above:
+        size = struct.unpack_from(">I", data, start)[0]
+        struct.pack_into(">I", data, start, size + 8)
+    path.write_bytes(data)
+    source = open_frames(path)
+    np.testing.assert_allclose(source.times, np.array([0, 1, 2, 3, 3.25, 3.5]) / 25, atol=1e-3)
+
+
+def test_a_rotation_flag_is_obeyed(tmp_path):
+    images = np.stack([cv2.GaussianBlur(image, (0, 0), 4) for image in _images(2)])
+    path = _video(tmp_path / "a.mp4", images, "mp4v")
+    upright = open_frames(path).read(1)
+    data = bytearray(path.read_bytes())
+    (*_, start), _ = _inside(data, b"moov", b"trak", b"tkhd")
+    # The matrix of a turn by 90 degrees clockwise, in 16.16 (and 2.30) fixed point.
+    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    data[start + 48 : start + 84] = matrix
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    turned = open_frames(path).read(1)
+    assert turned.shape == (64, 48, 3)
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+
+
+def test_a_truncated_video_has_the_frames_that_can_be_decoded(tmp_path):
+    path = _video(tmp_path / "a.avi", _images(12), "MJPG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    source = open_frames(path)
+    assert 1 <= len(source.numbers) < 12
+    last = source.numbers[-1]
+    with pytest.raises(UserError, match=rf"frames 1 to {last}, of 12 that its header claims"):
+        source.read(12)
+    assert len(list(source)) == last
+    # Cut where the first frame begins, there is nothing.
+    path.write_bytes(data[: data.index(b"movi") + 8])
+    with pytest.raises(UserError, match=r"a\.avi: .*(not one frame|truncated)"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4", "empty.avi", "cut.mp4"])
+def test_files_that_are_no_video(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("" if name == "empty.avi" else "this is a text\n" * 99)
+    if name == "cut.mp4":
+        data = _video(path, _images(5), "mp4v").read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=rf"{name}: no video that OpenCV can read"):
+        open_frames(path)
+
+
+def test_paths_that_hold_no_frames(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: cannot be opened as frames \(No such file"):
+        open_frames(tmp_path / "nowhere")
+    # A single image is no series of images.
+    image = _folder(tmp_path / "clip", _images(2)) / "img1.png"
+    with pytest.raises(UserError, match="neither a folder of images nor a video"):
+        open_frames(image)
+    image.with_name("img01.jpg").write_text("")
+    with pytest.raises(UserError, match="have the same number"):
+        open_frames(image.parent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(recording.NoFrames, match="holds no images"):
+        open_frames(tmp_path / "empty")
