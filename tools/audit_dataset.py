@@ -18,7 +18,7 @@ from absl import flags
 
 from htnet_jax.errors import UserError, run_command
 
-_DATASET = flags.DEFINE_string("dataset", None, "Its name, such as megc2019; docs/datasets.md has all.")
+_DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
 _CONFIG = flags.DEFINE_string(
     "config", "", "The builder config, such as release or tvl1_28; default: the data set's own."
 )
