@@ -219,7 +219,7 @@ def network_inputs(
 ) -> np.ndarray:
     """What a network sees of every clip.
 
-    The HTNet release reads its (u, v, strain) pictures with OpenCV, which reverses the channels:
+    The HTNet release reads its (u, v, strain) images with OpenCV, which reverses the channels:
     to give a network the release's input, pass `channels=("strain", "v", "u")`.
 
     Args:
@@ -228,7 +228,7 @@ def network_inputs(
             whole flow.
         channels: Names from `FLOW_CHANNELS`, in the wanted order.
         scaling: `minmax_255`: each clip and channel of the whole flow to 0..255, before the
-            mosaic, as the released pictures already are; `none`: values as stored.
+            mosaic, as the released images already are; `none`: values as stored.
 
     Returns:
         `(N, S, S, len(channels))` float32.

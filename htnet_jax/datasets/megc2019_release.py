@@ -340,31 +340,18 @@ def read_landmarks(
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the photographs gave.
-
-    Attributes:
-        points: Clip id -> `(5, 2)` float32 (x, y) in pixels of the flow image.
-        failed: Clip id -> `FILE: why there are no points`.
-        folders: The photographs' folders, relative to the manual directory.
-    """
+    """What the photographs gave: clip id -> `(5, 2)` float32 points, or why there are none."""
 
     points: dict[str, np.ndarray]
     failed: dict[str, str]
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # of the photographs, relative to the manual directory
 
 
 def _find_points(root: Path, named: Mapping[str, str], search: Search, problems: Problems) -> _Seen:
-    """Finds the points of all clips on their photographs, with progress.
+    """Finds the points of all clips on their photographs, which any folder but the flow's may hold.
 
-    Args:
-        root: The manual directory; the photographs may lie in any folder but that of the flow.
-        named: Clip id -> file name of its photograph, letter case ignored.
-        search: How to look for them.
-        problems: Receives what is wrong with the photographs as a whole, and with every clip's
-            unless `search` falls back.
-
-    Raises:
-        UserError: dlib or its model is missing.
+    `named` are clip ids and the file names of their photographs, letter case ignored. What is wrong
+    with the photographs as a whole is a problem, and with every clip's unless `search` falls back.
     """
     from htnet_jax.motion import landmarks  # here, because other configs need no dlib
 

@@ -81,15 +81,7 @@ class Audit:
     def add(
         self, kind: str, where: object, what: str, *, clip: str = "", drops: bool = True
     ) -> None:
-        """Records what is wrong.
-
-        Args:
-            kind: One of `KINDS`.
-            where: File, row or key.
-            what: What is wrong.
-            clip: Id of the clip it concerns, if one.
-            drops: Whether that clip cannot be built.
-        """
+        """Records what is wrong, as in `Finding`; `clip` is the id of the clip it concerns."""
         self._add(kind, where, what, clip, is_problem=True, drops=drops and bool(clip))
 
     def note(self, where: object, what: str, *, clip: str = "", kind: str = "note") -> None:
@@ -194,11 +186,7 @@ class Tree:
                     self._walk(path, base, above | {target})
 
     def folders(self, *parts: str) -> list[Path]:
-        """Folders whose path ends in `parts`, letter case ignored; sorted.
-
-        Args:
-            parts: For example `("sub01", "EP02_01f")`.
-        """
+        """Folders whose path ends in `parts`, such as `("sub01", "EP02_01f")`, in any case."""
         wanted = [part.casefold() for part in parts]
         return sorted(
             path
@@ -326,10 +314,7 @@ def nearest(published: Sequence[Counts], emotions: Mapping[str, int]) -> Counts:
 def check_counts(clips: Sequence[RawClip], published: Sequence[Counts], audit: Audit) -> None:
     """Compares clips, subjects and emotions with the published version that comes nearest.
 
-    Args:
-        clips: Those that were found.
-        published: Empty: there is nothing to compare with.
-        audit: Receives a "count" finding, or a note, for each difference.
+    Each difference is a "count" finding, or a note where the numbers are not enforced.
     """
     if not published:
         return
@@ -364,12 +349,11 @@ def sheet_rows(
         tree: The copy.
         patterns: Regular expressions of the file's name, in order of preference.
         wanted: What it should be called.
-        columns: As in `sheets.read_sheet`.
+        columns: As in `sheets.read_sheet`, like `optional` and `sheet`.
         audit: Receives the findings.
-        optional: As in `sheets.read_sheet`.
-        sheet: As in `sheets.read_sheet`.
-        refused: Pattern of another sheet that is named where the right one is missing -> why it is
-            of no use.
+        optional: Columns that may be missing.
+        sheet: Name of the sheet to try first.
+        refused: Pattern of another file, named where the right one is missing -> why it is no use.
     """
     path = find_sheet(tree, patterns, wanted, audit, refused)
     if path is None:
@@ -424,10 +408,10 @@ def is_repeated(
 
     Args:
         first: Clip id in lower case -> its first row; a new clip is added.
-        row: The row.
+        row: A row of the clip.
         clip_id: `source/subject/name`.
         audit: Receives the finding.
-        drops: Whether the clip cannot be built then; otherwise its first row is used.
+        drops: Whether the clip is not built then; otherwise its first row is used.
     """
     before = first.setdefault(clip_id.casefold(), row.where)
     if before == row.where:
@@ -450,7 +434,7 @@ def values(
 
     Args:
         row: Has the cells onset, apex, offset and emotion; perhaps aus and objective.
-        clip_id: For the findings.
+        clip_id: `source/subject/name`.
         audit: Receives what is wrong with the row.
         emotions: The words there are, in lower case.
         synonyms: Other word -> word of `emotions`.
@@ -494,16 +478,7 @@ def values(
 def one_folder(
     tree: Tree, found: Iterable[Path], where: str, clip_id: str, missing: str, audit: Audit
 ) -> Path | None:
-    """The one folder of a clip; none or several are a finding.
-
-    Args:
-        tree: The copy.
-        found: The folders that may be the clip's.
-        where: The sheet's row, for the finding.
-        clip_id: `source/subject/name`.
-        missing: What to say if there is none.
-        audit: Receives the finding.
-    """
+    """The one folder of a clip; none (`missing` says what) or several are a finding."""
     folders = sorted(found)
     if len(folders) == 1:
         return folders[0]

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -12,9 +14,11 @@ from fakes import casme2, casme3, fourdme, mmew, samm, smic
 from fakes.linear import Linear
 from ml_collections import ConfigDict
 
-from htnet_jax import models
+from htnet_jax import datasets, models
 from htnet_jax.config import default_config
 from htnet_jax.datasets import builder, loading, process
+from htnet_jax.datasets.labels import own_classes
+from htnet_jax.datasets.survey import Counts, RawClip
 from htnet_jax.errors import UserError
 from htnet_jax.training import experiment
 
@@ -82,7 +86,7 @@ def train(name, recipe, classes, data_dir, workdir, labels=""):
 
 
 @pytest.mark.parametrize("name", [*FAKES, "megc2019"])
-def test_from_the_tree_to_a_report(name, built, tmp_path):
+def test_from_the_tree_to_tensors(name, built):
     arrays, folder = built(name)
     assert arrays.flow.shape == (len(arrays.clips), 28, 28, 3)
     assert np.abs(arrays.flow[..., :2]).max(axis=(1, 2, 3)).min() > 0.01  # Every face moves.
@@ -92,7 +96,11 @@ def test_from_the_tree_to_a_report(name, built, tmp_path):
     # Numbers of 4DME and MMEW are not published in a form that could be enforced.
     enforced = name not in ("fourdme", "mmew")
     assert any(line.startswith("count") for line in found["incomplete"]) == enforced
-    run = train(name, RECIPE, 3, built.data_dir, tmp_path / "run")
+
+
+def test_from_tensors_to_a_report(built, tmp_path):
+    arrays, _ = built("megc2019")
+    run = train("megc2019", RECIPE, 3, built.data_dir, tmp_path / "run")
     assert len(run.predictions.clips) == len(arrays.clips)
     assert "UF1" in (tmp_path / "run" / "report.html").read_text()
 
@@ -282,3 +290,38 @@ def test_wrong_recipes(copies, tmp_path, config, message):
             "smic", config=config, manual_dir=str(copies / "smic"), data_dir=str(tmp_path)
         )
     assert message in str(caught.value)
+
+
+class Toy(builder.RawBuilder, skip_registration=True):
+    """All that a data set needs: its labels, and where its clips are."""
+
+    HOMEPAGE = "https://example.org"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "the manual directory must hold SUBJECT/EMOTION/1.png"
+    LABELS: ClassVar = {"own": own_classes("joy anger")}
+    COUNTS = (Counts("toy", clips=3, subjects=2, emotions={"joy": 2, "anger": 1}),)
+
+    @classmethod
+    def survey(cls, tree, variant, audit):
+        return [
+            RawClip(cls.name, folder.parent.name, folder.name, folder.name, folder, 1, 2, 3)
+            for folder in tree.names("joy|anger|calm")
+        ]
+
+
+def test_a_data_set_is_one_class(faces, tmp_path):
+    root = tmp_path / "copy"
+    for subject, emotion in (("s1", "joy"), ("s1", "calm"), ("s2", "joy"), ("s2", "anger")):
+        face = faces(int(subject[1]), 0)
+        (root / subject / emotion).mkdir(parents=True)
+        for number, index in enumerate((face.onset, face.apex, face.offset), start=1):
+            path = root / subject / emotion / f"{number}.png"
+            assert cv2.imwrite(str(path), face.frames[index])
+    where = {"config": RECIPE, "manual_dir": str(root), "data_dir": str(tmp_path / "data")}
+    with mock.patch.dict(datasets.BUILDERS, toy=Toy):
+        with pytest.raises(UserError, match="4 clips, the published data set has 3"):
+            loading.load("toy", **where)
+        arrays, folder = loading.prepare("toy", options=INCOMPLETE, **where)
+    assert arrays.clips.tolist() == ["toy/s1/joy", "toy/s2/anger", "toy/s2/joy"]
+    assert arrays.class_names == ("joy", "anger")
+    assert arrays.labels.tolist() == [0, 1, 0]
+    assert metadata(folder)["emotions"] == {"calm": 1, "joy": 2, "anger": 1}
