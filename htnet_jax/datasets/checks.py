@@ -435,7 +435,9 @@ def as_text(checkup: Checkup, arrays: ClipArrays, title: str) -> str:
         *_finding_parts(checkup.findings, arrays),
     ]
     if folds := by_fold(checkup.findings):
-        parts.append("\n".join(["findings by fold that tests the clips", *_fold_table(folds)]))
+        kinds = [kind for kind in KINDS if any(kind in n for n in folds.values())]
+        rows = {fold: {kind: n.get(kind) for kind in kinds} for fold, n in folds.items()}
+        parts.append(f"findings by fold that tests the clips\n{_table(rows, 'fold')}")
     problems = len(checkup.problems)
     notes = len(checkup.findings) - problems
     parts.append(f"{_number(problems, 'problem')}, {_number(notes, 'note')}")
@@ -451,12 +453,9 @@ def _number(count: int, noun: str) -> str:
 
 
 def _count_lines(checkup: Checkup) -> list[str]:
-    columns = list(next(iter(checkup.counts.values())))
-    rows = [["source", *columns]]
-    rows += [[name, *map(str, n.values())] for name, n in checkup.counts.items()]
     clips = np.array([subject["clips"] for subject in checkup.subjects.values()])
-    lines = _table(rows)
-    lines.append(f"clips a subject: {clips.min()} to {clips.max()}, median {np.median(clips):g}")
+    spread = f"clips a subject: {clips.min()} to {clips.max()}, median {np.median(clips):g}"
+    lines = [_table(checkup.counts, "source"), spread]
     differs = any(f.kind == "counts" for f in checkup.findings)
     if checkup.compared:
         lines.append(f"published counts: {'differ, see below' if differs else 'all met'}")
@@ -516,20 +515,10 @@ def _finding_parts(findings: Sequence[Finding], arrays: ClipArrays) -> list[str]
     return parts
 
 
-def _fold_table(folds: Mapping[str, Mapping[str, int]]) -> list[str]:
-    kinds = [kind for kind in KINDS if any(kind in numbers for numbers in folds.values())]
-    rows = [["fold", *kinds]]
-    rows += [[fold, *(str(n.get(kind, "")) for kind in kinds)] for fold, n in folds.items()]
-    return _table(rows)
+def _table(rows: Mapping[str, Mapping[str, int | None]], name: str) -> str:
+    """Name of a row -> name of a column -> number, as text; `name` heads the first column."""
+    import pandas as pd
 
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as needed: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for row in rows
-    ]
+    table = pd.DataFrame.from_dict(rows, orient="index").astype("Int64").astype(object)
+    table = table.where(table.notna(), "").rename_axis(name, axis="columns")
+    return table.to_string()
