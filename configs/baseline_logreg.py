@@ -16,7 +16,7 @@ from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """See `htnet_jax.baselines.LogisticRegression`."""
+    """See `htnet_jax.training.baselines.LogisticRegression`."""
     config = default_config()
     config.epochs = 1
     config.checkpoints = "none"

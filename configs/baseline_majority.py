@@ -13,7 +13,7 @@ from htnet_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """See `htnet_jax.baselines.MajorityClass`."""
+    """See `htnet_jax.training.baselines.MajorityClass`."""
     config = default_config()
     config.epochs = 1
     config.checkpoints = "none"

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer = "adamw"
     config.learning_rate = 8e-4
     config.weight_decay = 0.6
+    config.schedule = "step"
     config.learning_rate_decay = 0.987
     config.learning_rate_decay_epochs = 50
     config.augmentation.flip = 0.5

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer = "adamw"
     config.learning_rate = 4e-3
     config.weight_decay = 2.0
+    config.schedule = "step"
     config.learning_rate_decay = 0.865
     config.learning_rate_decay_epochs = 30
     config.augmentation.flip = 0.5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from htnet_jax.training.checkpoints import LoadedModel
+    from htnet_jax.training.state import LoadedModel
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -39,6 +39,6 @@ def load(path: str | Path) -> LoadedModel:
     Raises:
         UserError: The folder is missing, incomplete, or does not fit its own config.
     """
-    from htnet_jax.training.checkpoints import load_fold
+    from htnet_jax.training.state import load_fold
 
     return load_fold(path)

@@ -28,20 +28,36 @@ def default_config() -> ConfigDict:
     config.epochs = 800
     # Clips a step (release: 256).
     config.batch_size = 256
-    # "adam" or "adamw" (b1 0.9, b2 0.999, eps 1e-8 as in PyTorch).
+    # What is minimised: the weight of each loss of htnet_jax/learn/losses.py, and the options of
+    # each. "class_weights" is "none" or "balanced"; "label_smoothing" as PyTorch's.
+    config.losses = ConfigDict({"cross_entropy": 1.0})
+    config.loss_options = ConfigDict(
+        {"cross_entropy": ConfigDict({"label_smoothing": 0.0, "class_weights": "none"})}
+    )
+    # "adam", "adamw" (b1 0.9, b2 0.999, eps 1e-8) or "sgd", all as PyTorch's.
     config.optimizer = "adam"
     # The optimizer's learning rate (release: 5e-5).
     config.learning_rate = 5e-5
-    # Of "adamw", on every parameter.
+    # Of "adamw" and "sgd", on every parameter.
     config.weight_decay = 0.0
-    # After every epoch the learning rate is multiplied by this, as often as the next key says (0:
-    # always).
+    # Of "sgd".
+    config.momentum = 0.0
+    # How the learning rate changes: "constant", "step" (see the next keys), "cosine" (down to 0)
+    # or "one_cycle" (as PyTorch's OneCycleLR).
+    config.schedule = "constant"
+    # Of "step": after every epoch the learning rate is multiplied by this, as often as the next key
+    # says (0: always).
     config.learning_rate_decay = 1.0
     config.learning_rate_decay_epochs = 0
-    # The network's inputs in the order of its arguments, comma-separated: "mosaic" (as
-    # config.dataset.layout says), "flow" (the whole of it), and of data sets with face frames
-    # "onset" and "apex", RGB normalised by ImageNet's mean and standard deviation.
-    config.inputs = "mosaic"
+    # Epochs in which the learning rate rises to its full value; of "one_cycle" 0 means 30 % of all.
+    config.warmup_epochs = 0
+    # Decay of a moving average of the parameters, which then predicts and is kept; 0: none.
+    config.ema = 0.0
+    # The network's inputs in the order of its arguments, comma-separated; empty: those that it
+    # declares. There are "mosaic" (as config.dataset.layout says), "flow" (the whole of it), and of
+    # data sets with face frames "onset" and "apex", RGB normalised by ImageNet's mean and standard
+    # deviation.
+    config.inputs = ""
     # A new order of the training clips every epoch; False: file order, as the release.
     config.shuffle = False
     # Repetitions of the whole run with the seeds seed, seed + 1, ...; they train side by side.
@@ -91,15 +107,15 @@ def default_config() -> ConfigDict:
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False
 
-    # Variation of the training clips' face frames, drawn anew in every epoch, both frames of a
-    # clip moved alike; predictions are made on the exact frames.
+    # Variation of the training clips, drawn anew in every epoch: face frames and whole flows of a
+    # clip are moved alike (the flow's vectors with it); predictions are made on the exact clip.
     config.augmentation = ConfigDict()
     # Probability of a mirrored face.
     config.augmentation.flip = 0.0
     # Most degrees that a face is turned, either way; the nearest pixel, zeros from outside.
     config.augmentation.rotation = 0.0
-    # Most pixels, of the frames as they are used, that it is moved on each axis (a random crop
-    # after padding with so many zeros).
+    # Most pixels, of the largest images as they are used, that it is moved on each axis (a random
+    # crop after padding with so many zeros).
     config.augmentation.shift = 0
     # Frames drawn instead of the exact ones: after the onset and before the apex by up to these
     # shares of the way from onset to apex, after the apex of the way from apex to offset.
@@ -153,6 +169,27 @@ def default_config() -> ConfigDict:
 def names_in(text: str) -> list[str]:
     """The items of a comma-separated setting."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def chosen_in(key: str, text: str, known: list[str], what: str) -> set[str]:
+    """The items of a comma-separated setting, each of which must be known.
+
+    Args:
+        key: Name of the setting, for the message.
+        text: Its value.
+        known: What there is.
+        what: What the items are ("fold").
+
+    Raises:
+        UserError: Names all unknown items.
+    """
+    found = names_in(text)
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise UserError(
+            f"config.{key}: no {what} {', '.join(unknown)}; the {what}s are {', '.join(known)}"
+        )
+    return set(found)
 
 
 def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:

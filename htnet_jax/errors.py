@@ -1,4 +1,4 @@
-"""Errors a user can cause, and the collector that reports all bad rows together."""
+"""Errors a user can cause, the collector that reports all bad rows together, and other messages."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Problems:
             count = len(self.found)
             noun = "problem" if count == 1 else "problems"
             raise UserError(f"{self.subject}: {count} {noun}\n{lines}\n{remedy}")
+
+
+def say(message: object) -> None:
+    """Tells the user something on standard error, at once: standard output is for results."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -6,8 +6,7 @@
 `htnet_jax/config.py`. The run's folder receives `config.json`, `environment.json`,
 `predictions.npz` (the test logits of every fold and epoch), `metrics.json`, `report.html` and the
 folds' final parameters in `checkpoints/`. An interrupted run (Ctrl-C and SIGTERM save the folds in
-training) goes on where it stopped when the same command is given again; a finished one is never
-overwritten.
+training) resumes when the same command is given again; a finished one is never overwritten.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ def _set_up_jax(config: ConfigDict) -> None:
     import jax
 
     from htnet_jax.io import core_count
-    from htnet_jax.training import cluster
+    from htnet_jax.training import hosts
 
     jax.config.update("jax_num_cpu_devices", config.get("cpu_devices", 0) or core_count())
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(cache).expanduser() / "htnet_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    cluster.connect(config)
+    hosts.connect(config)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from htnet_jax import baselines, datasets
 from htnet_jax import config as settings
+from htnet_jax import datasets, features
 from htnet_jax.datasets.builder import RawBuilder
-from htnet_jax.features import inputs
+from htnet_jax.training import baselines
 from htnet_jax.training import settings as training_settings
-from htnet_jax.training.checkpoints import build_module
-from htnet_jax.training.trainers import build_model
+from htnet_jax.training.settings import build_model
+from htnet_jax.training.state import build_module
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PARAMETERS = {
@@ -70,7 +70,7 @@ def test_parameter_count(name):
     config = load(name).get_config()
     module = build_module(config.model)
     shapes = module.input_shapes(len(config.dataset.channels.split(",")))
-    assert len(shapes) == len(config.inputs.split(","))
+    assert len(shapes) == len(features.check_names(config, module))
     inputs = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
     variables = jax.eval_shape(
         lambda key, *inputs: module.init(key, *inputs, train=False), jax.random.key(0), *inputs
@@ -92,7 +92,7 @@ def test_only_known_settings(name):
         found -= {key for key in found if key.startswith("model.")}
     assert ours == default
     training_settings.check(config)
-    inputs.check_names(config)
+    features.check_names(config, build_model(config))
     builder = datasets.BUILDERS[config.dataset.name]
     assert config.dataset.labels in {"", *getattr(builder, "LABELS", ())}
     if issubclass(builder, RawBuilder) and config.dataset.config:

@@ -1,32 +1,40 @@
 """Times ours against PyTorch in one process, in turn, on the same weights, inputs and batch.
 
   python tools/benchmark.py --json=speed.json                    # published size, 14 GB on 2 cores
-  python tools/benchmark.py --config=configs/megc2019_narrow.py --cases=fold_epoch --folds=68
-  python tools/benchmark.py --cases=forward_1 --weights=bfloat16 --compile
+  python tools/benchmark.py --cases=forward_1 --weights=bfloat16
+  python tools/benchmark.py --config=configs/megc2019_narrow.py --cases=folds --folds=68
 
-Cases: `train_step` (forward, gradient, Adam on --batch_size clips), `forward_N` (logits of N clips)
-and `fold_epoch` (an epoch of a fold of 442 clips of 68 subjects, with the prediction of its test
-clips: ours trains --folds folds on all devices, PyTorch one fold in a plain loop). Before the
-timing both must compute the same. Rates count useful arithmetic only (`htnet_jax.models.costs`) and
-are compared with what a large product and a large sum reach in the same rounds. On a CPU both use
---threads threads; on a GPU both use it. Exit status 2: the input is wrong, or the results differ.
+Cases: `train_step` (the step that training takes, on --batch_size clips), `forward_N` (logits of N
+clips) and `folds` (epochs of --folds folds with the prediction of their test clips, as a run trains
+them on all devices, against PyTorch's plain loop over one fold; the clips are random, as many as
+MEGC 2019 has). `folds` also tells what compiling took and the peak of memory, which is its own if
+it is the only case. Before the timing both must compute the same.
+
+Rates count useful arithmetic only: products of matrices and convolutions, without taps on padding
+and without the q and k of a single token, which cannot change the result. They stand beside what a
+large product and a large sum reach in the same rounds. On a CPU both use all cores of the process
+(`taskset` limits them); on a GPU both use it. Exit status 2: the input is wrong, or results differ.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
+import resource
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,56 +42,80 @@ from tqdm import tqdm
 
 from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-from htnet_jax.io import core_count
+from htnet_jax.features.features import Feed
+from htnet_jax.io import core_count, write_atomically
+from htnet_jax.learn import step as learn
+from htnet_jax.learn.optim import Moment
+from htnet_jax.training import folds as training
+from htnet_jax.training.state import build_module
 
-if TYPE_CHECKING:
-    from htnet_jax.torch_bridge.speed_cases import Setup
-    from htnet_jax.torch_bridge.speed_report import Case
-    from htnet_jax.torch_bridge.stopwatch import Measure
+try:
+    from htnet_jax import torch_bridge
+except UserError as missing:
+    print(f"error: {missing}", file=sys.stderr)
+    sys.exit(2)
+import torch
+
+from htnet_jax.torch_bridge import convert, parity
+from htnet_jax.torch_bridge.layers import Attention
+from htnet_jax.torch_bridge.traces import Optimizer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(Path(__file__).parents[1] / "configs" / "megc2019_htnet.py"),
-    "Network and learning rate; keys can be overridden.",
+    "Network and optimizer; keys can be overridden.",
 )
 _CASES = flags.DEFINE_list(
     "cases",
-    "train_step,forward_1,forward_32,forward_256,fold_epoch",
-    "What to time: train_step, forward_N for any N, fold_epoch.",
+    "train_step,forward_1,forward_32,forward_256,folds",
+    "What to time: train_step, forward_N for any N, folds.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Clips a training step.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each side.", lower_bound=1)
-_FOLDS = flags.DEFINE_integer(
-    "folds", 4, "Folds that ours trains in fold_epoch.", lower_bound=1, upper_bound=68
-)
-_EPOCHS = flags.DEFINE_integer(
-    "epochs", 0, "Epochs of a measurement of fold_epoch; 0: a second's worth.", lower_bound=0
-)
-_THREADS = flags.DEFINE_integer(
-    "threads", None, "CPU cores for both; default: all there are.", lower_bound=1
-)
-_COMPILE = flags.DEFINE_bool(
-    "compile", False, "Time PyTorch under torch.compile with its fused Adam as well."
-)
+_FOLDS = flags.DEFINE_integer("folds", 4, "Folds to train.", lower_bound=1, upper_bound=68)
+_GROUP = flags.DEFINE_integer("group", 0, "Folds a device; 0: chosen as in a run.", lower_bound=0)
+_EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of a measurement of folds.", lower_bound=1)
 _WEIGHTS = flags.DEFINE_enum(
     "weights", "float32", ["float32", "bfloat16"], "Type that ours keeps weights in (forward_N)."
-)
-_TORCH_DTYPE = flags.DEFINE_enum(
-    "torch_dtype", "float32", ["float32", "bfloat16"], "bfloat16: PyTorch under autocast."
 )
 _TF32 = flags.DEFINE_bool("tf32", False, "GPU: float32 products in TF32 on both sides.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights and inputs.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File to write all figures to.")
 
-# The released MEGC 2019 data: clips and subjects.
-_CLIPS, _SUBJECTS = 442, 68
-# A product that takes about a fifth of a second, arrays that no cache holds.
-_CEILINGS = {"cpu": (2048, 256 << 20), "cuda": (8192, 1 << 30)}
-# A measurement of fold_epoch lasts at least so long, or so many epochs.
-_EPOCH_SECONDS, _MAX_EPOCHS = 1.0, 64
+# The released MEGC 2019 data.
+CLIPS, SUBJECTS = 442, 68
+# Side of a product that takes about a fifth of a second, numbers in an array that no cache holds.
+CEILINGS = {"cpu": (2048, 1 << 26), "cuda": (8192, 1 << 28)}
+# One measurement repeats a short call until it lasts about this long.
+SECONDS_PER_MEASUREMENT, MAX_CALLS = 0.3, 1000
+# Steps whose losses must agree: the second one depends on the gradient and the optimizer as well.
+COMPARED_STEPS = 2
+# Largest difference of logits or losses that passes, relative to the largest value: rounding of
+# sums over ten thousand terms, computed in the type, through fifty layers.
+TOLERANCES = {"float32": 1e-3, "tensorfloat32": 2e-2, "bfloat16": 5e-2}
+
+# Seconds that a unit of work takes, measured once.
+Measure = Callable[[], float]
+Clips = tuple[tuple[np.ndarray, ...], np.ndarray]
 
 
-Builder = Callable[["Setup"], tuple["Case", dict[str, "Measure"]]]
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured on both sides.
+
+    Attributes:
+        sides: "ours" and "torch" -> how.
+        flops: Useful FLOPs a unit.
+        bytes: Bytes a unit that cannot be avoided; None: the arithmetic takes longer.
+        difference: Of the two sides' results, relative.
+        more: Further figures.
+    """
+
+    sides: Mapping[str, Measure]
+    flops: int
+    bytes: int | None
+    difference: float
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -92,351 +124,519 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
-    builders = _builders()
-    machine = {"cores": core_count(), "load_average": _load()}
-    threads = machine["threads"] = _limit_threads()
+    builders, load = _builders(), os.getloadavg()[0]
     _check(_CONFIG.value)
-    _warn_if_busy(machine)
-    setup = _set_up(_CONFIG.value, threads)
-    from htnet_jax.torch_bridge import speed_report
-
-    figures = _measure(setup, builders)
-    figures["machine"] = {**machine, **_machine()}
-    print(speed_report.table(figures))
+    # A load of up to 1 may be left over from something that has ended.
+    if load > 1:
+        print(
+            f"warning: other work keeps this machine busy (load average {load:.1f}, {core_count()} "
+            "cores): times will be too long, PyTorch's most of all, because its threads wait for "
+            "each other in every operation",
+            file=sys.stderr,
+        )
+    figures = _measure(Bench(_CONFIG.value), builders)
+    figures["machine"] = {"load_average": load, **_machine()}
+    print(table(figures))
     if _JSON.value:
-        from htnet_jax.io import write_atomically
-
         text = json.dumps(figures, indent=2) + "\n"
         write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
         print(f"Written: {_JSON.value}")
 
 
-def _builders() -> dict[str, Builder]:
+def _builders() -> dict[str, Callable[[Bench], Case]]:
     """Case -> what builds it, in the order of the flag."""
-    builders: dict[str, Builder] = {}
-    unknown = []
+    known: dict[str, Callable[[Bench], Case]] = {"train_step": train_step, "folds": folds}
     for name in _CASES.value:
-        if forward := re.fullmatch(r"forward_([1-9]\d*)", name):
-            builders[name] = functools.partial(_forward, clips=int(forward[1]))
-        elif name in ("train_step", "fold_epoch"):
-            builders[name] = _train_step if name == "train_step" else _fold_epoch
-        else:
-            unknown.append(repr(name))
-    if unknown or not builders:
-        named = ", ".join(unknown) or "nothing"
+        if found := re.fullmatch(r"forward_([1-9]\d*)", name):
+            known[name] = functools.partial(forward, clips=int(found[1]))
+    unknown = [repr(name) for name in _CASES.value if name not in known]
+    if unknown or not _CASES.value:
         raise UserError(
-            f"--cases names {named}; use train_step, fold_epoch or forward_N (forward_1, ...)"
+            f"--cases names {', '.join(unknown) or 'nothing'}; use train_step, folds or forward_N "
+            "(forward_1, ...)"
         )
-    return builders
-
-
-def _forward(setup: Setup, clips: int) -> tuple[Case, dict[str, Measure]]:
-    from htnet_jax.torch_bridge import speed_cases
-
-    return speed_cases.forward(setup, clips, _WEIGHTS.value)
-
-
-def _train_step(setup: Setup) -> tuple[Case, dict[str, Measure]]:
-    from htnet_jax.torch_bridge import speed_cases
-
-    return speed_cases.train_step(setup, _BATCH_SIZE.value)
+    return {name: known[name] for name in _CASES.value}
 
 
 def _check(config: ConfigDict) -> None:
-    """What cannot work, before anything is loaded or computed."""
-    # A model that is no network has neither; it is refused below.
-    dtype = config.model.get("dtype", "float32")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype={dtype}: use float32 or bfloat16 here")
+    """What cannot work, before anything is computed."""
+    torch_bridge.bridge_of(config.model.name)
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype={config.model.dtype}: use float32 or bfloat16 here")
     for key in ("dropout", "drop_path"):
-        if config.model.get(key, 0) and {"train_step", "fold_epoch"} & {*_CASES.value}:
+        if config.model.get(key, 0) and {"train_step", "folds"} & {*_CASES.value}:
             raise UserError(
                 f"config.model.{key}={config.model[key]} draws other random numbers in PyTorch: "
                 f"training cannot be compared; set --config.model.{key}=0.0"
             )
-    smallest = _CLIPS - math.ceil(_CLIPS / _SUBJECTS)
-    if "fold_epoch" in _CASES.value and _BATCH_SIZE.value > smallest:
+    smallest = CLIPS - math.ceil(CLIPS / SUBJECTS)
+    if "folds" in _CASES.value and _BATCH_SIZE.value > smallest:
         raise UserError(
             f"--batch_size={_BATCH_SIZE.value} is larger than the {smallest} training clips of a "
-            "fold in fold_epoch; use a smaller one"
+            "fold; use a smaller one"
         )
-    if _JSON.value:
-        path = Path(_JSON.value)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give a file name")
-    # Last, because it imports PyTorch.
-    from htnet_jax.torch_bridge import BRIDGES
-
-    name = config.model.get("name")
-    if name not in BRIDGES:
-        raise UserError(
-            f"config.model.name={name!r} has no network in PyTorch to compare with; use "
-            f"{', '.join(BRIDGES)}"
-        )
+    if _JSON.value and not (Path(_JSON.value).parent.is_dir() and not Path(_JSON.value).is_dir()):
+        raise UserError(f"--json={_JSON.value}: is a folder or lies in none; give a file name")
 
 
-def _limit_threads() -> int:
-    """Keeps the process to `--threads` cores; must come before JAX and PyTorch start threads."""
-    cores = core_count()
-    threads = _THREADS.value or cores
-    if threads > cores:
-        raise UserError(f"--threads={threads}: this process may use {cores} cores")
-    if threads < cores:
-        if not hasattr(os, "sched_setaffinity"):
-            raise UserError("--threads works on Linux only; leave it out to use all cores")
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    return threads
+class Bench:
+    """Both frameworks on one kind of device, and a network in both; what all cases share."""
 
-
-def _load() -> float | None:
-    """How many programs wanted a core during the last minute, before this one began."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def _warn_if_busy(machine: dict[str, Any]) -> None:
-    idle = machine["cores"] - (machine["load_average"] or 0)
-    # A load of up to 1 may be left over from something that has ended.
-    if idle < machine["threads"] - 1:
-        print(
-            f"warning: other work keeps this machine busy (load average "
-            f"{machine['load_average']:.1f}, {machine['cores']} cores): times will be too long, "
-            "PyTorch's most of all, because its threads wait for each other in every operation",
-            file=sys.stderr,
-        )
-
-
-def _set_up(config: ConfigDict, threads: int) -> Setup:
-    """Starts both frameworks on one kind of device and draws the weights."""
-    # Else JAX takes most of a GPU's memory at once and leaves PyTorch little.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-    import torch
-
-    from htnet_jax.models.costs import COSTS
-    from htnet_jax.torch_bridge import BRIDGES, parity
-    from htnet_jax.torch_bridge.speed import TorchSide
-    from htnet_jax.torch_bridge.speed_cases import Setup
-    from htnet_jax.torch_bridge.traces import Optimizer
-    from htnet_jax.training.checkpoints import build_module
-    from htnet_jax.training.folds import CPU_COMPILER_OPTIONS
-
-    jax.config.update("jax_num_cpu_devices", threads)
-    torch.set_num_threads(threads)
-    on_gpu = jax.default_backend() == "gpu"
-    if not on_gpu and jax.default_backend() != "cpu":
-        raise UserError(
-            f"JAX runs on {jax.default_backend()}, PyTorch cannot; set JAX_PLATFORMS=cpu"
-        )
-    if on_gpu:
-        if not torch.cuda.is_available():
+    def __init__(self, config: ConfigDict) -> None:
+        # Else JAX takes most of a GPU's memory at once and leaves PyTorch little.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        jax.config.update("jax_num_cpu_devices", core_count())
+        torch.set_num_threads(core_count())
+        backend = jax.default_backend()
+        if backend not in ("cpu", "gpu") or (backend == "gpu" and not torch.cuda.is_available()):
             raise UserError(
-                "JAX runs on a GPU, but this PyTorch sees none; install a PyTorch with CUDA, or "
-                "set JAX_PLATFORMS=cpu to compare on the CPU"
+                f"JAX runs on {backend}, but this PyTorch cannot; install one that can, or set "
+                "JAX_PLATFORMS=cpu to compare on the CPU"
             )
-        jax.config.update(
-            "jax_default_matmul_precision", "tensorfloat32" if _TF32.value else "float32"
+        if _TF32.value and backend == "cpu":
+            raise UserError("--tf32 is for GPUs; leave it out on a CPU")
+        self.device = "cuda" if backend == "gpu" else "cpu"
+        self.precision = "tensorfloat32" if _TF32.value else "float32"
+        jax.config.update("jax_default_matmul_precision", self.precision)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = _TF32.value
+        if "bfloat16" in (config.model.dtype, _WEIGHTS.value):
+            self.precision = "bfloat16"
+        self.compiler_options = training.CPU_COMPILER_OPTIONS if backend == "cpu" else None
+        self.module = build_module(config.model)
+        self.bridge = torch_bridge.BRIDGES[config.model.name]
+        self.channels = len(config.dataset.channels.split(","))
+        self.shapes = self.module.input_shapes(self.channels)
+        self.learner = learn.make(self.module, config)
+        self.optimizer = Optimizer.of_config(config)
+        self.rng = np.random.default_rng(_SEED.value)
+        with torch.device("meta"):
+            clip = [torch.empty(1, shape[-1], *shape[:-1]) for shape in self.shapes]
+            self.work = count_work(self.bridge.build(self.module, self.channels), clip)
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Any]:
+        """The network's weights, NumPy float32."""
+        return parity.random_variables(self.module, self.bridge, self.channels, _SEED.value)
+
+    def clips(self, count: int) -> Clips:
+        """Inputs, in 0..255 for a single one and N(0, 1) for several, and labels, drawn anew."""
+        inputs = (
+            self.rng.uniform(0, 255, (count, *shape))
+            if len(self.shapes) == 1
+            else self.rng.normal(size=(count, *shape))
+            for shape in self.shapes
         )
-        torch.backends.cuda.matmul.allow_tf32 = _TF32.value
-        torch.backends.cudnn.allow_tf32 = _TF32.value
-    elif _TF32.value:
-        raise UserError("--tf32 is for GPUs; leave it out on a CPU")
-    module = build_module(config.model)
-    bridge = BRIDGES[config.model.name]
-    channels = len(config.dataset.channels.split(","))
-    side = TorchSide(
-        device="cuda" if on_gpu else "cpu",
-        autocast=torch.bfloat16 if _TORCH_DTYPE.value == "bfloat16" else None,
+        labels = self.rng.integers(0, self.module.num_classes, count).astype(np.int32)
+        return tuple(one.astype(np.float32) for one in inputs), labels
+
+    def wait(self, result: Any = None) -> None:
+        """Waits until PyTorch's work is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def torch_model(self, variables: Mapping[str, Any]) -> torch.nn.Module:
+        """The network in PyTorch, with weights of its own memory."""
+        # Weights that are replaced at once need neither memory nor random numbers.
+        with torch.device("meta"):
+            model = self.bridge.build(self.module, self.channels)
+        state_dict = convert.to_state_dict(variables, self.bridge.table)
+        model.load_state_dict(state_dict, strict=True, assign=True)
+        return model.to(self.device)
+
+    def torch_clips(self, clips: Clips) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Inputs, channels first, and labels on PyTorch's device."""
+        first = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))) for x in clips[0])
+        labels = torch.from_numpy(clips[1].astype(np.int64))
+        return [x.to(self.device) for x in first], labels.to(self.device)
+
+    def torch_forward(self, model: torch.nn.Module, clips: Clips) -> Callable[[], torch.Tensor]:
+        """A call that gives the logits of a batch, and waits for them."""
+        inputs, _ = self.torch_clips(clips)
+        model.eval()
+
+        @torch.inference_mode()
+        def call() -> torch.Tensor:
+            logits = model(*inputs)
+            self.wait()
+            return logits
+
+        return call
+
+    def torch_epoch(
+        self, model: torch.nn.Module, batches: Sequence[Clips], test: Clips | None = None
+    ) -> Callable[[], torch.Tensor]:
+        """A call that trains on every batch, predicts the test clips, and gives the last loss."""
+        steps = [self.torch_clips(batch) for batch in batches]
+        predict = self.torch_forward(model, test) if test else None
+        optimizer = self.optimizer.torch(model.parameters())
+
+        def call() -> torch.Tensor:
+            model.train()
+            for inputs, labels in steps:
+                optimizer.zero_grad()
+                loss = torch.nn.functional.cross_entropy(model(*inputs), labels)
+                loss.backward()
+                optimizer.step()
+            if predict:
+                model.eval()
+                predict()
+            return loss.detach()
+
+        return call
+
+
+def forward(bench: Bench, clips: int) -> Case:
+    """The logits of a batch; ours keeps its weights in --weights, PyTorch in float32."""
+    batch, dtype = bench.clips(clips), _WEIGHTS.value
+    variables = jax.tree.map(lambda a: jnp.asarray(a, dtype), bench.variables)
+    inputs = jax.device_put(batch[0])
+    program = jax.jit(bench.learner.predict).lower(variables, inputs)
+    compiled = program.compile(bench.compiler_options)
+
+    def ours() -> jax.Array:
+        return jax.block_until_ready(compiled(variables, inputs))
+
+    theirs = bench.torch_forward(bench.torch_model(bench.variables), batch)
+    apart = compare(f"forward_{clips}", ours(), theirs(), bench.precision)
+    sides = {"ours": per_call(ours, jax.block_until_ready), "torch": per_call(theirs, bench.wait)}
+    read = bench.work.read_parameters * jnp.dtype(dtype).itemsize
+    return Case(sides, clips * bench.work.forward_flops, read, apart, {"weights": dtype})
+
+
+def train_step(bench: Bench) -> Case:
+    """The training step on one batch again and again."""
+    clips = inputs, labels = bench.clips(_BATCH_SIZE.value)
+    mask = np.ones(len(labels), np.float32)
+    batch = learn.Batch(inputs, {}, labels, mask, jax.random.key(0), Moment(0))
+    batch = jax.device_put(batch)
+    # Compiled, because the two moments of Adam would else be one and the same zeros.
+    state = [jax.jit(bench.learner.state_of)(bench.variables)]
+    program = jax.jit(bench.learner.step, donate_argnums=0).lower(state[0], batch)
+    compiled = program.compile(bench.compiler_options)
+
+    def ours() -> jax.Array:
+        state[0], metrics = compiled(state[0], batch)
+        return metrics["loss"]
+
+    theirs = bench.torch_epoch(bench.torch_model(bench.variables), [clips])
+    apart = 0.0
+    for number in range(1, 1 + COMPARED_STEPS):
+        loss = ours() / len(labels)
+        found = compare(f"train_step, loss {number}", loss, theirs(), bench.precision)
+        apart = max(apart, found)
+    sides = {"ours": per_call(ours, jax.block_until_ready), "torch": per_call(theirs, bench.wait)}
+    return Case(sides, len(labels) * bench.work.step_flops, None, apart, {"clips": len(labels)})
+
+
+def folds(bench: Bench) -> Case:
+    """Ours by the trainer of runs; PyTorch resumes the first fold after its first epoch."""
+    inputs, labels = bench.clips(CLIPS)
+    names = tuple(f"input {number}" for number in range(1, len(inputs) + 1))
+    subjects, epochs = np.arange(CLIPS) % SUBJECTS, _EPOCHS.value
+    chosen = [
+        training.Fold(f"s{index:02}", train=subjects != index, test=subjects == index)
+        for index in range(_FOLDS.value)
+    ]
+    trainer = training.FoldTrainer(
+        bench.learner,
+        Feed(names, dict(zip(names, inputs, strict=True))),
+        labels,
+        chosen,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+        folds_per_device=_GROUP.value,
+        matmul_precision="tf32" if _TF32.value else "float32",
     )
-    sides = {"torch": side}
-    if _COMPILE.value:
-        sides["torch_compile"] = TorchSide(side.device, side.autocast, compiled=True)
-    coarse = "bfloat16" in (config.model.dtype, _WEIGHTS.value, _TORCH_DTYPE.value)
-    return Setup(
-        module=module,
-        bridge=bridge,
-        costs=COSTS[config.model.name](module, channels),
-        channels=channels,
-        optimizer=Optimizer(config.optimizer, config.learning_rate, config.weight_decay),
-        variables=parity.random_variables(module, bridge, channels, _SEED.value),
-        torch_sides=sides,
-        options=None if on_gpu else CPU_COMPILER_OPTIONS,
-        precision="bfloat16" if coarse else "tensorfloat32" if _TF32.value else "float32",
-        rng=np.random.default_rng(_SEED.value),
-    )
+    told: list[training.Progress] = []
+    # All once: should the memory not suffice, the groups become smaller here.
+    first, *_ = training.train_rounds(trainer, 1, told.append)
+    peak, rounds = _peak_bytes(), trainer.rounds()
 
+    def seconds(epochs: int) -> float:
+        return timed(lambda: [trainer.train(group, epochs) for group in rounds])
 
-def _measure(setup: Setup, builders: dict[str, Builder]) -> dict[str, Any]:
-    """All figures; the ceilings take their turns in every case, so that load meets them alike."""
-    from htnet_jax.torch_bridge import ceilings, speed_report
-    from htnet_jax.torch_bridge.stopwatch import alternate
+    def ours() -> float:
+        # The difference leaves out the initial parameters and fetching the final ones.
+        longer, shorter = seconds(1 + epochs), seconds(1)
+        if longer <= shorter:
+            raise UserError(
+                f"folds: {1 + epochs} epochs took no longer than 1: the machine is too busy to "
+                "measure so little; raise --epochs"
+            )
+        return (longer - shorter) / (epochs * len(chosen))
 
-    repeats = _REPEATS.value
-    device, dtype = setup.torch_sides["torch"].device, _CONFIG.value.model.dtype
-    figures: dict[str, Any] = {}
-    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
-    total = 1 + len(builders) * (1 + repeats * (1 + len(setup.torch_sides) + 6))
-    with tqdm(total=total, mininterval=1) as bar:
-        bar.set_description("ceilings: compiling")
-        limits = ceilings.measures(device, dtype, *_CEILINGS[device], setup.options)
-        bar.update()
-        of_limits = {
-            (name, side): measure
-            for name, limit in limits.items()
-            for side, measure in limit.sides.items()
-        }
-        for case_name, build in builders.items():
-            bar.set_description(f"{case_name}: compiling")
-            case, sides = build(setup)
-            bar.update()
-            bar.set_description(case_name)
-            seconds = alternate({**sides, **of_limits}, repeats, bar.update)
-            now = {
-                name: speed_report.ceiling_figures(
-                    limit.work, limit.unit, {side: seconds[name, side] for side in limit.sides}
-                )
-                for name, limit in limits.items()
-            }
-            of_case = {side: seconds[side] for side in sides}
-            figures[case_name] = speed_report.case_figures(case, of_case, now)
-            for key in of_limits:
-                pooled.setdefault(key, []).append(seconds[key])
-            # They hold weights and optimizer states: free them before the next case has its own.
-            del sides
-            gc.collect()
-    figures["ceilings"] = {
-        name: speed_report.ceiling_figures(
-            limit.work,
-            limit.unit,
-            {side: np.concatenate(pooled[name, side]) for side in limit.sides},
-        )
-        for name, limit in limits.items()
+    def rows(mask: np.ndarray) -> Clips:
+        return tuple(one[mask] for one in inputs), labels[mask]
+
+    train, test = np.flatnonzero(chosen[0].train), rows(chosen[0].test)
+    starts = range(0, len(train), _BATCH_SIZE.value)
+    batches = [rows(train[start : start + _BATCH_SIZE.value]) for start in starts]
+    model = bench.torch_model(first.variables)
+    theirs = bench.torch_forward(model, test)()
+    apart = compare("folds, logits after an epoch", first.logits[-1], theirs, bench.precision)
+    sides = {"ours": ours, "torch": per_call(bench.torch_epoch(model, batches, test), bench.wait)}
+    work = bench.work
+    flops = [f.train.sum() * work.step_flops + f.test.sum() * work.forward_flops for f in chosen]
+    more = {
+        "folds": len(chosen),
+        "folds_per_device": trainer.folds_per_device,
+        "devices": trainer.device_count,
+        "compile_s": sum(progress.compiling_s for progress in told),
+        "program_bytes": trainer.program_bytes,
+        "peak_bytes": peak,
     }
+    return Case(sides, int(sum(flops)) // len(flops), None, apart, more)
+
+
+def _peak_bytes() -> int:
+    """The most that the fullest accelerator has held; on a CPU, this process."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if peaks := [one["peak_bytes_in_use"] for one in stats if one]:
+        return max(peaks)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def compare(what: str, ours: Any, theirs: torch.Tensor, precision: str) -> float:
+    """The largest difference of two results, relative to PyTorch's largest value.
+
+    Raises:
+        UserError: It is above the tolerance of `precision` (times of different computations cannot
+            be compared), or a result is not finite.
+    """
+    one, other = np.asarray(ours, np.float32), theirs.float().cpu().numpy()
+    if one.shape != other.shape:
+        raise ValueError(f"{what}: shapes {one.shape} and {other.shape}")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise UserError(f"{what}: ours or PyTorch's is not finite; lower the learning rate")
+    apart = float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
+    if apart > TOLERANCES[precision]:
+        raise UserError(
+            f"{what}: ours and PyTorch's differ by {apart:.1e}, more than {precision} allows "
+            f"({TOLERANCES[precision]:.0e}); find the first difference by tools/check_parity.py"
+        )
+    return apart
+
+
+@dataclasses.dataclass
+class Work:
+    """Useful work of a network; FLOPs are those of one clip, a multiply-add counted as 2.
+
+    Attributes:
+        forward_flops: Of a forward pass.
+        step_flops: Of both passes: a product has two gradients, or one if it reads the inputs.
+        read_parameters: Numbers that a forward pass reads.
+    """
+
+    forward_flops: int = 0
+    step_flops: int = 0
+    read_parameters: int = 0
+
+    def add(self, flops: int, read: torch.Tensor) -> None:
+        """Adds a product of some tensor."""
+        self.forward_flops += flops
+        self.step_flops += flops * (3 if read.requires_grad else 2)
+
+
+def count_work(model: torch.nn.Module, clip: Sequence[torch.Tensor]) -> Work:
+    """The work of a PyTorch network on the inputs of one clip; meta tensors do."""
+    work = Work(read_parameters=sum(parameter.numel() for parameter in model.parameters()))
+
+    def product(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        (x,) = inputs
+        places = x.numel() // x.shape[-1]
+        if isinstance(layer, torch.nn.Conv2d):
+            window = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.padding, strict=True)
+            places = len(x) * math.prod(taps(*axis) for axis in window)
+        work.add(2 * places * math.prod(layer.weight.shape[:2]), x)
+
+    def attention(layer: Any, attended: torch.Tensor) -> None:
+        blocks, tokens, width = attended.shape
+        if tokens > 1:  # The scores and the weighted sum.
+            work.add(4 * blocks * tokens**2 * width, attended)
+        else:
+            idle = 2 * next(layer.parameters()).numel() // 3
+            work.add(-2 * blocks * idle, attended)
+            work.read_parameters -= idle
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(product)
+        elif isinstance(layer, Attention):
+            layer.attended.register_forward_hook(
+                lambda _, inputs, output, layer=layer: attention(layer, output)
+            )
+    model(*clip)
+    return work
+
+
+def taps(length: int, size: int, stride: int, padding: int) -> int:
+    """Along one axis, the points of a window in all its places that are no padding."""
+    starts = range(-padding, length + padding - size + 1, stride)
+    return sum(0 <= start + point < length for start in starts for point in range(size))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that one call of `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def per_call(call: Callable[[], Any], wait: Callable[[Any], Any]) -> Measure:
+    """Compiles and warms up, then returns a measurement of many calls in a row.
+
+    Args:
+        call: One unit of work; may return before it is done.
+        wait: Given what the last call returned, waits until all calls are done.
+    """
+    # The first call compiles, the second still fills caches and pools of memory.
+    for _ in range(2):
+        wait(call())
+    once = timed(lambda: wait(call()))
+    count = max(1, min(MAX_CALLS, math.ceil(SECONDS_PER_MEASUREMENT / max(once, 1e-9))))
+
+    def calls() -> None:
+        for _ in range(count):
+            result = call()
+        wait(result)
+
+    return lambda: timed(calls) / count
+
+
+def alternate(
+    sides: Mapping[Any, Measure], repeats: int, on_measured: Callable[[], Any]
+) -> dict[Any, np.ndarray]:
+    """`(repeats,)` seconds of every side, in turn; every second round goes backwards."""
+    seconds: dict[Any, list[float]] = {name: [] for name in sides}
+    for index in range(repeats):
+        for name in list(sides)[:: -1 if index % 2 else 1]:
+            seconds[name].append(sides[name]())
+            on_measured()
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def ceilings(bench: Bench, dtype: str) -> dict[tuple[str, str], tuple[int, Measure]]:
+    """(unit, side) -> FLOPs of a large product or bytes of a large sum, and its measurement."""
+    size, count = CEILINGS[bench.device]
+    # Small numbers, so that sums stay finite; zeros might be skipped.
+    matrix = torch.full((size, size), 1e-3, dtype=getattr(torch, dtype), device=bench.device)
+    array = torch.full((count,), 1e-3, device=bench.device)
+
+    def ours(work: Callable[[jax.Array], jax.Array], x: jax.Array) -> Measure:
+        compiled = jax.jit(work).lower(x).compile(bench.compiler_options)
+        # Each call waits: several results at once would need several times the memory.
+        return per_call(lambda: jax.block_until_ready(compiled(x)), jax.block_until_ready)
+
+    product = ours(lambda x: x @ x, jnp.full((size, size), 1e-3, dtype))
+    read = ours(jnp.sum, jnp.full(count, 1e-3, jnp.float32))
+    return {
+        ("flops", "ours"): (2 * size**3, product),
+        ("flops", "torch"): (2 * size**3, per_call(lambda: matrix @ matrix, bench.wait)),
+        ("bytes", "ours"): (4 * count, read),
+        ("bytes", "torch"): (4 * count, per_call(lambda: array.sum(), bench.wait)),
+    }
+
+
+def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> dict[str, Any]:
+    """The figures of all cases; the ceilings take their turns in each, so load meets them alike."""
+    limits, figures = {}, {}
+    with tqdm(total=len(builders) * (1 + 6 * _REPEATS.value), mininterval=1) as bar:
+        for name, build in builders.items():
+            bar.set_description(name)
+            case = build(bench)
+            # After the first case, whose peak of memory would else hold them.
+            limits = limits or ceilings(bench, _CONFIG.value.model.dtype)
+            bar.update()
+            sides = {**case.sides, **{key: measure for key, (_, measure) in limits.items()}}
+            seconds = alternate(sides, _REPEATS.value, bar.update)
+            best: dict[str, float] = {}
+            for (unit, side), (work, _) in limits.items():
+                rate = work / float(np.median(seconds[unit, side]))
+                best[unit] = max(best.get(unit, 0.0), rate)
+            figures[name] = case_figures(case, seconds, best)
+            # They hold weights and optimizer states: free them before the next case has its own.
+            del case, sides
+            gc.collect()
     return figures
 
 
-def _fold_epoch(setup: Setup) -> tuple[Case, dict[str, Measure]]:
-    """Ours by `FoldTrainer`; PyTorch goes on with the first fold from where one epoch led ours."""
-    from htnet_jax.features.feeds import Feed
-    from htnet_jax.torch_bridge import speed, speed_report, stopwatch
-    from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
+def case_figures(
+    case: Case, seconds: Mapping[Any, np.ndarray], ceilings: Mapping[str, float]
+) -> dict[str, Any]:
+    """All figures of one case.
 
-    inputs, labels = setup.batch(_CLIPS)
-    names = tuple(f"input {number}" for number in range(1, len(inputs) + 1))
-    subjects = np.arange(_CLIPS) % _SUBJECTS
-    folds = [
-        Fold(f"s{index:02}", train=subjects != index, test=subjects == index)
-        for index in range(_FOLDS.value)
-    ]
-    trainer = FoldTrainer(
-        setup.module,
-        setup.optimizer.optax(),
-        Feed(names, dict(zip(names, inputs, strict=True))),
-        labels,
-        folds,
-        batch_size=_BATCH_SIZE.value,
-        seed=_SEED.value,
-        matmul_precision="tf32" if _TF32.value else "float32",
-        idle=setup.idle,
-    )
-    # All once: should the memory not suffice, the groups become smaller here.
-    first, *_ = train_rounds(trainer, 1)
-    rounds = trainer.rounds()
-    logits = first.logits[-1]
-    train, test = np.flatnonzero(folds[0].train), np.flatnonzero(folds[0].test)
-    size = _BATCH_SIZE.value
-    steps = [train[at : at + size] for at in range(0, len(train), size)]
+    Args:
+        case: What was measured.
+        seconds: "ours" and "torch" -> `(repeats,)`, seconds a unit.
+        ceilings: "flops" and "bytes" -> the better framework's rate in the same rounds.
 
-    def clips(rows: np.ndarray) -> Any:
-        return tuple(one[rows] for one in inputs), labels[rows]
-
-    batches = [clips(rows) for rows in steps]
-    sides: dict[str, Measure] = {"ours": _folds_measure(trainer, rounds)}
-    apart = 0.0
-    for name, side in setup.torch_sides.items():
-        model = setup.torch_model(side, first.variables)
-        theirs = side.forward(model, clips(test))()
-        apart = max(apart, speed.compare(f"fold_epoch, {name}", logits, theirs, setup.precision))
-        epoch = side.epoch(model, setup.optimizer, batches, clips(test))
-        sides[name] = stopwatch.per_call(epoch, side.wait)
-    counts = [(int(fold.train.sum()), int(fold.test.sum())) for fold in folds]
-    flops = sum(
-        train * setup.costs.step_flops + test * setup.costs.forward_flops for train, test in counts
-    )
-    unit = f"epoch of a fold; ours {len(folds)} folds, {trainer.folds_per_device} a device at once"
-    return speed_report.Case(unit, flops // len(folds), None, apart), sides
-
-
-def _folds_measure(trainer: Any, rounds: Sequence[Any]) -> Measure:
-    """Measures seconds a fold-epoch: a longer run less a run of one epoch.
-
-    The difference leaves out the initial parameters and fetching the final ones, which a run does
-    once in hundreds of epochs.
+    Returns:
+        For each side `SIDE_s` (the median), `SIDE_quartiles_s`, `SIDE_seconds` (all), the rate
+        `SIDE_flops_per_s` and its share of the ceiling, `SIDE_of_flops_ceiling`, and the same of
+        bytes. `ratio` is the median of PyTorch's seconds over ours.
     """
-    from htnet_jax.torch_bridge.stopwatch import timed
+    works = {"flops": case.flops, "bytes": case.bytes}
+    figures: dict[str, Any] = {**case.more, "difference": case.difference, **works}
+    figures |= {f"{unit}_ceiling_per_s": rate for unit, rate in ceilings.items()}
+    for side in ("ours", "torch"):
+        low, middle, high = np.percentile(seconds[side], [25, 50, 75]).tolist()
+        figures |= {f"{side}_s": middle, f"{side}_quartiles_s": [low, high]}
+        figures[f"{side}_seconds"] = seconds[side].tolist()
+        for unit, work in works.items():
+            if work is not None:
+                figures[f"{side}_{unit}_per_s"] = work / middle
+                figures[f"{side}_of_{unit}_ceiling"] = work / middle / ceilings[unit]
+    return {**figures, "ratio": figures["torch_s"] / figures["ours_s"]}
 
-    def seconds(epochs: int) -> float:
-        def run() -> None:
-            for folds in rounds:
-                trainer.train(folds, epochs)
 
-        return timed(run)
-
-    extra = _EPOCHS.value or 1
-    if not _EPOCHS.value:
-        short = min(seconds(1), seconds(1))
-        while extra < _MAX_EPOCHS and seconds(1 + extra) - short < _EPOCH_SECONDS:
-            extra *= 2
-    count = extra * sum(map(len, rounds))
-
-    def measure() -> float:
-        longer, shorter = seconds(1 + extra), seconds(1)
-        if longer <= shorter:
-            raise UserError(
-                f"fold_epoch: {1 + extra} epochs took no longer than 1: the machine is too busy to "
-                "measure so little; raise --epochs"
+def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures for a console: two lines a case."""
+    rows = [["", "", "median", "quartiles", "ratio", "FLOP/s", "of ceiling", "bytes/s", "of read"]]
+    notes = []
+    for name, case in figures.items():
+        for side in () if name == "machine" else ("ours", "torch"):
+            quartiles = " .. ".join(_short(value, "s") for value in case[f"{side}_quartiles_s"])
+            ratio = f"{case['ratio']:.2f}" if side == "torch" else ""
+            row = [name, side, _short(case[f"{side}_s"], "s"), quartiles, ratio]
+            for unit in ("flops", "bytes"):
+                if f"{side}_{unit}_per_s" in case:
+                    row.append(_short(case[f"{side}_{unit}_per_s"]))
+                    row.append(f"{case[f'{side}_of_{unit}_ceiling']:.0%}")
+            rows.append([*row, "", ""][:9])
+        if "folds" in case:
+            notes.append(
+                f"{name}: {case['folds']} folds, {case['folds_per_device']} a device on "
+                f"{case['devices']}; compiling {case['compile_s']:.1f} s; peak of memory "
+                f"{_short(case['peak_bytes'], 'B')}"
             )
-        return (longer - shorter) / count
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join([*lines, *notes])
 
-    return measure
+
+def _short(value: float, unit: str = "") -> str:
+    scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""), (1e-3, "m"), (0, "u"))
+    scale, prefix = next((scale, prefix) for scale, prefix in scales if value >= scale)
+    return f"{value / (scale or 1e-6):.3g} {prefix}{unit}".rstrip()
 
 
 def _machine() -> dict[str, Any]:
     """Where and how the figures were measured."""
-    import jax
-    import torch
-
-    import htnet_jax
-
-    names = ("jax", "jaxlib", "flax", "numpy", "torch")
-    device = jax.local_devices()[0]
+    device, info = jax.local_devices()[0], Path("/proc/cpuinfo")
+    processor = re.search(r"model name\s*: (.*)", info.read_text() if info.is_file() else "")
+    packages = ("jax", "jaxlib", "flax", "numpy", "torch")
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "processor": _processor(),
+        "processor": processor[1] if processor else None,
+        "cores": core_count(),
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.local_device_count(),
-        "torch_device": torch.cuda.get_device_name() if device.platform == "gpu" else "cpu",
-        "versions": {
-            "python": platform.python_version(),
-            "htnet_jax": htnet_jax.__version__,
-            **{name: importlib.metadata.version(name) for name in names},
-        },
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "model": _CONFIG.value.model.to_dict(),
     }
-
-
-def _processor() -> str:
-    """The processor's name; on Linux as the kernel says it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.machine()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -27,10 +27,6 @@ from tqdm import tqdm
 
 from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    from htnet_jax.torch_bridge.parity import Report
-    from htnet_jax.torch_bridge.traces import Batch
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -49,11 +45,11 @@ _MODE = flags.DEFINE_list(
 )
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimizer steps.", lower_bound=0)
 _OPTIMIZER = flags.DEFINE_enum(
-    "optimizer", None, ["adam", "adamw"], "Optimizer. Default: the config's."
+    "optimizer", None, ["adam", "adamw", "sgd"], "Optimizer. Default: the config's."
 )
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Default: the config's.")
 _WEIGHT_DECAY = flags.DEFINE_float(
-    "weight_decay", None, "For adamw. Default: the config's if it is its optimizer, else 0.01."
+    "weight_decay", None, "Default: the config's if it is its optimizer, else PyTorch's."
 )
 _DATA = flags.DEFINE_enum(
     "data",
@@ -79,58 +75,41 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
-    from htnet_jax.learn import optim
-    from htnet_jax.torch_bridge import BRIDGES, parity, traces
+    from htnet_jax.torch_bridge import bridge_of, parity
 
     if not _DTYPE.value:
         raise UserError("--dtype is empty; give float64, float32 or both")
     _check_outputs()
     if _FLAX.value and flags.FLAGS["config"].present:
         raise UserError("--config is not for --flax: a checkpoint has its own config")
-    for dtype in _DTYPE.value:
-        if dtype not in parity.TOLERANCES:
-            raise UserError(f"--dtype={dtype} is unknown; use {' or '.join(parity.TOLERANCES)}")
-    for mode in _MODE.value or ():
-        if mode not in MODES:
-            raise UserError(f"--mode={mode} is unknown; use {' or '.join(MODES)}")
+    for flag, known in ((_DTYPE, [*parity.TOLERANCES]), (_MODE, MODES)):
+        for value in flag.value or ():
+            if value not in known:
+                raise UserError(f"--{flag.name}={value} is unknown; use {' or '.join(known)}")
     module, variables, config = _flax_side(_CONFIG.value)
-    if config.model.name not in BRIDGES:
-        names = ", ".join(BRIDGES)
-        raise UserError(f"{config.model.name} has no PyTorch bridge; there is one for {names}")
-    bridge = BRIDGES[config.model.name]
+    bridge = bridge_of(config.model.name)
     batches = _batches(module, config)
     channels = len(_channels(config))
     if variables is None:
         variables = parity.random_variables(module, bridge, channels, _SEED.value)
     torch_model = _torch_side(module, bridge, channels)
-    given = _LEARNING_RATE.value
-    learning_rate = config.learning_rate if given is None else given
-    # A checkpoint of an older version does not name its optimizer.
-    own = config.get("optimizer", "adam")
-    name, given = _OPTIMIZER.value or own, _WEIGHT_DECAY.value
-    usual = config.weight_decay if name == own == "adamw" else optim.WEIGHT_DECAY
-    decay = usual if given is None else given
-    optimizer = traces.Optimizer(name, learning_rate, decay)
-    # In float32 a float64 run of PyTorch says how much of a difference is rounding.
-    alone = "float32" in _DTYPE.value and "float64" not in _DTYPE.value
-    extra = alone and (_STEPS.value or "batch_stats" in variables)
-    modes = _MODE.value or (("eval", "train") if "batch_stats" in variables else ("eval",))
-    a_mode = len(_DTYPE.value) * (4 + 2 * _STEPS.value) + (2 + _STEPS.value if extra else 0)
+    dtypes = sorted(set(_DTYPE.value), reverse=True)
+    modes = _MODE.value or (MODES if "batch_stats" in variables else MODES[:1])
     reports = []
-    with tqdm(total=len(modes) * a_mode, mininterval=1) as bar:
+    with tqdm(total=len(modes) * parity.parts(dtypes, _STEPS.value), mininterval=1) as bar:
 
         def say(text: str) -> None:
             bar.set_description(text, refresh=False)
             bar.update()
 
         for mode in modes:
-            reports += parity.run_all(
+            reports += parity.run(
                 module,
                 bridge,
                 variables,
                 batches,
-                dtypes=sorted(set(_DTYPE.value), reverse=True),
-                optimizer=optimizer,
+                dtypes=dtypes,
+                optimizer=_optimizer(config),
                 steps=_STEPS.value,
                 torch_model=torch_model,
                 train=mode == "train",
@@ -138,6 +117,20 @@ def main(argv: Sequence[str]) -> int:
             )
     _write(reports, config)
     return 0 if all(report.passed for report in reports) else 1
+
+
+def _optimizer(config: ConfigDict) -> Any:
+    """The config's, with what the flags say in its place."""
+    from htnet_jax.torch_bridge.traces import Optimizer
+
+    # A checkpoint of an older version does not name its optimizer.
+    own = config.get("optimizer", "adam")
+    name = _OPTIMIZER.value or own
+    settings = dict(Optimizer.of_config(config).settings) if name == own != "adam" else {}
+    if _WEIGHT_DECAY.value is not None and name != "adam":
+        settings["weight_decay"] = _WEIGHT_DECAY.value
+    given = _LEARNING_RATE.value
+    return Optimizer(name, config.learning_rate if given is None else given, settings)
 
 
 def _check_outputs() -> None:
@@ -157,7 +150,7 @@ def _check_outputs() -> None:
 def _flax_side(config: ConfigDict) -> tuple[Any, Any, ConfigDict]:
     """`(module, variables, config)`; variables are None for random weights."""
     import htnet_jax
-    from htnet_jax.training.checkpoints import build_module
+    from htnet_jax.training.state import build_module
 
     if _FLAX.value:
         return htnet_jax.load(_FLAX.value)
@@ -193,8 +186,8 @@ def _channels(config: ConfigDict) -> list[str]:
     return [name.strip() for name in config.dataset.channels.split(",")]
 
 
-def _batches(module: Any, config: ConfigDict) -> list[Batch]:
-    """Batches in file order, as many as there are steps at most."""
+def _batches(module: Any, config: ConfigDict) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    """`(inputs, labels)` of batches in file order, as many as there are steps at most."""
     names = _channels(config)
     shapes = module.input_shapes(len(names))
     count = max(1, _STEPS.value)
@@ -215,8 +208,8 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
             for _ in range(count)
         ]
     from htnet_jax.datasets import loading
-    from htnet_jax.features.inputs import check_names, make_feed
-    from htnet_jax.training.planning import check_fit
+    from htnet_jax.features.features import check_names, make_feed
+    from htnet_jax.training.settings import check_fit
 
     check_names(config, module)
     arrays = loading.load(
@@ -224,9 +217,8 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
         config=config.dataset.config,
         data_dir=config.dataset.data_dir,
         manual_dir=config.dataset.manual_dir,
-        labels=config.dataset.labels,
     )
-    feed = make_feed(arrays, config)
+    feed = make_feed(arrays, config, module)
     check_fit(config, module, arrays, feed)
     rows = np.arange(len(arrays.labels))
     starts = range(0, len(rows), _BATCH_SIZE.value)
@@ -238,27 +230,27 @@ def _batches(module: Any, config: ConfigDict) -> list[Batch]:
     ]
 
 
-def _write(reports: Sequence[Report], config: ConfigDict) -> None:
+def _write(reports: Sequence[Any], config: ConfigDict) -> None:
     from htnet_jax.io import write_atomically
-    from htnet_jax.torch_bridge import parity_report
+    from htnet_jax.torch_bridge import parity
 
-    text = json.dumps(parity_report.as_json(reports), indent=2) + "\n"
+    text = json.dumps(parity.as_json(reports), indent=2) + "\n"
     if _JSON.value == "-":
         print(text, end="")
     else:
         for report in reports:
-            print(parity_report.table(report, worst_only=_WORST.value))
+            print(parity.table(report, worst_only=_WORST.value))
             if _LOSSES.value:
-                print(parity_report.loss_table(report))
+                print(parity.loss_table(report))
         if len(reports) > 1:
-            print("\n".join(["", *map(parity_report.verdict, reports)]))
+            print("\n".join(["", *(report.verdict for report in reports)]))
         if _JSON.value:
             write_atomically(Path(_JSON.value), lambda file: file.write(text.encode()))
             print(f"Written: {_JSON.value}")
     if _PLOT.value:
         optimizer = _OPTIMIZER.value or config.get("optimizer", "adam")
         title = f"{config.model.name}, {optimizer}, {_DATA.value}"
-        parity_report.plot_losses(reports, Path(_PLOT.value), title)
+        parity.plot_losses(reports, Path(_PLOT.value), title)
         print(f"Written: {_PLOT.value}", file=sys.stderr)
 
 

@@ -62,8 +62,8 @@ def to_torch() -> None:
     _require(workdir=_WORKDIR.value, fold=_FOLD.value, output=_OUTPUT.value)
     _refuse("to-torch", input=_INPUT.value, config=_CONFIG.value, heads=_HEADS.value)
     import htnet_jax
-    from htnet_jax.torch_bridge import convert, files
-    from htnet_jax.training.checkpoints import fold_folder
+    from htnet_jax.torch_bridge import bridge_of, convert, files
+    from htnet_jax.training.state import fold_folder
 
     output = Path(_OUTPUT.value).expanduser()
     files.check_output(output, overwrite=_OVERWRITE.value)
@@ -72,7 +72,7 @@ def to_torch() -> None:
         raise UserError(f"{workdir}: no run with checkpoints here; give the --workdir of a run")
     folder = fold_folder(workdir, _FOLD.value)
     module, variables, config = htnet_jax.load(folder)
-    bridge = _bridge(config)
+    bridge = bridge_of(config.model.name)
     if _WITH_UNUSED.value and not bridge.unused:
         raise UserError(
             f"--with_unused: {config.model.name}'s release has no unused entries; leave it out"
@@ -98,8 +98,8 @@ def from_torch() -> None:
         raise UserError("give --config or --workdir, not both")
     output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
     _check_folder(output)
-    from htnet_jax.torch_bridge import convert, files
-    from htnet_jax.training.checkpoints import build_module, save_fold
+    from htnet_jax.torch_bridge import bridge_of, convert, files
+    from htnet_jax.training.state import build_module, save_fold
 
     file = files.read(source)
     for note in file.notes:
@@ -112,7 +112,7 @@ def from_torch() -> None:
     if _HEADS.value is not None:
         known["heads"] = _HEADS.value
     try:
-        bridge = _bridge(config)
+        bridge = bridge_of(config.model.name)
         state_dict, notes = convert.drop_unused(file.state_dict, bridge)
         sizes = convert.infer_sizes(state_dict, bridge, known, channels)
         with config.unlocked():
@@ -178,23 +178,13 @@ def _check_config(config: ConfigDict) -> None:
             raise UserError(f"the config has no {key}; begin with config.default_config()")
 
 
-def _bridge(config: ConfigDict) -> Any:
-    from htnet_jax.torch_bridge import BRIDGES
-
-    name = config.model.name
-    if name not in BRIDGES:
-        raise UserError(f"{name} has no PyTorch bridge; there is one for {', '.join(BRIDGES)}")
-    return BRIDGES[name]
-
-
 def _guess_network(config: ConfigDict, state_dict: Mapping[str, Any]) -> None:
     """Without settings, the network is the one whose names a file has, if there is one."""
-    from htnet_jax.torch_bridge import BRIDGES
-    from htnet_jax.torch_bridge.tables import match
+    from htnet_jax.torch_bridge import BRIDGES, convert
 
     def known_names(name: str) -> int:
-        rules = BRIDGES[name].table
-        return sum(any(match(rule.torch, key) is not None for rule in rules) for key in state_dict)
+        patterns = [rule.torch for rule in BRIDGES[name].table]
+        return sum(any(convert.match(p, key) is not None for p in patterns) for key in state_dict)
 
     name = max(BRIDGES, key=known_names)
     if name != config.model.name and known_names(name):

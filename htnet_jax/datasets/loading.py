@@ -258,7 +258,7 @@ def network_inputs(
     return inputs
 
 
-def pictures(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
+def images(arrays: ClipArrays, inputs: np.ndarray | None, layout: str) -> Images:
     """What a report shows of the clips: their flow, and what the network sees of it.
 
     Args:

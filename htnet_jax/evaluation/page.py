@@ -191,7 +191,7 @@ def _confusions(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, str, str]]
     taken = set()
     for group, label in _shown_groups(run.predictions).items():
         # A source may be called anything; its file may not.
-        slug = re.sub(r"[^a-z0-9]+", "_", group.lower()).strip("_") or "source"
+        slug = re.sub(r"[^a-z0-9]+", "_", group.lower()).strip("_")[:80] or "source"
         while slug in taken:
             slug += "_"
         taken.add(slug)

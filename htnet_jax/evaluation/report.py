@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,7 @@ def _write(
     pairs: Sequence[Pair],
 ) -> None:
     figures = page.figures(runs, pairs)
-    stems = _stems(figures)
-    plots = {
-        f"{stem}.png": figure.png for stem, figure in zip(stems, figures.values(), strict=True)
-    }
+    plots = {f"{stem}.png": figure.png for stem, figure in figures.items()}
     content["plots"] = sorted(plots)
     texts = {
         **files,
@@ -119,19 +115,6 @@ def _write(
         write_atomically(directory / name, lambda file, text=text: file.write(text.encode()))
     for name in stale:
         _remove(folder / name)
-
-
-def _stems(figures: Mapping[str, object]) -> list[str]:
-    """File names for the figures, whose names may hold those of runs and sources."""
-    stems: list[str] = []
-    for name in figures:
-        stem = plain = re.sub(r"[^\w.-]+", "_", name).lstrip(".")[:80] or "plot"
-        number = 1
-        while stem.lower() in {taken.lower() for taken in stems}:
-            number += 1
-            stem = f"{plain}_{number}"
-        stems.append(stem)
-    return stems
 
 
 def _earlier_plots(record: Path) -> set[str]:

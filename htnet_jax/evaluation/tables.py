@@ -96,7 +96,7 @@ def latex(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
         )
         parts.append("\\par\\smallskip")
     shown = [Selection(name) for name in _selections(runs)]
-    chosen = [f"{one}: {_CHOSEN} {one.description}." for one in shown]
+    chosen = [f"{one}: {one.description}." for one in shown]
     parts += [f"{{\\footnotesize {_tex(note)}\\par}}" for note in chosen + notes(runs, pairs)]
     return "\n".join(parts) + "\n"
 
@@ -380,6 +380,8 @@ def _tex(plain: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in _one_line(plain))
     if re.fullmatch(r"[+-]\d[-+.,\[\]\d ]*", plain):
         return f"${escaped}$"
+    if re.fullmatch(r"[-\[\].,/\d ]*\]", plain):  # intervals below their scores
+        return f"{{\\scriptsize {escaped}}}"
     return escaped.replace("+-", "$\\pm$")
 
 

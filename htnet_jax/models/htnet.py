@@ -5,10 +5,10 @@ its ancestor is NesT (Zhang et al., "Nested Hierarchical Transformer", AAAI 2022
 papers' and the release's facts; the blocks can be imported and used on their own.
 
 At the published size (28 px, patch 7, 3 hierarchies) every block holds a single token, so the
-softmax is identically 1 and attention reduces to `out(v)`: see `LocalAttention`.
+softmax is identically 1 and attention reduces to `out(v)`: see `layers.Attention`.
 
 With `mutable=["intermediates"]` the values between the layers (`positioned`, `attended`,
-`activated`) can be had as well; else they cost nothing.
+`activated`) are returned as well; else they cost nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from htnet_jax.models.layers import (
-    Conv3x3,
-    Dense,
-    LayerNorm,
-    gelu,
-    max_pool_3x3_stride_2,
-    product,
-    torch_uniform,
-)
+from htnet_jax.models.layers import Block, Conv, Dense, LayerNorm, check_images
+from htnet_jax.models.xla_cpu import max_pool_3x3_stride_2
 
 
 def blockify(x: jax.Array, blocks: int) -> jax.Array:
@@ -77,7 +70,7 @@ def unblockify(x: jax.Array, blocks: int) -> jax.Array:
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts pictures into square patches.
+    """Cuts images into square patches.
 
     Args:
         x: `(..., H, W, C)`; H and W divisible by `patch_size`.
@@ -94,118 +87,6 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(*lead, rows, columns, patch_size**2 * channels)
 
 
-class LocalAttention(nn.Module):
-    """Multi-head self-attention among the tokens of one block.
-
-    Each head has `width // heads` channels, so the inner width `heads * (width // heads)` may be
-    smaller than the width (256 channels, 3 heads: 255). Parameters: `qkv` `(C, 3 * inner)` without
-    bias, packed q, k, v, each ordered (head, channel), and `out`.
-
-    With a single token the softmax is identically 1: q and k cannot matter and their gradient is
-    exactly zero, so their product is left out. Values and gradients are the same.
-
-    Attributes:
-        heads: Number of heads.
-        dropout: Rate, on the attention weights and after the output projection.
-        dtype: Type of the computation; the softmax is float32 at least.
-    """
-
-    heads: int
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks.
-
-        Raises:
-            ValueError: Fewer channels than heads.
-        """
-        tokens, width = x.shape[-2:]
-        if width < self.heads:
-            raise ValueError(f"{width} channels leave none for each of {self.heads} heads")
-        head_width = width // self.heads
-        inner = head_width * self.heads
-        qkv = self.param("qkv", torch_uniform(width), (width, 3 * inner))
-        x = x.astype(self.dtype)
-
-        def split_heads(projected: jax.Array) -> jax.Array:
-            return projected.reshape(*projected.shape[:-1], self.heads, head_width)
-
-        if tokens == 1:
-            value = split_heads(product(x, qkv[:, 2 * inner :]))
-            weights = jnp.ones((*value.shape[:-1], 1), value.dtype)
-            attended = nn.Dropout(self.dropout)(weights, deterministic=not train) * value
-        else:
-            query, key, value = (
-                split_heads(part) for part in jnp.split(product(x, qkv), 3, axis=-1)
-            )
-            scores = jnp.einsum("...nhd,...mhd->...hnm", query, key) * head_width**-0.5
-            scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-            weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-            weights = nn.Dropout(self.dropout)(weights, deterministic=not train)
-            attended = jnp.einsum("...hnm,...mhd->...nhd", weights, value)
-        attended = attended.reshape(*x.shape[:-1], inner)
-        self.sow("intermediates", "attended", attended)
-        out = Dense(width, self.dtype, name="out")(attended)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
-
-
-class FeedForward(nn.Module):
-    """Dense, exact (erf) GELU, dropout, Dense, dropout.
-
-    Attributes:
-        mult: Width of the hidden layer as a multiple of the input's.
-        dropout: Rate after the GELU and after the second Dense.
-        dtype: Type of the computation.
-    """
-
-    mult: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(..., C)` to the same shape."""
-        width = x.shape[-1]
-        hidden = width * self.mult
-        x = Dense(hidden, self.dtype, name="fc1")(x)
-        x = gelu(x)
-        self.sow("intermediates", "activated", x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = Dense(width, self.dtype, name="fc2")(x)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
-
-
-class TransformerBlock(nn.Module):
-    """A pre-norm block: `x + Attention(LN(x))`, then `x + FeedForward(LN(x))`.
-
-    Attributes:
-        heads: Heads of the attention.
-        mlp_mult: Hidden width of the feed-forward as a multiple of the width.
-        dropout: Rate inside both.
-        dtype: Type of the computation.
-    """
-
-    heads: int
-    mlp_mult: int = 4
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks."""
-        attention = LocalAttention(self.heads, self.dropout, self.dtype, name="attention")
-        mlp = FeedForward(self.mlp_mult, self.dropout, self.dtype, name="mlp")
-        shape = x.shape
-        # Two dimensions inside: see `product`.
-        x = x.reshape(-1, shape[-1])
-        normed = LayerNorm(self.dtype, name="attention_norm")(x)
-        x = x + attention(normed.reshape(shape), train=train).reshape(x.shape)
-        x = x + mlp(LayerNorm(self.dtype, name="mlp_norm")(x), train=train)
-        return x.reshape(shape)
-
-
 class Hierarchy(nn.Module):
     """One level: blockify, add the position scalars, the transformer blocks, unblockify.
 
@@ -217,7 +98,7 @@ class Hierarchy(nn.Module):
         repeats: Transformer blocks.
         heads: Heads of the attention.
         mlp_mult: Hidden width of the feed-forward as a multiple of the width.
-        dropout: Dropout rate.
+        dropout: Dropout rate inside the blocks.
         dtype: Type of the computation.
     """
 
@@ -243,8 +124,8 @@ class Hierarchy(nn.Module):
         x = x + pos_emb.astype(x.dtype).reshape(1, 1, tokens, 1)
         self.sow("intermediates", "positioned", x)
         for index in range(self.repeats):
-            x = TransformerBlock(
-                self.heads, self.mlp_mult, self.dropout, self.dtype, name=f"block_{index}"
+            x = Block(
+                self.heads, self.mlp_mult, self.dropout, dtype=self.dtype, name=f"block_{index}"
             )(x, train=train)
         return unblockify(x, self.blocks)
 
@@ -265,7 +146,9 @@ class Aggregate(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), features)`."""
-        x = Conv3x3(self.features, self.dtype, name="conv")(x)
+        x = Conv(self.features, (3, 3), padding=1, small_maps=True, dtype=self.dtype, name="conv")(
+            x
+        )
         x = LayerNorm(self.dtype, name="norm")(x)
         return max_pool_3x3_stride_2(x)
 
@@ -291,8 +174,8 @@ class HTNet(nn.Module):
         dtype: Type of the computation (parameters are float32).
     """
 
-    # What `config.inputs` names for it.
-    usual_inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
+    inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
+    privileged: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int = 3
     image_size: int = 28
@@ -378,11 +261,7 @@ class HTNet(nn.Module):
             ValueError: The attributes do not fit together, or x does not fit `image_size`.
         """
         self.check_sizes()
-        if x.ndim != 4 or x.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"x has shape {x.shape}; image_size={self.image_size} needs "
-                f"(batch, {self.image_size}, {self.image_size}, channels)"
-            )
+        check_images("x", x, self.image_size)
         x = patchify(x.astype(self.dtype), self.patch_size)
         x = Dense(self.dim, self.dtype, name="patch_embedding")(x)
         for index, repeats in enumerate(self.block_repeats):

@@ -7,7 +7,7 @@ and used on their own.
 The main branch sees `apex - onset` and carries a map of attention from block to block; the
 position-calibration branch sees the onset frame on a coarse grid. Their sum is classified.
 
-With `mutable=["intermediates"]` the values between the layers can be had as well; else they cost
+With `mutable=["intermediates"]` the values between the layers are returned as well; else they cost
 nothing.
 """
 
@@ -21,17 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from htnet_jax.models.convolution import Conv, Pointwise, kaiming_normal_fan_out
 from htnet_jax.models.layers import (
+    VIT_LAYER_NORM_EPS,
+    BatchNorm,
+    Block,
+    Conv,
     Dense,
     LayerNorm,
-    first_maximum,
-    max_pool_3x3_stride_2,
-    product,
+    check_images,
+    kaiming_normal_fan_out,
     torch_uniform,
+    vit_normal,
 )
-from htnet_jax.models.normalization import BatchNorm
-from htnet_jax.models.vit import VIT_LAYER_NORM_EPS, ViTBlock, vit_normal
+from htnet_jax.models.xla_cpu import channel_maximum, channel_mean, max_pool_3x3_stride_2, product
 
 # Pixels a side of a cell of the coarse grid: what strides of 2 in the stem and in three of the four
 # blocks make of a pixel of the last map.
@@ -57,53 +59,12 @@ def shrink(frames: jax.Array) -> jax.Array:
     return cells[:, :, middle, :, middle].mean(axis=(2, 4))
 
 
-@jax.custom_vjp
-def channel_mean(x: jax.Array) -> jax.Array:
-    """The mean of the channels of every position, `(..., C)` -> `(..., 1)`.
-
-    As a product with ones: XLA's CPU backend is slow at sums over the last axis.
-    """
-    ones = jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
-    flat = x.reshape(-1, x.shape[-1])
-    # In float32 even where products may be coarser.
-    mean = jnp.matmul(flat, ones, precision=jax.lax.Precision.HIGHEST)
-    return mean.reshape(*x.shape[:-1], 1)
-
-
-channel_mean.defvjp(
-    lambda x: (channel_mean(x), x.shape),
-    lambda shape, gradient: (jnp.broadcast_to(gradient / shape[-1], shape),),
-)
-
-
-def channel_maximum(x: jax.Array) -> jax.Array:
-    """The largest channel of every position; the gradient of a tie goes to one of them.
-
-    By halves, because XLA's CPU backend is slow at maxima over the last axis. The gradient of
-    `x.max(axis=-1)` divides by the number of channels that equal the maximum. XLA may compute x
-    once more for that comparison, rounded otherwise: then none does, and 0 / 0 is NaN (seen on a
-    CPU, with optimisations off).
-
-    Args:
-        x: `(..., C)` floats.
-
-    Returns:
-        `(..., 1)`.
-    """
-    while (count := x.shape[-1]) > 1:
-        half = count // 2
-        left = [] if count % 2 == 0 else [x[..., 2 * half :]]
-        larger = first_maximum(x[..., :half], x[..., half : 2 * half])
-        x = jnp.concatenate([larger, *left], axis=-1) if left else larger
-    return x
-
-
 class ConvNorm(nn.Module):
     """A convolution without bias and batch normalisation.
 
     Attributes:
         features: Output channels.
-        kernel_size: 3 (with padding 1) or 1.
+        kernel_size: Side of the kernel, odd; padding keeps the map's size at stride 1.
         stride: Pixels between two windows.
         dtype: Type of the computation.
         kernel_init: How the kernel starts; default: kaiming normal by fan-out.
@@ -116,12 +77,20 @@ class ConvNorm(nn.Module):
     kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, H / stride, W / stride, features)`; see `BatchNorm`."""
         init = self.kernel_init or kaiming_normal_fan_out(self.kernel_size**2)
-        layer = {3: Conv, 1: Pointwise}[self.kernel_size]
-        x = layer(self.features, self.stride, self.dtype, init, name="conv")(x)
-        return BatchNorm(self.dtype, name="norm")(x, train=train, weights=weights)
+        x = Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            self.kernel_size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=init,
+            name="conv",
+        )(x)
+        return BatchNorm(self.dtype, name="norm")(x, train=train)
 
 
 class AttentionMap(nn.Module):
@@ -137,18 +106,18 @@ class AttentionMap(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `(B, H, W, C)` to `(B, H, W, 1)`, values in (0, 1); see `BatchNorm`."""
         # Kaiming normal by fan-out, as all other kernels: a single output makes it sqrt(2).
         kernel = self.param("kernel", nn.initializers.normal(2**0.5), (2,)).astype(x.dtype)
         mean, most = channel_mean(x), channel_maximum(x)
         joined = kernel[0] * mean + kernel[1] * most
         self.sow("intermediates", "joined", joined)
-        return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train, weights=weights))
+        return nn.sigmoid(BatchNorm(self.dtype, name="norm")(joined, train=train))
 
 
 class ContinuousAttentionBlock(nn.Module):
-    """A residual block whose output is weighted by a map of attention that the next block goes on.
+    """A residual block whose output is weighted by a map of attention, which it hands on.
 
     3x3 convolution, BN, ReLU, 1x1 convolution, BN; plus the skip, which is the identity or, with
     stride 2 or another width, a 1x1 convolution and BN; ReLU; times the map. The block's own map is
@@ -171,7 +140,6 @@ class ContinuousAttentionBlock(nn.Module):
         attention: jax.Array | None = None,
         *,
         train: bool,
-        weights: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Runs the block.
 
@@ -179,7 +147,6 @@ class ContinuousAttentionBlock(nn.Module):
             x: `(B, H, W, C)`.
             attention: `(B, H, W, 1)`, the previous block's map, or None for the first block.
             train: See `BatchNorm`.
-            weights: See `BatchNorm`.
 
         Returns:
             `(B, H / stride, W / stride, features)` and the map, the same with 1 channel.
@@ -189,14 +156,13 @@ class ContinuousAttentionBlock(nn.Module):
         """
         if attention is not None and self.stride != 2:
             raise ValueError(f"a map from the previous block needs stride 2; got {self.stride}")
-        batch = {"train": train, "weights": weights}
-        out = ConvNorm(self.features, 3, self.stride, self.dtype, name="first")(x, **batch)
-        out = ConvNorm(self.features, 1, 1, self.dtype, name="second")(nn.relu(out), **batch)
+        out = ConvNorm(self.features, 3, self.stride, self.dtype, name="first")(x, train=train)
+        out = ConvNorm(self.features, 1, 1, self.dtype, name="second")(nn.relu(out), train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = ConvNorm(self.features, 1, self.stride, self.dtype, name="skip")(x, **batch)
+            x = ConvNorm(self.features, 1, self.stride, self.dtype, name="skip")(x, train=train)
         out = nn.relu(out + x)
         self.sow("intermediates", "joined", out)
-        own = AttentionMap(self.dtype, name="attention")(out, **batch)
+        own = AttentionMap(self.dtype, name="attention")(out, train=train)
         if attention is not None:
             own = max_pool_3x3_stride_2(attention) * own
         self.sow("intermediates", "map", own)
@@ -237,9 +203,17 @@ class PositionCalibration(nn.Module):
         x = x + place.astype(x.dtype)[None]
         self.sow("intermediates", "positioned", x)
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
-            x = ViTBlock(self.heads, self.mlp_mult, float(rate), self.dtype, name=f"block_{index}")(
-                x, train=train
-            )
+            x = Block(
+                self.heads,
+                self.mlp_mult,
+                drop_path=float(rate),
+                qkv_bias=True,
+                norm_eps=VIT_LAYER_NORM_EPS,
+                dtype=self.dtype,
+                kernel_init=vit_normal,
+                bias_init=nn.initializers.zeros,
+                name=f"block_{index}",
+            )(x, train=train)
         x = LayerNorm(self.dtype, VIT_LAYER_NORM_EPS, name="norm")(x)
         return x.reshape(batch, height, width, self.features)
 
@@ -299,8 +273,8 @@ class MMNet(nn.Module):
         dtype: Type of the computation (parameters are float32).
     """
 
-    # What `config.inputs` names for it.
-    usual_inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
+    inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
+    privileged: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int = 5
     image_size: int = 224
@@ -346,7 +320,6 @@ class MMNet(nn.Module):
         apex: jax.Array,
         *,
         train: bool,
-        weights: jax.Array | None = None,
     ) -> jax.Array:
         """Classifies clips by two of their frames.
 
@@ -355,9 +328,7 @@ class MMNet(nn.Module):
                 deviation.
             apex: The same.
             train: Whether the batch's own statistics and drop path are used; `batch_stats` must
-                then be mutable.
-            weights: `(B,)`, 1 for a clip and 0 for padding, which does not enter the batch's
-                statistics; None: all are clips.
+                then be mutable. `layers.batch_mask` keeps the padding of a batch out of them.
 
         Returns:
             `(B, num_classes)` logits in `dtype`.
@@ -367,12 +338,7 @@ class MMNet(nn.Module):
         """
         self.check_sizes()
         for name, frames in (("onset", onset), ("apex", apex)):
-            if frames.ndim != 4 or frames.shape[1:] != (self.image_size, self.image_size, 3):
-                raise ValueError(
-                    f"{name} has shape {frames.shape}; image_size={self.image_size} needs "
-                    f"(batch, {self.image_size}, {self.image_size}, 3)"
-                )
-        batch = {"train": train, "weights": weights}
+            check_images(name, frames, self.image_size, channels=3)
         onset, apex = onset.astype(self.dtype), apex.astype(self.dtype)
         grid = shrink(onset)
         self.sow("intermediates", "grid", grid)
@@ -387,13 +353,13 @@ class MMNet(nn.Module):
         )(grid, train=train)
         # The release leaves PyTorch's default here; all other kernels are kaiming normal.
         stem = ConvNorm(self.stem, 3, 2, self.dtype, torch_uniform(9 * 3), name="stem")
-        x = nn.relu(stem(apex - onset, **batch))
-        x = nn.relu(ConvNorm(self.widths[0], 3, 1, self.dtype, name="entry")(x, **batch))
+        x = nn.relu(stem(apex - onset, train=train))
+        x = nn.relu(ConvNorm(self.widths[0], 3, 1, self.dtype, name="entry")(x, train=train))
         attention = None
         for number, width in enumerate(self.widths, 1):
             x, attention = ContinuousAttentionBlock(
                 width, 1 if number == 1 else 2, self.dtype, name=f"layer_{number}"
-            )(x, attention, **batch)
+            )(x, attention, train=train)
         x = x + position
         self.sow("intermediates", "calibrated", x)
         return MapHead(self.num_classes, self.dtype, name="head")(x)

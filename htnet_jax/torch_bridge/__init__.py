@@ -16,9 +16,21 @@ except ImportError as error:
     ) from error
 
 from htnet_jax.torch_bridge import htnet, mmnet
-from htnet_jax.torch_bridge.tables import Bridge, Rule
+from htnet_jax.torch_bridge.convert import Bridge, Rule
 
 # `config.model.name` -> how that network crosses; a new network is added here.
 BRIDGES = {"HTNet": htnet.BRIDGE, "MMNet": mmnet.BRIDGE}
 
-__all__ = ["BRIDGES", "Bridge", "Rule"]
+
+def bridge_of(name: str) -> Bridge:
+    """The bridge of `config.model.name`.
+
+    Raises:
+        UserError: There is none; names those there are.
+    """
+    if name not in BRIDGES:
+        raise UserError(f"{name} has no PyTorch bridge; there is one for {', '.join(BRIDGES)}")
+    return BRIDGES[name]
+
+
+__all__ = ["BRIDGES", "Bridge", "Rule", "bridge_of"]

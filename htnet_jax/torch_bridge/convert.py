@@ -1,11 +1,14 @@
-"""Flax variables <-> PyTorch `state_dict`, driven by a model's table of names.
+"""Flax variables <-> PyTorch `state_dict`, driven by what a model's `Bridge` declares.
 
-Every array is only transposed and reshaped, so a round trip is bit-exact.
+Every array is only transposed and reshaped, so a round trip is bit-exact. A new network gets a file
+beside `htnet.py` with a `Bridge`, and a line in `BRIDGES`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,25 +18,149 @@ import numpy as np
 import torch
 from flax import traverse_util
 
-from htnet_jax.errors import UserError
-from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape, match, translate
+from htnet_jax.errors import Problems, UserError
 
+Shape = tuple[int, ...]
 # Gives the entries of a release's files that its network never reads: see `Bridge.recreate`.
 Recreate = Callable[[Mapping[str, Shape]], dict[str, torch.Tensor]]
 
 # Under these keys training scripts keep the state_dict in their checkpoints.
 NESTED_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "params",
-    "weights",
+    *("state_dict", "model_state_dict", "model_state", "model"),
+    *("net", "network", "params", "weights"),
 )
 # What DataParallel, Lightning and torch.compile put before every name.
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a table: an array's name and axes on both sides; used in both directions.
+
+    Example:
+        Rule("params/level_{i}/conv/kernel", "layers.{i}.conv.weight", "h w i o -> o i h w")
+
+    Attributes:
+        flax: Path in the Flax variables, collection first, joined by `/`. `{i}`, `{j}` ... stand
+            for a number and appear in both names.
+        torch: Name in the `state_dict`.
+        axes: How the axes go from Flax to PyTorch, as `einops.rearrange` writes it; read backwards
+            for the other direction, so only transpositions, axes of length 1, and axes joined on
+            the PyTorch side, `(c h w)`, are allowed.
+    """
+
+    flax: str
+    torch: str
+    axes: str
+
+    @property
+    def axes_to_flax(self) -> str:
+        """`axes` read backwards."""
+        left, right = self.axes.split("->")
+        return f"{right.strip()} -> {left.strip()}"
+
+    def lengths(self, shape: Shape) -> dict[str, int]:
+        """The length of every named axis of a Flax array of that shape."""
+        return dict(zip(self.axes.split("->")[0].split(), shape, strict=True))
+
+    @property
+    def counter(self) -> str | None:
+        """Name of the number of batches that PyTorch counts beside a running mean, if this is one.
+
+        It matters only for a BN without momentum, and Flax has no such number.
+        """
+        layer = self.torch.removesuffix(".running_mean")
+        return None if layer == self.torch else f"{layer}.num_batches_tracked"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bridge:
+    """All that conversion and parity checks need to know of a model.
+
+    Attributes:
+        table: One `Rule` for every kind of array.
+        layers: Pairs of patterns (Flax path of a module or sown value, PyTorch module) whose
+            outputs must agree, for the parity check. Four-dimensional outputs are channels-last in
+            Flax and channels-first in PyTorch; all others have the same axes.
+        build: `(flax_module, channels) -> torch.nn.Module` of the same sizes, float32, evaluating.
+        sizes: `(shapes by state_dict name, known attributes, channels) -> attributes of the Flax
+            module`; raises a UserError if the shapes contradict each other or what is known.
+        assumed: Attributes that shapes do not determine: `sizes` gives the release's if they are
+            not known.
+        unused: Names in the release's files of arrays that its network never reads; they have no
+            place in the Flax variables.
+        recreate: `(the other shapes by state_dict name) -> those arrays`, so that a file fits the
+            release's own class again.
+        pieces: `(pattern of a Flax path, names)`: an array that holds several parameters side by
+            side on its last axis, in equal parts; the parity check compares each on its own.
+    """
+
+    table: tuple[Rule, ...]
+    layers: tuple[tuple[str, str], ...]
+    build: Callable[[Any, int], torch.nn.Module]
+    sizes: Callable[[Mapping[str, Shape], Mapping[str, Any], int], dict[str, Any]]
+    assumed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    recreate: Recreate = lambda shapes: {}
+    pieces: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def match(pattern: str, name: str) -> dict[str, str] | None:
+    """The numbers that `{i}` ... stand for in `name`, or None if it does not fit the pattern."""
+    parts = re.split(r"\{(\w+)\}", pattern)
+    regex = "".join(
+        rf"(?P<{part}>\d+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)
+    )
+    found = re.fullmatch(regex, name)
+    return found.groupdict() if found else None
+
+
+def translate(name: str, source: str, target: str) -> str | None:
+    """`name`, which fits the pattern `source`, as `target` writes it; None if it does not fit."""
+    numbers = match(source, name)
+    return None if numbers is None else target.format(**numbers)
+
+
+def kernel_and_bias(flax: str, theirs: str, axes: str) -> tuple[Rule, Rule]:
+    """The lines of a dense layer or a convolution with a bias; `axes` are the kernel's."""
+    return (
+        Rule(f"params/{flax}/kernel", f"{theirs}.weight", axes),
+        Rule(f"params/{flax}/bias", f"{theirs}.bias", "o -> o"),
+    )
+
+
+def gain_and_bias(
+    flax: str, theirs: str, names: tuple[str, str] = ("weight", "bias"), axes: str = "c -> c"
+) -> tuple[Rule, Rule]:
+    """The lines of a normalisation; `names` are PyTorch's for the gain and the bias."""
+    return (
+        Rule(f"params/{flax}/scale", f"{theirs}.{names[0]}", axes),
+        Rule(f"params/{flax}/bias", f"{theirs}.{names[1]}", axes),
+    )
+
+
+def check_ranks(shapes: Mapping[str, Shape], ranks: Mapping[str, int], problems: Problems) -> None:
+    """For `Bridge.sizes`: adds entries that are missing, have other axes or none of any length."""
+    for name, rank in ranks.items():
+        if len(shapes.get(name, ())) != rank:
+            problems.add(name, f"shape {shapes.get(name, 'missing')}, expected {rank} axes")
+        elif 0 in shapes[name]:
+            problems.add(name, f"shape {shapes[name]}: an axis of length 0")
+
+
+def check_known(found: Mapping[str, Any], known: Mapping[str, Any], problems: Problems) -> None:
+    """For `Bridge.sizes`: adds the attributes that differ from what is known of them."""
+    for name, value in found.items():
+        expected = known.get(name, value)
+        expected = tuple(expected) if isinstance(expected, list) else expected
+        if expected != value:
+            problems.add(name, f"{value} in the file, {expected} expected")
+
+
+def count_numbered(names: Iterable[str], pattern: str) -> int:
+    """One more than the highest number that `pattern`, from the name's beginning, captures."""
+    numbers = (int(found[1]) for name in names if (found := re.match(pattern, name)))
+    return 1 + max(numbers, default=-1)
 
 
 def to_state_dict(
@@ -108,6 +235,12 @@ def from_state_dict(
         for path, (name, rule) in pairs.items()
     }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def attributes(module: Any) -> dict[str, Any]:
+    """What a Flax module was made with, without the type of its computation."""
+    names = (field.name for field in dataclasses.fields(module))
+    return {n: getattr(module, n) for n in names if n not in ("parent", "name", "dtype")}
 
 
 def expected_variables(module: Any, channels: int) -> dict[str, Any]:

@@ -8,8 +8,7 @@ PyTorch's own way: channels first, 1x1 convolutions for dense layers.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,91 +16,47 @@ from torch import nn
 
 from htnet_jax.errors import Problems
 from htnet_jax.models import htnet as flax_htnet
-from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape
+from htnet_jax.torch_bridge import convert
+from htnet_jax.torch_bridge.convert import Bridge, Rule, Shape, kernel_and_bias
+from htnet_jax.torch_bridge.layers import Attention
 
 # The release's heads at the bottom level; the shapes of a file leave several possible.
 RELEASE_HEADS = 3
 
+_DENSE = "i o -> o i 1 1"
+_OURS, _THEIRS = "level_{i}/block_{j}", "layers.{i}.0.layers.{j}"
+
+
+def _norm(flax: str, theirs: str) -> tuple[Rule, Rule]:
+    return convert.gain_and_bias(flax, theirs, ("g", "b"), "c -> 1 c 1 1")
+
+
 TABLE = (
-    Rule("params/patch_embedding/kernel", "to_patch_embedding.1.weight", "i o -> o i 1 1"),
-    Rule("params/patch_embedding/bias", "to_patch_embedding.1.bias", "o -> o"),
+    *kernel_and_bias("patch_embedding", "to_patch_embedding.1", _DENSE),
     Rule("params/level_{i}/pos_emb", "layers.{i}.0.pos_emb", "t -> t"),
-    Rule(
-        "params/level_{i}/block_{j}/attention_norm/scale",
-        "layers.{i}.0.layers.{j}.0.norm.g",
-        "c -> 1 c 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/attention_norm/bias",
-        "layers.{i}.0.layers.{j}.0.norm.b",
-        "c -> 1 c 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/attention/qkv",
-        "layers.{i}.0.layers.{j}.0.fn.to_qkv.weight",
-        "i o -> o i 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/attention/out/kernel",
-        "layers.{i}.0.layers.{j}.0.fn.to_out.0.weight",
-        "i o -> o i 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/attention/out/bias",
-        "layers.{i}.0.layers.{j}.0.fn.to_out.0.bias",
-        "o -> o",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp_norm/scale",
-        "layers.{i}.0.layers.{j}.1.norm.g",
-        "c -> 1 c 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp_norm/bias",
-        "layers.{i}.0.layers.{j}.1.norm.b",
-        "c -> 1 c 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp/fc1/kernel",
-        "layers.{i}.0.layers.{j}.1.fn.net.0.weight",
-        "i o -> o i 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp/fc1/bias",
-        "layers.{i}.0.layers.{j}.1.fn.net.0.bias",
-        "o -> o",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp/fc2/kernel",
-        "layers.{i}.0.layers.{j}.1.fn.net.3.weight",
-        "i o -> o i 1 1",
-    ),
-    Rule(
-        "params/level_{i}/block_{j}/mlp/fc2/bias",
-        "layers.{i}.0.layers.{j}.1.fn.net.3.bias",
-        "o -> o",
-    ),
-    Rule("params/aggregate_{i}/conv/kernel", "layers.{i}.1.0.weight", "h w i o -> o i h w"),
-    Rule("params/aggregate_{i}/conv/bias", "layers.{i}.1.0.bias", "o -> o"),
-    Rule("params/aggregate_{i}/norm/scale", "layers.{i}.1.1.g", "c -> 1 c 1 1"),
-    Rule("params/aggregate_{i}/norm/bias", "layers.{i}.1.1.b", "c -> 1 c 1 1"),
-    Rule("params/head_norm/scale", "mlp_head.0.g", "c -> 1 c 1 1"),
-    Rule("params/head_norm/bias", "mlp_head.0.b", "c -> 1 c 1 1"),
-    Rule("params/head/kernel", "mlp_head.2.weight", "i o -> o i"),
-    Rule("params/head/bias", "mlp_head.2.bias", "o -> o"),
+    *_norm(f"{_OURS}/attention_norm", f"{_THEIRS}.0.norm"),
+    Rule(f"params/{_OURS}/attention/qkv", f"{_THEIRS}.0.fn.to_qkv.weight", _DENSE),
+    *kernel_and_bias(f"{_OURS}/attention/out", f"{_THEIRS}.0.fn.to_out.0", _DENSE),
+    *_norm(f"{_OURS}/mlp_norm", f"{_THEIRS}.1.norm"),
+    *kernel_and_bias(f"{_OURS}/mlp/fc1", f"{_THEIRS}.1.fn.net.0", _DENSE),
+    *kernel_and_bias(f"{_OURS}/mlp/fc2", f"{_THEIRS}.1.fn.net.3", _DENSE),
+    *kernel_and_bias("aggregate_{i}/conv", "layers.{i}.1.0", "h w i o -> o i h w"),
+    *_norm("aggregate_{i}/norm", "layers.{i}.1.1"),
+    *_norm("head_norm", "mlp_head.0"),
+    *kernel_and_bias("head", "mlp_head.2", "i o -> o i"),
 )
 
 LAYERS = (
     ("patch_embedding", "to_patch_embedding"),
     ("level_{i}/positioned", "layers.{i}.0.positioned"),
-    ("level_{i}/block_{j}/attention_norm", "layers.{i}.0.layers.{j}.0.norm"),
-    ("level_{i}/block_{j}/attention/attended", "layers.{i}.0.layers.{j}.0.fn.attended"),
-    ("level_{i}/block_{j}/attention", "layers.{i}.0.layers.{j}.0.fn"),
-    ("level_{i}/block_{j}/mlp_norm", "layers.{i}.0.layers.{j}.1.norm"),
-    ("level_{i}/block_{j}/mlp/fc1", "layers.{i}.0.layers.{j}.1.fn.net.0"),
-    ("level_{i}/block_{j}/mlp/activated", "layers.{i}.0.layers.{j}.1.fn.net.1"),
-    ("level_{i}/block_{j}/mlp", "layers.{i}.0.layers.{j}.1.fn"),
-    ("level_{i}/block_{j}", "layers.{i}.0.layers.{j}"),
+    (f"{_OURS}/attention_norm", f"{_THEIRS}.0.norm"),
+    (f"{_OURS}/attention/attended", f"{_THEIRS}.0.fn.attended"),
+    (f"{_OURS}/attention", f"{_THEIRS}.0.fn"),
+    (f"{_OURS}/mlp_norm", f"{_THEIRS}.1.norm"),
+    (f"{_OURS}/mlp/fc1", f"{_THEIRS}.1.fn.net.0"),
+    (f"{_OURS}/mlp/activated", f"{_THEIRS}.1.fn.net.1"),
+    (f"{_OURS}/mlp", f"{_THEIRS}.1.fn"),
+    (_OURS, _THEIRS),
     ("aggregate_{i}/conv", "layers.{i}.1.0"),
     ("aggregate_{i}/norm", "layers.{i}.1.1"),
     ("aggregate_{i}", "layers.{i}.1.2"),
@@ -111,7 +66,7 @@ LAYERS = (
 
 
 class Patchify(nn.Module):
-    """Cuts pictures into square patches, each ordered (row, column, channel)."""
+    """Cuts images into square patches, each ordered (row, column, channel)."""
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
@@ -154,32 +109,19 @@ class PreNorm(nn.Module):
         return self.fn(self.norm(x))
 
 
-class LocalAttention(nn.Module):
-    """Multi-head self-attention among all positions of a map; inner width `heads * (C // heads)`.
-
-    `to_qkv` is packed q, k, v, each ordered (head, channel).
-    """
+class LocalAttention(Attention):
+    """Self-attention among all positions of a map; inner width `heads * (C // heads)`."""
 
     def __init__(self, channels: int, heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.head_width = channels // heads
-        inner = self.head_width * heads
+        super().__init__(heads, dropout)
+        inner = heads * (channels // heads)
         self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        # Gives the parity check the heads' joined output.
-        self.attended = nn.Identity()
         self.to_out = nn.Sequential(nn.Conv2d(inner, channels, 1), nn.Dropout(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps `(B, C, H, W)` to the same shape."""
-        batch, _, height, width = x.shape
-        qkv = self.to_qkv(x).reshape(batch, 3, self.heads, self.head_width, height * width)
-        query, key, value = qkv.unbind(1)
-        scores = query.transpose(-1, -2) @ key * self.head_width**-0.5
-        weights = self.dropout(scores.softmax(-1))
-        out = value @ weights.transpose(-1, -2)
-        return self.to_out(self.attended(out.reshape(batch, -1, height, width)))
+        out = self.attend(self.to_qkv(x).flatten(2).transpose(1, 2))
+        return self.to_out(out.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
 
 
 class FeedForward(nn.Module):
@@ -279,54 +221,35 @@ class HTNet(nn.Module):
         logits = model(x)  # x: (B, 3, 28, 28), raw 0..255 -> (B, 3)
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int = 3,
-        image_size: int = 28,
-        patch_size: int = 7,
-        dim: int = 256,
-        heads: int = RELEASE_HEADS,
-        num_hierarchies: int = 3,
-        block_repeats: Sequence[int] = (2, 2, 10),
-        mlp_mult: int = 4,
-        dropout: float = 0.0,
-        channels: int = 3,
-    ) -> None:
-        """Attributes as in `htnet_jax.models.HTNet`; `channels` are those of the input.
+    def __init__(self, *, channels: int = 3, **attributes: Any) -> None:
+        """Initialised as PyTorch's layers are, with N(0, 1) for the position scalars.
 
-        Initialised as PyTorch's layers are, with N(0, 1) for the position scalars.
+        Args:
+            channels: Those of the input.
+            attributes: As of `htnet_jax.models.HTNet`, with its defaults.
 
         Raises:
             ValueError: Sizes that do not fit together.
         """
         super().__init__()
-        flax_htnet.HTNet(
-            num_classes=num_classes,
-            image_size=image_size,
-            patch_size=patch_size,
-            dim=dim,
-            heads=heads,
-            num_hierarchies=num_hierarchies,
-            block_repeats=tuple(block_repeats),
-            mlp_mult=mlp_mult,
-            dropout=dropout,
-        ).check_sizes()
-        self.num_hierarchies = num_hierarchies
-        self.input_shape = (channels, image_size, image_size)
+        sizes = flax_htnet.HTNet(**attributes)
+        sizes.check_sizes()
+        dim, dropout = sizes.dim, sizes.dropout
+        self.num_hierarchies = sizes.num_hierarchies
+        self.input_shape = (channels, sizes.image_size, sizes.image_size)
         self.to_patch_embedding = nn.Sequential(
-            Patchify(patch_size), nn.Conv2d(patch_size**2 * channels, dim, 1)
+            Patchify(sizes.patch_size), nn.Conv2d(sizes.patch_size**2 * channels, dim, 1)
         )
-        tokens = (image_size // patch_size // 2 ** (num_hierarchies - 1)) ** 2
+        side = sizes.image_size // sizes.patch_size // 2 ** (sizes.num_hierarchies - 1)
         self.layers = nn.ModuleList()
-        for level, repeats in enumerate(block_repeats):
-            width = dim * 2**level
-            last = level == num_hierarchies - 1
-            transformer = Transformer(width, tokens, repeats, heads * 2**level, mlp_mult, dropout)
+        for level, repeats in enumerate(sizes.block_repeats):
+            width, heads = dim * 2**level, sizes.heads * 2**level
+            last = level == sizes.num_hierarchies - 1
+            transformer = Transformer(width, side**2, repeats, heads, sizes.mlp_mult, dropout)
             aggregate = nn.Identity() if last else _aggregate(width, 2 * width)
             self.layers.append(nn.ModuleList([transformer, aggregate]))
         self.mlp_head = nn.Sequential(
-            LayerNorm(width), MeanOverPositions(), nn.Linear(width, num_classes)
+            LayerNorm(width), MeanOverPositions(), nn.Linear(width, sizes.num_classes)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -346,9 +269,7 @@ class HTNet(nn.Module):
 
 def build(module: flax_htnet.HTNet, channels: int = 3) -> HTNet:
     """The PyTorch network with the sizes of a Flax one, in evaluation mode."""
-    names = ("num_classes", "image_size", "patch_size", "dim", "heads", "num_hierarchies")
-    attributes = {name: getattr(module, name) for name in (*names, "mlp_mult", "dropout")}
-    return HTNet(**attributes, block_repeats=tuple(module.block_repeats), channels=channels).eval()
+    return HTNet(channels=channels, **convert.attributes(module)).eval()
 
 
 def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -381,40 +302,24 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
             "layers.*.to_qkv.weight",
             f"heads={found['heads']} is impossible with dim={width}; possible: {values}",
         )
-    for name, value in found.items():
-        if name in known and _plain(known[name]) != _plain(value):
-            problems.add(name, f"{value} in the file, {known[name]} expected")
+    convert.check_known(found, known, problems)
     problems.raise_if_any("Give the config (or --heads) that belongs to this file.")
     return found
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
 def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) -> dict[str, Any]:
     """Every size that shapes determine, and the rows of the first `to_qkv` as `qkv`."""
-    prefix = "layers.{}.0.layers.{}.{}"
     # Any entry counts, so that one that is missing is called missing later on.
-    levels = 1 + max((int(i) for i in _numbers(shapes, r"layers\.(\d+)\.")), default=-1)
-    repeats = [
-        1 + max((int(j) for j in _numbers(shapes, rf"layers\.{i}\.0\.layers\.(\d+)\.")), default=-1)
-        for i in range(levels)
-    ]
-    needed = {
-        "to_patch_embedding.1.weight": 4,
-        "layers.0.0.pos_emb": 1,
-        "mlp_head.2.weight": 2,
-    }
+    levels = convert.count_numbered(shapes, r"layers\.(\d+)\.")
+    repeats = tuple(
+        convert.count_numbered(shapes, rf"layers\.{level}\.0\.layers\.(\d+)\.")
+        for level in range(levels)
+    )
+    ranks = {"to_patch_embedding.1.weight": 4, "layers.0.0.pos_emb": 1, "mlp_head.2.weight": 2}
     first = next((level for level, count in enumerate(repeats) if count), None)
-    if first is not None:
-        needed[prefix.format(first, 0, "0.fn.to_qkv.weight")] = 4
-        needed[prefix.format(first, 0, "1.fn.net.0.weight")] = 4
-    for name, rank in needed.items():
-        if len(shapes.get(name, ())) != rank:
-            problems.add(name, f"shape {shapes.get(name, 'missing')}, expected {rank} axes")
-        elif 0 in shapes[name]:
-            problems.add(name, f"shape {shapes[name]}: an axis of length 0")
+    qkv = f"layers.{first}.0.layers.0.0.fn.to_qkv.weight"
+    hidden = f"layers.{first}.0.layers.0.1.fn.net.0.weight"
+    convert.check_ranks(shapes, ranks | ({} if first is None else {qkv: 4, hidden: 4}), problems)
     if problems:
         return {}
     dim, patch_vector = shapes["to_patch_embedding.1.weight"][:2]
@@ -434,21 +339,13 @@ def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) ->
         "patch_size": patch_size,
         "dim": dim,
         "num_hierarchies": levels,
-        "block_repeats": tuple(repeats),
+        "block_repeats": repeats,
         "qkv": None,
     }
     if first is not None:
-        qkv = shapes[prefix.format(first, 0, "0.fn.to_qkv.weight")]
-        hidden = shapes[prefix.format(first, 0, "1.fn.net.0.weight")]
-        found["qkv"] = qkv[0] // 2**first
-        found["mlp_mult"] = max(1, hidden[0] // (dim * 2**first))
+        found["qkv"] = shapes[qkv][0] // 2**first
+        found["mlp_mult"] = max(1, shapes[hidden][0] // (dim * 2**first))
     return found
-
-
-def _numbers(shapes: Mapping[str, Shape], pattern: str) -> Iterator[str]:
-    for name in shapes:
-        if found := re.match(pattern, name):
-            yield found[1]
 
 
 BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=("heads",))

@@ -8,7 +8,6 @@ there: `UNUSED` names it, `recreate` makes it anew for a file that its strict lo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,25 +17,19 @@ from torch import nn
 
 from htnet_jax.errors import Problems
 from htnet_jax.models import mmnet as flax_mmnet
-from htnet_jax.models.vit import VIT_LAYER_NORM_EPS
-from htnet_jax.torch_bridge.drop_path import DropPath
-from htnet_jax.torch_bridge.tables import Bridge, Rule, Shape
+from htnet_jax.torch_bridge import convert
+from htnet_jax.torch_bridge.convert import Bridge, Rule, Shape, gain_and_bias, kernel_and_bias
+from htnet_jax.torch_bridge.layers import Attention, DropPath
 
 # The release's; the shapes of a file leave several possible.
 RELEASE_HEADS = 4
-
-
-def _norm(flax: str, theirs: str) -> tuple[Rule, ...]:
-    """The lines of a normalisation's gain and bias."""
-    return (
-        Rule(f"params/{flax}/scale", f"{theirs}.weight", "c -> c"),
-        Rule(f"params/{flax}/bias", f"{theirs}.bias", "c -> c"),
-    )
+# Of the vision transformer's layer norms, as usual there; a tenth of PyTorch's default.
+VIT_EPS = 1e-6
 
 
 def _batch_norm(flax: str, theirs: str) -> tuple[Rule, ...]:
     return (
-        *_norm(flax, theirs),
+        *gain_and_bias(flax, theirs),
         Rule(f"batch_stats/{flax}/mean", f"{theirs}.running_mean", "c -> c"),
         Rule(f"batch_stats/{flax}/var", f"{theirs}.running_var", "c -> c"),
     )
@@ -49,14 +42,7 @@ def _conv_norm(flax: str, conv: str, norm: str, axes: str) -> tuple[Rule, ...]:
     )
 
 
-def _dense(flax: str, theirs: str, axes: str = "i o -> o i") -> tuple[Rule, ...]:
-    return (
-        Rule(f"params/{flax}/kernel", f"{theirs}.weight", axes),
-        Rule(f"params/{flax}/bias", f"{theirs}.bias", "o -> o"),
-    )
-
-
-_WIDE, _NARROW = "h w i o -> o i h w", "i o -> o i 1 1"
+_WIDE, _NARROW, _DENSE = "h w i o -> o i h w", "i o -> o i 1 1", "i o -> o i"
 _LAYER, _BLOCK = "main_branch.layer{i}.0", "vit_pos.blocks.{i}"
 
 TABLE = (
@@ -67,16 +53,16 @@ TABLE = (
     *_conv_norm("layer_{i}/skip", f"{_LAYER}.downsample.0", f"{_LAYER}.downsample.1", _NARROW),
     Rule("params/layer_{i}/attention/kernel", f"{_LAYER}.attn.0.weight", "c -> 1 c 1 1"),
     *_batch_norm("layer_{i}/attention/norm", f"{_LAYER}.attn.1"),
-    *_dense("position/patch_embedding", "vit_pos.patch_embed.proj", _NARROW),
+    *kernel_and_bias("position/patch_embedding", "vit_pos.patch_embed.proj", _NARROW),
     Rule("params/position/pos_embed", "vit_pos.pos_embed", "t c -> 1 t c"),
-    *_norm("position/block_{i}/attention_norm", f"{_BLOCK}.norm1"),
-    *_dense("position/block_{i}/attention/qkv", f"{_BLOCK}.attn.qkv"),
-    *_dense("position/block_{i}/attention/out", f"{_BLOCK}.attn.proj"),
-    *_norm("position/block_{i}/mlp_norm", f"{_BLOCK}.norm2"),
-    *_dense("position/block_{i}/mlp/fc1", f"{_BLOCK}.mlp.fc1"),
-    *_dense("position/block_{i}/mlp/fc2", f"{_BLOCK}.mlp.fc2"),
-    *_norm("position/norm", "vit_pos.norm"),
-    *_dense("head", "main_branch.fc", "h w c o -> o (c h w)"),
+    *gain_and_bias("position/block_{i}/attention_norm", f"{_BLOCK}.norm1"),
+    *kernel_and_bias("position/block_{i}/attention/qkv", f"{_BLOCK}.attn.qkv", _DENSE),
+    *kernel_and_bias("position/block_{i}/attention/out", f"{_BLOCK}.attn.proj", _DENSE),
+    *gain_and_bias("position/block_{i}/mlp_norm", f"{_BLOCK}.norm2"),
+    *kernel_and_bias("position/block_{i}/mlp/fc1", f"{_BLOCK}.mlp.fc1", _DENSE),
+    *kernel_and_bias("position/block_{i}/mlp/fc2", f"{_BLOCK}.mlp.fc2", _DENSE),
+    *gain_and_bias("position/norm", "vit_pos.norm"),
+    *kernel_and_bias("head", "main_branch.fc", "h w c o -> o (c h w)"),
 )
 
 LAYERS = (
@@ -235,23 +221,17 @@ class MainBranch(nn.Module):
         return self.fc(torch.flatten(self.calibrated(x + position), 1))
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; `qkv` is packed q, k, v, each ordered (head, channel)."""
+class SelfAttention(Attention):
+    """Self-attention among all tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.qkv = nn.Linear(width, 3 * width)
-        self.attended = nn.Identity()
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps `(B, tokens, C)` to the same shape."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(self.attended(out.transpose(1, 2).reshape(x.shape)))
+        return self.proj(self.attend(self.qkv(x)))
 
 
 class Mlp(nn.Module):
@@ -273,10 +253,10 @@ class ViTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_mult: int, rate: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=VIT_LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=VIT_EPS)
         self.attn = SelfAttention(width, heads)
         self.attn_path = DropPath(rate)
-        self.norm2 = nn.LayerNorm(width, eps=VIT_LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=VIT_EPS)
         self.mlp = Mlp(width, width * mlp_mult)
         self.mlp_path = DropPath(rate)
 
@@ -310,7 +290,7 @@ class PositionCalibration(nn.Module):
         self.positioned = nn.Identity()
         rates = np.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.Sequential(*(ViTBlock(width, heads, mlp_mult, rate) for rate in rates))
-        self.norm = nn.LayerNorm(width, eps=VIT_LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=VIT_EPS)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
@@ -346,42 +326,25 @@ class MMNet(nn.Module):
         logits = model(onset, apex)  # (B, 3, 224, 224) each, ImageNet-normalised -> (B, 5)
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int = 5,
-        image_size: int = 224,
-        stem: int = 180,
-        widths: Sequence[int] = (128, 128, 256, 512),
-        depth: int = 2,
-        heads: int = RELEASE_HEADS,
-        mlp_mult: int = 4,
-        drop_path: float = 0.0,
-    ) -> None:
-        """Attributes and initial values as in `htnet_jax.models.MMNet`.
+    def __init__(self, **attributes: Any) -> None:
+        """Attributes, their defaults and initial values as of `htnet_jax.models.MMNet`.
 
         Raises:
             ValueError: Sizes that do not fit together.
         """
         super().__init__()
-        flax_mmnet.MMNet(
-            num_classes=num_classes,
-            image_size=image_size,
-            stem=stem,
-            widths=tuple(widths),
-            depth=depth,
-            heads=heads,
-            mlp_mult=mlp_mult,
-            drop_path=drop_path,
-        ).check_sizes()
-        self.input_shape = (3, image_size, image_size)
-        side = image_size // flax_mmnet.CELL
+        sizes = flax_mmnet.MMNet(**attributes)
+        sizes.check_sizes()
+        self.input_shape = (3, sizes.image_size, sizes.image_size)
+        side, width = sizes.image_size // flax_mmnet.CELL, sizes.widths[-1]
         self.conv_act = nn.Sequential(
-            nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
+            nn.Conv2d(3, sizes.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(sizes.stem), nn.ReLU()
         )
         self.resize = Resize(side)
-        self.vit_pos = PositionCalibration(widths[-1], side, depth, heads, mlp_mult, drop_path)
-        self.main_branch = MainBranch(stem, widths, side**2, num_classes)
+        self.vit_pos = PositionCalibration(
+            width, side, sizes.depth, sizes.heads, sizes.mlp_mult, sizes.drop_path
+        )
+        self.main_branch = MainBranch(sizes.stem, sizes.widths, side**2, sizes.num_classes)
 
     def forward(self, onset: torch.Tensor, apex: torch.Tensor) -> torch.Tensor:
         """Maps two frames `(B, 3, image_size, image_size)` to `(B, num_classes)` logits.
@@ -404,9 +367,7 @@ def build(module: flax_mmnet.MMNet, channels: int = 3) -> MMNet:
     `channels` are those of the flow, which it does not see.
     """
     del channels
-    names = ("num_classes", "image_size", "stem", "widths", "depth", "heads", "mlp_mult")
-    attributes = {name: getattr(module, name) for name in (*names, "drop_path")}
-    return MMNet(**attributes).eval()
+    return MMNet(**convert.attributes(module)).eval()
 
 
 def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -437,10 +398,7 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
             "vit_pos.blocks.*.attn.qkv.weight",
             f"heads={found['heads']} is impossible with a width of {width}, which it must divide",
         )
-    for name, value in found.items():
-        expected = tuple(known[name]) if name == "widths" and name in known else known.get(name)
-        if name in known and expected != value:
-            problems.add(name, f"{value} in the file, {expected} expected")
+    convert.check_known(found, known, problems)
     problems.raise_if_any("Give the config (or --heads) that belongs to this file.")
     return found
 
@@ -448,32 +406,27 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
 def _measured(shapes: Mapping[str, Shape], problems: Problems) -> dict[str, Any]:
     """Every size that shapes determine."""
     layers = [f"main_branch.layer{number}.0.conv1.weight" for number in (1, 2, 3, 4)]
-    needed = {
+    ranks = {
         "conv_act.0.weight": 4,
         **dict.fromkeys(layers, 4),
         "vit_pos.pos_embed": 3,
         "vit_pos.blocks.0.mlp.fc1.weight": 2,
         "main_branch.fc.weight": 2,
     }
-    for name, rank in needed.items():
-        if len(shapes.get(name, ())) != rank:
-            problems.add(name, f"shape {shapes.get(name, 'missing')}, expected {rank} axes")
-        elif 0 in shapes[name]:
-            problems.add(name, f"shape {shapes[name]}: an axis of length 0")
+    convert.check_ranks(shapes, ranks, problems)
     if problems:
         return {}
     cells, width = shapes["vit_pos.pos_embed"][1:]
     side = math.isqrt(cells)
     if side**2 != cells:
         problems.add("vit_pos.pos_embed", f"{cells} positions are no square grid")
-    blocks = [re.match(r"vit_pos\.blocks\.(\d+)\.", name) for name in shapes]
     return {
         "num_classes": shapes["main_branch.fc.weight"][0],
         "image_size": flax_mmnet.CELL * side,
         "stem": shapes["conv_act.0.weight"][0],
         "widths": tuple(shapes[name][0] for name in layers),
         # Any entry counts, so that one that is missing is called missing later on.
-        "depth": 1 + max(int(found[1]) for found in blocks if found),
+        "depth": convert.count_numbered(shapes, r"vit_pos\.blocks\.(\d+)\."),
         "mlp_mult": max(1, shapes["vit_pos.blocks.0.mlp.fc1.weight"][0] // width),
     }
 

@@ -10,7 +10,9 @@ left is rounding.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,14 +20,14 @@ import numpy as np
 import torch
 
 from htnet_jax.errors import UserError
+from htnet_jax.io import write_atomically
 from htnet_jax.torch_bridge import convert
-from htnet_jax.torch_bridge.tables import Bridge
+from htnet_jax.torch_bridge.convert import Bridge
 from htnet_jax.torch_bridge.traces import (
-    Batch,
+    Clips,
     Optimizer,
     Trace,
     flax_trace,
-    inputs_of,
     torch_trace,
 )
 
@@ -59,6 +61,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
 # layers around agreed to five digits; PyTorch's own float32 gradients lay up to 0.5 % from its
 # float64 ones.)
 FLOAT32_MARGIN = 10
+
+# Of the runs in a plot: two types in two modes at most.
+COLOURS = ("#0b62a4", "#d9480f", "#2b8a3e", "#862e9c")
 
 # A gradient up to this many eps times the network's largest gradient is zero but for rounding (the
 # last level's position scalars: a shift that the head's LN removes). It is measured against the
@@ -122,31 +127,54 @@ class Report:
         """The first comparison that failed: the earliest layer, if any layer failed."""
         return next((row for row in self.rows if not row.passed), None)
 
+    @property
+    def verdict(self) -> str:
+        """One line: all agree, or how many differ and which is the first."""
+        first = self.first_difference
+        if first is None:
+            return f"{self.label}: all {len(self.rows)} comparisons agree"
+        failed = sum(not row.passed for row in self.rows)
+        return (
+            f"{self.label}: {failed} of {len(self.rows)} comparisons differ; "
+            f"the first is {first.kind} {first.name}"
+        )
+
+    @property
+    def worst(self) -> list[Comparison]:
+        """Of each kind the comparison nearest to its tolerance, or furthest beyond it."""
+
+        def badness(row: Comparison) -> tuple[bool, float]:
+            share = row.relative / row.tolerance if row.tolerance else row.relative
+            return not row.passed, share if math.isfinite(share) else math.inf
+
+        of_kind = ([row for row in self.rows if row.kind == kind] for kind in KINDS)
+        return [max(rows, key=badness) for rows in of_kind if rows]
+
 
 def run(
     module: Any,
     bridge: Bridge,
     variables: Mapping[str, Any],
-    batches: Sequence[Batch],
+    batches: Sequence[Clips],
     *,
-    dtype: str = "float64",
+    dtypes: Sequence[str] = ("float64",),
     optimizer: Optimizer | None = None,
     steps: int = 20,
     torch_model: torch.nn.Module | None = None,
     train: bool = False,
     on_progress: Callable[[str], None] | None = None,
-) -> Report:
+) -> list[Report]:
     """Compares a Flax network with its PyTorch counterpart.
 
     Args:
-        module: Flax module; it is run in `dtype`.
+        module: Flax module.
         bridge: Its bridge.
         variables: Its variables.
-        batches: `(inputs, labels)`: a tuple of `(B, H, W, C)` or a single one, and `(B,)`
-            integers. Layers and gradients are compared on the first; the steps go through all,
-            again and again.
-        dtype: "float32" or "float64".
-        optimizer: Default: Adam as the release uses it.
+        batches: `(inputs, labels)`: a tuple of `(B, H, W, C)`, and `(B,)` integers. Layers and
+            gradients are compared on the first; the steps go through all, again and again.
+        dtypes: "float64", "float32" or both, a report for each. In this order float64 is computed
+            once, though float32 needs it too.
+        optimizer: Default: `Optimizer()`.
         steps: Optimizer steps.
         torch_model: The PyTorch side with weights of its own; default: converted from `variables`.
         train: Training mode: the batch's own statistics, running ones that move, drop path.
@@ -156,34 +184,6 @@ def run(
         UserError: No batch, an unknown dtype, weights that cannot be converted, or training mode
             with dropout.
     """
-    return run_all(
-        module,
-        bridge,
-        variables,
-        batches,
-        dtypes=(dtype,),
-        optimizer=optimizer,
-        steps=steps,
-        torch_model=torch_model,
-        train=train,
-        on_progress=on_progress,
-    )[0]
-
-
-def run_all(
-    module: Any,
-    bridge: Bridge,
-    variables: Mapping[str, Any],
-    batches: Sequence[Batch],
-    *,
-    dtypes: Sequence[str],
-    optimizer: Optimizer | None = None,
-    steps: int = 20,
-    torch_model: torch.nn.Module | None = None,
-    train: bool = False,
-    on_progress: Callable[[str], None] | None = None,
-) -> list[Report]:
-    """`run` in several types; with float64 before float32 it computes less than separate runs."""
     for dtype in dtypes:
         if dtype not in TOLERANCES:
             raise UserError(f"dtype={dtype!r} is unknown; use {' or '.join(TOLERANCES)}")
@@ -197,7 +197,7 @@ def run_all(
     optimizer = optimizer or Optimizer()
     say = on_progress or (lambda text: None)
     if torch_model is None:
-        torch_model = bridge.build(module, inputs_of(batches[0])[0].shape[-1])
+        torch_model = bridge.build(module, batches[0][0][0].shape[-1])
         torch_model.load_state_dict(convert.to_state_dict(variables, bridge.table), strict=True)
 
     def torch_side(dtype: str, ours: Trace) -> Trace:
@@ -233,6 +233,12 @@ def run_all(
         report = compare(ours, theirs, dtype, reference)
         reports.append(dataclasses.replace(report, train=train))
     return reports
+
+
+def parts(dtypes: Sequence[str], steps: int) -> int:
+    """At most how often `run` tells its progress."""
+    sides = 2 * len(dtypes) + ("float64" not in dtypes)
+    return sides * (1 + max(1, steps))
 
 
 def compare(ours: Trace, theirs: Trace, dtype: str, reference: Trace | None = None) -> Report:
@@ -338,18 +344,118 @@ def random_variables(module: Any, bridge: Bridge, channels: int, seed: int) -> d
     return convert.from_state_dict(state_dict, bridge.table, expected)
 
 
+def table(report: Report, *, worst_only: bool = False) -> str:
+    """Every comparison, or the worst of each kind, and the verdict; for a console."""
+    rows = report.worst if worst_only else report.rows
+    title = "layer or parameter"
+    width = max(len(title), *(len(row.name) for row in rows))
+    header = f"{'':4} {'kind':10} {title:{width}} {'absolute':>9} {'relative':>9}"
+    lines = [f"{report.label}", f"{header} {'tolerance':>9}"]
+    for row in rows:
+        lines.append(
+            f"{'ok' if row.passed else 'FAIL':4} {row.kind:10} {row.name:{width}} "
+            f"{row.absolute:9.1e} {row.relative:9.1e} {row.tolerance:9.0e}"
+        )
+    if report.dtype == "float32" and any(row.kind == "update" for row in rows):
+        lines.append(
+            f"In gradients and along the steps up to {FLOAT32_MARGIN} times what float32 costs "
+            "PyTorch alone passes."
+        )
+    return "\n".join([*lines, report.verdict])
+
+
+def loss_table(report: Report) -> str:
+    """The loss before every optimizer step in both frameworks."""
+    lines = [f"{report.label}", f"{'step':>5} {'Flax':>20} {'PyTorch':>20} {'difference':>11}"]
+    for step, (ours, theirs) in enumerate(zip(*report.losses, strict=True), 1):
+        lines.append(f"{step:5} {ours:20.12f} {theirs:20.12f} {ours - theirs:11.1e}")
+    return "\n".join(lines)
+
+
+def as_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """JSON-safe: `{"passed": ..., "runs": [{"dtype", "mode", "passed", ...}]}`.
+
+    A difference that is not finite (NaN, or a layer that one side lacks) is null.
+    """
+    return {
+        "passed": all(report.passed for report in reports),
+        "runs": [
+            {
+                "dtype": report.dtype,
+                "mode": "train" if report.train else "eval",
+                "passed": report.passed,
+                "first_difference": report.first_difference and report.first_difference.name,
+                "worst": {row.kind: _finite(row.relative) for row in report.worst},
+                "rows": [
+                    {
+                        "kind": row.kind,
+                        "name": row.name,
+                        "absolute": _finite(row.absolute),
+                        "relative": _finite(row.relative),
+                        "tolerance": row.tolerance,
+                        "passed": row.passed,
+                    }
+                    for row in report.rows
+                ],
+                "losses": {
+                    "flax": [_finite(float(loss)) for loss in report.losses[0]],
+                    "torch": [_finite(float(loss)) for loss in report.losses[1]],
+                },
+            }
+            for report in reports
+        ],
+    }
+
+
+def plot_losses(reports: Sequence[Report], path: Path, title: str) -> None:
+    """Draws both frameworks' losses over the steps, and below them their difference (PNG).
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7, 5), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
+    for report, colour in zip(reports, COLOURS, strict=False):
+        ours, theirs = report.losses
+        steps = range(1, len(ours) + 1)
+        top.plot(steps, ours, color=colour, linewidth=4, alpha=0.35, label=f"Flax {report.label}")
+        top.plot(steps, theirs, "--", color=colour, linewidth=1.2, label=f"PyTorch {report.label}")
+        # A logarithmic axis has no zero: equal losses are drawn at a tenth of eps.
+        least = np.finfo(report.dtype).eps / 10
+        relative = np.maximum(abs(ours - theirs) / abs(theirs), least)
+        bottom.semilogy(steps, relative, ".-", color=colour)
+    top.set(title=title, ylabel="cross-entropy")
+    top.legend()
+    bottom.set(xlabel="optimizer step", ylabel="relative difference")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    finally:
+        plt.close(figure)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _size(array: np.ndarray) -> float:
     return float(np.abs(array).max(initial=0))
 
 
 def _cast(
-    variables: Mapping[str, Any], batches: Sequence[Batch], dtype: str
-) -> tuple[Any, list[Batch]]:
+    variables: Mapping[str, Any], batches: Sequence[Clips], dtype: str
+) -> tuple[Any, list[Clips]]:
     cast = jax.tree.map(lambda a: np.asarray(a, dtype), dict(variables))
-    return cast, [
-        (tuple(np.asarray(x, dtype) for x in inputs_of(batch)), np.asarray(batch[1]))
-        for batch in batches
-    ]
+    return cast, [(tuple(np.asarray(x, dtype) for x in inputs), y) for inputs, y in batches]
 
 
 def _difference(a: Any, b: Any, floor: float = 0.0) -> tuple[float, float]:

@@ -1,4 +1,8 @@
-"""One framework's side of a parity check: everything it computes, as NumPy arrays in one layout."""
+"""One framework's side of a parity check: everything it computes, as NumPy arrays in one layout.
+
+The Flax side takes the steps that training takes, `learn.step`; the PyTorch side is a loop of its
+own, in PyTorch alone.
+"""
 
 from __future__ import annotations
 
@@ -14,48 +18,45 @@ import torch
 from flax import traverse_util
 
 from htnet_jax.learn import optim
+from htnet_jax.learn import step as learn
 from htnet_jax.torch_bridge import convert
-from htnet_jax.torch_bridge.drop_path import DropPath
-from htnet_jax.torch_bridge.tables import Bridge, match, translate
+from htnet_jax.torch_bridge.convert import Bridge, match, translate
+from htnet_jax.torch_bridge.layers import DropPath
 
 Arrays = dict[str, np.ndarray]
-# `(inputs, labels)`: a tuple of `(B, H, W, C)` floats in the order of the call, or the array alone
-# if there is one; and `(B,)` integers.
-Batch = tuple[np.ndarray | tuple[np.ndarray, ...], np.ndarray]
+# `(inputs, labels)`: `(B, H, W, C)` floats in the order of the network's call, `(B,)` integers.
+Clips = tuple[tuple[np.ndarray, ...], np.ndarray]
 
-
-def inputs_of(batch: Batch) -> tuple[np.ndarray, ...]:
-    """The inputs of a batch, one or several."""
-    inputs = batch[0]
-    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+TORCH_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer in both frameworks.
+    """An optimizer in both frameworks; what is not given has PyTorch's default in both.
 
     Attributes:
-        name: "adam" or "adamw"; b1 0.9, b2 0.999, eps 1e-8 (PyTorch's defaults and optax's).
+        name: A key of `TORCH_OPTIMIZERS`.
         learning_rate: Default 5e-5 as HTNet's release.
-        weight_decay: For "adamw"; default 0.01 as PyTorch (optax's own is 1e-4).
+        settings: Such as `weight_decay`, by PyTorch's names.
     """
 
     name: str = "adam"
     learning_rate: float = 5e-5
-    weight_decay: float = 0.01
+    settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_config(cls, config: Any) -> Optimizer:
+        """The one that a run's settings name."""
+        keys = optim.OPTIMIZERS[config.optimizer].settings
+        return cls(config.optimizer, config.learning_rate, {key: config[key] for key in keys})
 
     def optax(self) -> optax.GradientTransformation:
-        """The optax transformation."""
-        if self.name == "adam":
-            return optim.adam(self.learning_rate)
-        return optim.adamw(self.learning_rate, self.weight_decay)
+        """As training uses it."""
+        return optim.OPTIMIZERS[self.name].make(self.learning_rate, **self.settings)
 
-    def torch(self, parameters: Any, **options: Any) -> torch.optim.Optimizer:
-        """The PyTorch optimizer of these parameters; `options` as PyTorch's (`fused=True`)."""
-        if self.name == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate, **options)
-        decay = self.weight_decay
-        return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay, **options)
+    def torch(self, parameters: Any) -> torch.optim.Optimizer:
+        """The PyTorch optimizer of these parameters."""
+        return TORCH_OPTIMIZERS[self.name](parameters, lr=self.learning_rate, **self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,8 @@ class Trace:
         start: All variables before the steps: parameters and running statistics.
         parameters: Those that training moves, after the steps; empty if there were none.
         statistics: Running statistics after the first batch, in training.
-        kept: For the first batch of all, and then for every further step, which clips kept the
-            branches that drop path could take: path -> `(B,)` bool. Empty lists of them in
-            evaluation.
+        kept: For every loss, which clips kept the branches that drop path could take: path ->
+            `(B,)` bool; empty in evaluation.
     """
 
     activations: Arrays
@@ -89,7 +89,7 @@ def flax_trace(
     module: Any,
     bridge: Bridge,
     variables: Mapping[str, Any],
-    batches: Sequence[Batch],
+    batches: Sequence[Clips],
     optimizer: Optimizer,
     steps: int,
     say: Callable[[str], None] = lambda text: None,
@@ -97,73 +97,54 @@ def flax_trace(
     train: bool = False,
 ) -> Trace:
     """The Flax side of `run`; `module` and `variables` have the type to be compared in."""
-    tx = optimizer.optax()
-    params = {"params": variables["params"]}
-    start_statistics = {name: tree for name, tree in variables.items() if name != "params"}
-    collections = list(start_statistics) if train else []
+    learner = learn.Learner(module, optimizer.optax(), train=train)
+    moving = [name for name in variables if train or name == "params"]
 
-    def apply(
-        variables: Any, inputs: Any, key: Any, **options: Any
-    ) -> tuple[jax.Array, dict[str, Any], Any, dict[str, jax.Array]]:
-        """Logits, the moved statistics, what was captured, and the draws of drop path."""
-        logits, found = module.apply(
+    def batch(index: int) -> learn.Batch:
+        inputs, labels = batches[index % len(batches)]
+        mask, moment = np.ones(len(labels), np.float32), optim.Moment(0, index, steps)
+        return learn.Batch(
+            inputs, {}, np.asarray(labels, np.int32), mask, jax.random.key(index), moment
+        )
+
+    @jax.jit
+    def layers(variables: Any, batch: learn.Batch) -> Any:
+        return module.apply(
             variables,
-            *inputs,
+            *batch.inputs,
             train=train,
-            rngs={"dropout": key} if train else None,
-            mutable=[*collections, "intermediates"],
-            **options,
+            rngs={"dropout": batch.key},
+            mutable=[*(name for name in moving if name != "params"), "intermediates"],
+            capture_intermediates=True,
         )
-        captured = found.get("intermediates", {})
-        return logits, {name: found[name] for name in collections}, captured, _draws(captured)
 
     @jax.jit
-    def forward(variables: Any, inputs: Any, key: Any) -> Any:
-        return apply(variables, inputs, key, capture_intermediates=True)
+    def gradient_of(state: learn.State, batch: learn.Batch) -> Any:
+        return learner.gradient(state, batch, capture=("intermediates",))
 
-    def loss_fn(params: Any, statistics: Any, inputs: Any, labels: jax.Array, key: Any) -> Any:
-        logits, moved, _, draws = apply({**statistics, **params}, inputs, key)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, ({**statistics, **moved}, draws)
-
-    @jax.jit
-    def update(params: Any, state: Any, gradient: Any) -> Any:
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    loss_and_gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    keys = [jax.random.key(step) for step in range(max(1, steps))]
-    inputs, labels = inputs_of(batches[0]), batches[0][1]
     say("Flax: layers")
-    logits, moved, captured, _ = forward(variables, inputs, keys[0])
-    activations = _captured(captured, bridge)
-    logits, statistics = np.asarray(logits), _flat(moved, bridge)
-    del captured, moved
-    say("Flax: gradients")
-    (loss, (_, draws)), gradient = loss_and_gradient(
-        params, start_statistics, inputs, labels, keys[0]
-    )
-    gradients = _flat(gradient, bridge)
-    del gradient
-    losses, kept = ([], []) if steps else ([loss], [_flat(draws)])
-    now, now_statistics, state = params, start_statistics, tx.init(params)
-    for step in range(steps):
-        say(f"Flax: step {step + 1} of {steps}")
-        batch = batches[step % len(batches)]
-        (loss, (now_statistics, draws)), gradient = loss_and_gradient(
-            now, now_statistics, inputs_of(batch), batch[1], keys[step]
-        )
+    logits, found = layers(variables, batch(0))
+    activations, logits = _captured(found["intermediates"], bridge), np.asarray(logits)
+    del found
+    state, update = learner.state_of(variables), jax.jit(learner.update)
+    losses, kept = [], []
+    for step in range(max(1, steps)):
+        say(f"Flax: step {step + 1}")
+        loss, gradient, written = gradient_of(state, batch(step))
         losses.append(loss)
-        kept.append(_flat(draws))
-        now, state = update(now, state, gradient)
-    after = _flat({**now, **(now_statistics if train else {})}, bridge) if steps else {}
+        kept.append(_draws(written.pop("intermediates", {})))
+        if step == 0:
+            gradients, statistics = _flat({"params": gradient}, bridge), _flat(written, bridge)
+        if steps:
+            state = update(state, gradient, written, batch(step))
+    after = {name: state.variables[name] for name in moving} if steps else {}
     return Trace(
         activations,
         logits,
         np.asarray(losses),
         gradients,
         _flat(variables, bridge),
-        after,
+        _flat(after, bridge),
         statistics,
         tuple(kept),
     )
@@ -173,7 +154,7 @@ def torch_trace(
     model: torch.nn.Module,
     bridge: Bridge,
     variables: Mapping[str, Any],
-    batches: Sequence[Batch],
+    batches: Sequence[Clips],
     optimizer: Optimizer,
     steps: int,
     say: Callable[[str], None] = lambda text: None,
@@ -190,11 +171,11 @@ def torch_trace(
     model = copy.deepcopy(model).to(getattr(torch, dtype.name)).train(train)
 
     def batch(index: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        batch = batches[index % len(batches)]
-        channels_first = [
-            torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))) for x in inputs_of(batch)
-        ]
-        return channels_first, torch.from_numpy(batch[1].astype(np.int64))
+        inputs, labels = batches[index % len(batches)]
+        if kept:
+            _replay(model, bridge, kept[index])
+        first = [np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in inputs]
+        return [torch.from_numpy(x) for x in first], torch.from_numpy(labels.astype(np.int64))
 
     def flax_arrays(tensors: Mapping[str, torch.Tensor], collections: Sequence[str]) -> Arrays:
         expected = {name: variables[name] for name in collections}
@@ -206,53 +187,44 @@ def torch_trace(
         }
         return _flat(convert.from_state_dict(names, table, expected, dtype), bridge)
 
-    def backward(index: int) -> float:
-        inputs, labels = batch(index)
-        model.zero_grad()
-        if kept:
-            _replay(model, bridge, kept[index])
-        loss = torch.nn.functional.cross_entropy(model(*inputs), labels)
-        loss.backward()
-        return loss.item()
-
-    say("PyTorch: layers")
-    collections = list(variables)
-    moving = collections if train else ["params"]
-    statistics_only = [name for name in moving if name != "params"]
-    start = flax_arrays(model.state_dict(), collections)
-    begin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moving = [name for name in variables if train or name == "params"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start = flax_arrays(before, list(variables))
     activations: Arrays = {}
     hooks = [
         module.register_forward_hook(_keep(activations, path))
         for name, module in model.named_modules()
         if (path := _partner(name, bridge))
     ]
-    if kept:
-        _replay(model, bridge, kept[0])
+    say("PyTorch: layers")
     with torch.no_grad():
         logits = model(*batch(0)[0]).numpy()
     for hook in hooks:
         hook.remove()
-    statistics = flax_arrays(model.state_dict(), statistics_only) if statistics_only else {}
-    say("PyTorch: gradients")
-    loss = backward(0)
-    gradients = flax_arrays({name: p.grad for name, p in model.named_parameters()}, ["params"])
-    # In training both forward passes moved the running statistics.
-    model.load_state_dict(begin)
-    losses = [] if steps else [loss]
-    stepper = optimizer.torch(model.parameters())
-    for step in range(steps):
-        say(f"PyTorch: step {step + 1} of {steps}")
-        losses.append(backward(step))
-        stepper.step()
+    # In training that moved the running statistics.
+    model.load_state_dict(before)
+    losses, stepper = [], optimizer.torch(model.parameters())
+    for step in range(max(1, steps)):
+        say(f"PyTorch: step {step + 1}")
+        inputs, labels = batch(step)
+        model.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(*inputs), labels)
+        loss.backward()
+        losses.append(loss.item())
+        if step == 0:
+            gradients = flax_arrays({n: p.grad for n, p in model.named_parameters()}, ["params"])
+            running = [name for name in moving if name != "params"]
+            statistics = flax_arrays(model.state_dict(), running) if running else {}
+        if steps:
+            stepper.step()
     after = flax_arrays(model.state_dict(), moving) if steps else {}
     return Trace(
         activations, logits, np.asarray(losses), gradients, start, after, statistics, tuple(kept)
     )
 
 
-def _flat(variables: Any, bridge: Bridge | None = None) -> Arrays:
-    """Arrays by path; those that hold several parameters in pieces, if a bridge says so."""
+def _flat(variables: Any, bridge: Bridge) -> Arrays:
+    """Arrays by path; those that hold several parameters in pieces."""
     arrays = {}
     for path, array in traverse_util.flatten_dict(variables, sep="/").items():
         names = _pieces(path, bridge)
@@ -264,17 +236,14 @@ def _flat(variables: Any, bridge: Bridge | None = None) -> Arrays:
     return arrays
 
 
-def _pieces(path: str, bridge: Bridge | None) -> tuple[str, ...]:
-    found = (
-        names for rule, names in (bridge.pieces if bridge else ()) if match(rule, path) is not None
-    )
-    return next(found, ())
+def _pieces(path: str, bridge: Bridge) -> tuple[str, ...]:
+    return next((names for rule, names in bridge.pieces if match(rule, path) is not None), ())
 
 
-def _draws(intermediates: Any) -> dict[str, jax.Array]:
+def _draws(intermediates: Any) -> Arrays:
     """Which clips every drop path kept, by the path of its module."""
     return {
-        path.removesuffix("/mask"): values[0] != 0
+        path.removesuffix("/mask"): np.asarray(values[0] != 0)
         for path, values in traverse_util.flatten_dict(intermediates, sep="/").items()
         if path.endswith("/mask")
     }

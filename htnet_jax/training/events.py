@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,12 @@ class Events:
     not written: whoever watches them while choosing settings selects on the test subject.
     """
 
-    def __init__(self, folder: Path | None, plan: Plan, process: int = 0) -> None:
+    def __init__(self, folder: Path | None, plan: Plan) -> None:
         """Opens a file of its own.
 
         Args:
             folder: Where; None: nothing is written.
             plan: The run.
-            process: Which of several processes writes; it tells their files apart.
 
         Raises:
             UserError: The package tensorboardX is not installed.
@@ -42,17 +40,12 @@ class Events:
             raise UserError(
                 "config.tensorboard needs the package tensorboardX: pip install -e .[tensorboard]"
             ) from error
-        self._writer = SummaryWriter(str(folder), filename_suffix=f".{process}" if process else "")
+        self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> Events:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writer:
             self._writer.close()
 

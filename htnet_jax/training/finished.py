@@ -79,7 +79,7 @@ def images(content: Content, data_dir: str = "") -> Images:
         raise UserError(absent)
 
     from htnet_jax.datasets import loading
-    from htnet_jax.datasets.loading import pictures
+    from htnet_jax.datasets.loading import images as images_of
 
     if loading.built(name, config=dataset["config"], data_dir=str(where)) is None:
         raise UserError(absent)
@@ -97,7 +97,7 @@ def images(content: Content, data_dir: str = "") -> Images:
     inputs = loading.network_inputs(
         shown, layout=dataset["layout"], channels=channels, scaling=dataset["scaling"]
     )
-    return pictures(shown, inputs, dataset["layout"])
+    return images_of(shown, inputs, dataset["layout"])
 
 
 def _read(folder: Path, partial: bool) -> Content:

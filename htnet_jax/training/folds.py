@@ -10,51 +10,42 @@ per device) shapes the compiled arithmetic: the same group size gives the same b
 of devices from two up. Another group size, or a single device (for which XLA compiles a program of
 its own), gives the same result up to float rounding.
 
-The size of a group is estimated first, then checked against what the compiler says that the program
-needs. Where that does not fit, or the memory runs out all the same, the groups become smaller and
-the folds that are not finished are dealt out anew (`Regrouped`).
+Several processes run this in lockstep: each round has a fold, or a copy of one, for every device of
+all processes; each process computes those of its own devices, and all see all results.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import inspect
 import math
 import sys
 import time
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from htnet_jax.errors import UserError
-from htnet_jax.features.feeds import Feed
-from htnet_jax.models.idle import join, split
-from htnet_jax.training.cluster import ALONE, Cluster
-from htnet_jax.training.grouping import balanced_size, groups, spread
-from htnet_jax.training.memory import USABLE, available_bytes, is_exhausted, needed_bytes
-from htnet_jax.training.snapshots import Snapshots
-from htnet_jax.training.stopping import StopRequest
+from htnet_jax.features import Feed
+from htnet_jax.learn.epochs import MAX_EPOCHS_PER_CALL, FoldProgram, has_empty_batches, origin
+from htnet_jax.learn.step import Learner, State
+from htnet_jax.training import hosts
+from htnet_jax.training.interrupts import Stopped, StopRequest
+from htnet_jax.training.memory import (
+    GroupSize,
+    Regrouped,
+    groups,
+    is_exhausted,
+    needed_bytes,
+    spread,
+)
+from htnet_jax.training.plan import Fold
+from htnet_jax.training.state import Snapshots
 
 # A compiled call covers as many epochs as fit about this time, so that progress is seen.
 SECONDS_PER_CALL = 5.0
-MAX_EPOCHS_PER_CALL = 64
-
-# Test clips are predicted in parts whose inputs take up to this many bytes: what a network computes
-# from them is a hundred times larger. (Of frames of 224 px these are 27 clips.)
-MAX_TEST_BYTES = 32 << 20
-
-# Measured at dim 32 on 2 CPU cores: batched products of 4 folds cost 1.3 times as much per fold.
-MAX_FOLDS_PER_CPU_DEVICE = 1
-
-# The first group size is chosen from a guess at what training takes: this times parameters, their
-# gradient and the optimizer's state, for activations and the temporary copies of an update.
-WORKING_FACTOR = 1.5
 
 # XLA's CPU backend would hand products, sums and what stands between them to YNNPACK. It is the
 # faster one for products (dim 256: 2.9 s a step against 3.3 s with Eigen, which is slow where a
@@ -67,27 +58,6 @@ CPU_COMPILER_OPTIONS = {
 # TF32 on a GPU, so that there the algorithm is named.
 MATMUL_PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 _GPU_PRECISIONS = {**MATMUL_PRECISIONS, "bfloat16": "BF16_BF16_F32"}
-# Purposes of a fold's random streams.
-_INIT, _SHUFFLE, _DROPOUT, _AUGMENT = range(4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """One train/test split.
-
-    Attributes:
-        name: Unique; for a fold of leave-one-subject-out, the subject.
-        train: `(N,)` bool, the clips trained on.
-        test: `(N,)` bool, the clips predicted.
-        repetition: Added to the trainer's seed: the same fold again with other random numbers.
-        stream: Seeds the fold's random numbers, together with the seed; empty: `name`.
-    """
-
-    name: str
-    train: np.ndarray
-    test: np.ndarray
-    repetition: int = 0
-    stream: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +67,15 @@ class FoldResult:
     Attributes:
         fold: The fold.
         logits: `(epochs, test clips, classes)` float32, test clips in the order of the data set.
-        train_loss: `(epochs,)` float32, mean cross-entropy over the epoch's clips.
-        params: The final parameters, NumPy float32; None if they were not wanted.
-        collections: The network's other variables at the end, such as `batch_stats`, by collection.
+        train_loss: `(epochs,)` float32, mean loss over the epoch's clips.
+        variables: The final variables that predictions use, NumPy float32, by collection; None if
+            they were not wanted, and outside process 0.
     """
 
     fold: Fold
     logits: np.ndarray
     train_loss: np.ndarray
-    params: Any
-    collections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """All variables, as the module's `apply` takes them."""
-        return {"params": self.params, **self.collections}
+    variables: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +113,6 @@ class Keeping:
     seconds: float = 0.0
 
 
-class Regrouped(Exception):
-    """The memory does not suffice for groups of the size in use; the trainer has smaller ones now.
-
-    Its message says so in one line. Nothing of the round is left: ask `rounds` again, and begin
-    with snapshots of no other group size.
-    """
-
-
 def _of_group(
     function: Callable[..., Any], size: int, axes: tuple[int | None, ...]
 ) -> Callable[..., Any]:
@@ -182,35 +138,18 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _copies(tree: Any, slots: Sequence[tuple[int, int]]) -> list[Any]:
-    """Host copies of a tree (devices, group, ...) at some devices and places, a tree for each."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = []
-    for leaf in leaves:
-        shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
-        used = {device for device, _ in slots}
-        # Cut on the host: on the device every shape of leaf would be compiled for.
-        on_host = {device: jax.device_get(shards[device]) for device in used}
-        # Copied, because on a CPU the host's array is the device's memory itself.
-        columns.append([np.array(on_host[device][0, place]) for device, place in slots])
-    return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
-
-
 class FoldTrainer:
     """Trains folds of one experiment in groups.
 
     Attributes:
         folds: All folds, in order.
-        folds_per_device: The group size in use; may become smaller, see `Regrouped`.
-        devices_at_once: Devices in use if the memory does not suffice for more; else 0.
-        parameter_bytes: Size of one fold's parameters.
+        parameter_bytes: Size of one fold's variables.
         program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
 
     def __init__(
         self,
-        module: Any,
-        optimizer: optax.GradientTransformation,
+        learner: Learner,
         inputs: np.ndarray | Feed,
         labels: np.ndarray,
         folds: Sequence[Fold],
@@ -220,21 +159,14 @@ class FoldTrainer:
         shuffle: bool = False,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
-        cluster: Cluster = ALONE,
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
-        idle: Mapping[str, int] | None = None,
-        schedule: Callable[[jax.Array], jax.Array] | None = None,
         classes: int = 0,
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
         Args:
-            module: Flax module; `apply(variables, *inputs, train=..., rngs=...)` gives logits.
-                Variables other than `params` (batch statistics) are carried along; they change in
-                training only. One that mixes the clips of a batch must take `weights` `(B,)`: 1,
-                or 0 for padding that must leave no trace.
-            optimizer: Optax transformation, one independent state a fold.
+            learner: The network and how it is trained.
             inputs: `(N, ...)` network inputs of all clips, or the feed of several.
             labels: `(N,)` int32 classes.
             folds: The folds to train, in order.
@@ -244,297 +176,96 @@ class FoldTrainer:
             folds_per_device: Folds trained side by side on one device, if the memory suffices; 0
                 picks it from the free memory (on a CPU: 1) and balances the groups over the
                 devices.
-            devices: Devices to use; all local ones by default.
-            cluster: The processes that share the folds, each with as many devices.
+            devices: Devices of this process to use; all by default.
             devices_at_once: Use so many of them at most; 0: all.
             matmul_precision: Of products of float32, a key of `MATMUL_PRECISIONS`; without effect
                 on a CPU, where they are float32 always.
-            idle: Parameters, or their leading columns, that cannot change the result and that the
-                optimizer would leave alone: they are not trained. See `idle.split`.
-            schedule: Epoch, from 0, int32 -> factor on the optimizer's updates; None: always 1.
             classes: Outputs to keep of the predictions; 0: all that the network has.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch larger than a
                 fold's training set.
         """
-        self._module, self._optimizer = module, optimizer
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
-        self._cluster = cluster
-        self._idle = dict(idle or {})
         self.folds = list(folds)
-        self._check()
-        devices = list(devices or jax.local_devices())
-        self.devices_at_once, self.program_bytes = devices_at_once, 0
-        self._pool = devices[:devices_at_once] if devices_at_once else devices
-        on_gpu = devices[0].platform == "gpu"
-        precisions = _GPU_PRECISIONS if on_gpu else MATMUL_PRECISIONS
-        self._precision = precisions[matmul_precision]
+        _check(self.folds, batch_size)
+        self._seed = seed
         counts = [int(fold.train.sum()) for fold in self.folds]
         self._longest = max(counts)
         self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
-        # A fold whose clips end before the others' last batch must skip that step: an optimizer
-        # with momentum would move the parameters even on an empty batch.
-        last_start = (math.ceil(self._longest / batch_size) - 1) * batch_size
-        self._has_empty_steps = min(counts) <= last_start
-
-        self._feed = inputs if isinstance(inputs, Feed) else Feed.of_array(inputs)
-        self._schedule, self._classes = schedule, classes
-        self._takes_weights = "weights" in inspect.signature(module.__call__).parameters
-        variables = jax.eval_shape(self._init_variables, jax.random.key(0))
-        self.parameter_bytes = _bytes(variables)
-        self._state_bytes = _bytes(jax.eval_shape(self._state_of, variables))
-        self._host_data = self._feed.arrays, labels.astype(np.int32)
-        self._arrange(folds_per_device or self._estimate())
-
-    def _arrange(self, size: int) -> None:
-        """Groups of `size` on the devices of the pool; what was compiled for others is let go."""
-        self.folds_per_device = size
-        everywhere = len(self._pool) * self._cluster.count
-        self._devices = self._pool[: len(groups(self.folds, everywhere, size))]
-        mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
-        self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-        count = len(self._devices)
-        (self._data,) = self._place(
-            jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), self._host_data)
+        feed = inputs if isinstance(inputs, Feed) else Feed.of_array(inputs)
+        learner = dataclasses.replace(
+            learner, has_empty_batches=has_empty_batches(counts, batch_size)
         )
-        # Traced once for each batch shape, however often the loops below trace their bodies.
-        self._step = jax.jit(self._update)
-        self._programs: tuple[Any, Any] | None = None
-        self._epochs_per_call = 1
-        self._init = jax.pmap(_of_group(self._init_fold, size, (0,)), devices=self._devices)
-        run = _of_group(self._run_fold, size, (0, 0, None, None, None))
-        self._run = jax.pmap(run, devices=self._devices, donate_argnums=(0,))
+        self._program = FoldProgram(
+            learner,
+            feed,
+            batch_size=batch_size,
+            longest=self._longest,
+            shuffle=shuffle,
+            classes=classes,
+        )
+        self._host_data = feed.arrays, labels.astype(np.int32)
+        state = jax.eval_shape(self._program.init, np.zeros(2, np.uint32))
+        self.parameter_bytes = _bytes((state.trained, state.idle, state.collections))
+        self.program_bytes = 0
+        devices = list(devices or jax.local_devices())
+        precisions = _GPU_PRECISIONS if devices[0].platform == "gpu" else MATMUL_PRECISIONS
+        self._precision = precisions[matmul_precision]
+        self._size = GroupSize(
+            len(self.folds),
+            devices,
+            _bytes((state.trained, state.optimizer, state.average, state.collections)),
+            self.parameter_bytes,
+            processes=jax.process_count(),
+            size=folds_per_device,
+            devices_at_once=devices_at_once,
+        )
+        self._arrange()
 
-    def _check(self) -> None:
-        if not self.folds:
-            raise UserError("no fold to train: the data set has no subject to leave out")
-        for fold in self.folds:
-            count = int(fold.train.sum())
-            if not count or not fold.test.any():
-                raise UserError(
-                    f"fold {fold.name} has {count} training clips and "
-                    f"{int(fold.test.sum())} test clips; it needs both"
-                )
-        smallest = min(self.folds, key=lambda fold: int(fold.train.sum()))
-        count = int(smallest.train.sum())
-        if self._batch_size < 1:
-            raise UserError(f"batch_size={self._batch_size} must be at least 1")
-        if count < self._batch_size:
-            raise UserError(
-                f"batch_size={self._batch_size} is larger than the {count} training clips of "
-                f"fold {smallest.name}; set --config.batch_size={count} or less"
-            )
+    @property
+    def folds_per_device(self) -> int:
+        """The group size in use; may become smaller, see `Regrouped`."""
+        return self._size.size
+
+    @property
+    def devices_at_once(self) -> int:
+        """Devices in use if the memory does not suffice for more; else 0."""
+        return self._size.devices_at_once
 
     @property
     def device_count(self) -> int:
-        """Devices in use."""
+        """Devices in use by this process."""
         return len(self._devices)
 
-    def _estimate(self) -> int:
-        guess = WORKING_FACTOR * (self._state_bytes + self.parameter_bytes)
-        fit = int(available_bytes(self._pool) / guess)
-        if self._pool[0].platform == "cpu":
-            fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        return balanced_size(len(self.folds), len(self._pool) * self._cluster.count, fit)
+    def _arrange(self) -> None:
+        """Places the data for the group size; what was compiled for another one is let go."""
+        size, pool = self._size.size, self._size.pool
+        # Several processes use all of their devices, so that they run the same program.
+        is_alone = jax.process_count() == 1
+        self._devices = pool[: len(groups(self.folds, len(pool), size))] if is_alone else pool
+        count = len(self._devices)
+        mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
+        self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+        (self._data,) = self._place(
+            jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), self._host_data)
+        )
+        self._programs: tuple[Any, Any] | None = None
+        self._epochs_per_call = 1
+        self._init = jax.pmap(_of_group(self._program.init, size, (0,)), devices=self._devices)
+        run = _of_group(self._program.run, size, (0, 0, None, None, None))
+        self._run = jax.pmap(run, devices=self._devices, donate_argnums=(0,))
 
     def _place(self, *arrays: Any) -> Any:
         """Trees of host arrays (devices, ...) -> on the devices, in memory of their own."""
         # Before and apart from the compiled call, which is guarded against copies in its middle.
         return jax.device_put(arrays, self._split, may_alias=False)
 
-    def _shrink(self, fit: int, why: str) -> NoReturn:
-        """Fewer folds on each device, at most `fit`; where there is but one, fewer CPU devices.
-
-        Args:
-            fit: Less than the group size in use.
-            why: What does not suffice, for the messages.
-
-        Raises:
-            Regrouped: Always, unless nothing can be made smaller.
-            UserError: Nothing can.
-        """
-        size, count = self.folds_per_device, len(self._devices)
-        is_cpu = self._devices[0].platform == "cpu"
-        if jax.process_count() > 1:
-            raise UserError(
-                f"{why} with {size} folds a device. Several processes cannot change that by "
-                "themselves: start anew in another --workdir with a smaller "
-                "--config.folds_per_device, or with fewer devices in each process."
-            )
-        if is_cpu:
-            # They share one memory: smaller groups on more devices would need as much.
-            self._pool = self._devices
-        if size > 1:
-            self._arrange(balanced_size(len(self.folds), len(self._pool), fit))
-            change = f"{why} with {size} folds a device: going on with {self.folds_per_device}"
-        elif is_cpu and count > 1:
-            self.devices_at_once = count // 2
-            self._pool = self._devices[: self.devices_at_once]
-            self._arrange(1)
-            change = (
-                f"{why} with {count} devices at once: going on with {self.devices_at_once} "
-                "(each trains one fold)"
-            )
-        else:
-            raise UserError(
-                f"{why} with a single fold: its parameters and optimizer alone take "
-                f"{self._state_bytes / 1e9:.2f} GB, and {available_bytes(self._devices) / 1e9:.2f} "
-                "GB are free. Set a smaller --config.batch_size or --config.model.dim, end other "
-                "programs, or use a device with more memory."
-            )
-        raise Regrouped(change)
-
-    def _each(self, number: int) -> np.ndarray:
-        """A number for every device; one for all of them does not work with several processes."""
-        return np.full(len(self._devices), number, np.int32)
-
-    def _init_variables(self, key: jax.Array) -> Any:
-        samples = (jnp.zeros((1, *shape), jnp.float32) for shape in self._feed.shapes)
-        return self._module.init(key, *samples, train=False)
-
-    @staticmethod
-    def _key(origin: jax.Array, purpose: int) -> jax.Array:
-        """`origin`: (2,) uint32, the seed and the number of the fold's stream."""
-        key = jax.random.fold_in(jax.random.key(origin[0]), origin[1])
-        return jax.random.fold_in(key, purpose)
-
-    def _init_fold(self, origin: jax.Array) -> Any:
-        return self._state_of(self._init_variables(self._key(origin, _INIT)))
-
-    def _state_of(self, variables: Any) -> Any:
-        """`((trained, idle, collections), optimizer state)`."""
-        collections = {name: tree for name, tree in variables.items() if name != "params"}
-        trained, idle = split(variables["params"], self._idle)
-        return (trained, idle, collections), self._optimizer.init(trained)
-
-    @staticmethod
-    def _variables(trained: Any, idle: Any, collections: Any) -> dict[str, Any]:
-        return {"params": join(trained, idle), **collections}
-
-    def _update(
-        self,
-        state: Any,
-        data: Any,
-        rows: jax.Array,
-        weights: jax.Array,
-        keys: tuple[jax.Array, jax.Array],
-        epoch: jax.Array,
-    ) -> Any:
-        """One optimizer step; also returns the summed loss over the batch's clips.
-
-        `keys`: the step's for the network, the epoch's for the variation of its inputs.
-        """
-        arrays, labels = data
-        (trained, idle, collections), optimizer_state = state
-        count = weights.sum()
-        inputs = self._feed.varied(arrays, rows, keys[1])
-        options = {"weights": weights} if self._takes_weights else {}
-
-        def loss_fn(trained: Any) -> Any:
-            variables = self._variables(trained, idle, collections)
-            out = self._module.apply(
-                variables,
-                *inputs,
-                train=True,
-                rngs={"dropout": keys[0]},
-                mutable=list(collections) or False,
-                **options,
-            )
-            logits, changed = out if collections else (out, {})
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits.astype(jnp.float32), labels[rows]
-            )
-            return (losses * weights).sum() / jnp.maximum(count, 1), changed
-
-        (loss, changed), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-        updates, new_state = self._optimizer.update(gradient, optimizer_state, trained)
-        if self._schedule:
-            factor = self._schedule(epoch)
-            updates = jax.tree.map(lambda update: factor * update, updates)
-        new = (optax.apply_updates(trained, updates), idle, changed), new_state
-        if self._has_empty_steps:
-            new = jax.tree.map(lambda a, b: jnp.where(count > 0, a, b), new, state)
-        return new, loss * count
-
-    def _epoch(self, state: Any, fold: dict[str, jax.Array], data: Any, epoch: jax.Array) -> Any:
-        """One pass over a fold's training clips; returns the mean loss over them."""
-        positions = jnp.arange(self._longest)
-        valid = positions < fold["train_count"]
-        rows = fold["train_rows"]
-        if self._shuffle:
-            key = jax.random.fold_in(self._key(fold["origin"], _SHUFFLE), epoch)
-            rank = jnp.where(valid, jax.random.uniform(key, valid.shape), jnp.inf)
-            rows = rows[jnp.argsort(rank)]
-        weights = valid.astype(jnp.float32)
-        key, varied = (
-            jax.random.fold_in(self._key(fold["origin"], purpose), epoch)
-            for purpose in (_DROPOUT, _AUGMENT)
+    def _slots(self, count: int) -> np.ndarray:
+        """`(count, 2)`: the device, among those of all processes, and the place of each fold."""
+        parts = spread(range(count), len(self._devices) * jax.process_count())
+        return np.array(
+            [(device, i) for device, part in enumerate(parts) for i in range(len(part))]
         )
-        batch = self._batch_size
-        full = self._longest // batch
-
-        def body(state: Any, step: Any) -> Any:
-            index, rows, weights = step
-            keys = jax.random.fold_in(key, index), varied
-            return self._step(state, data, rows, weights, keys, epoch)
-
-        cut = full * batch
-        steps = (
-            jnp.arange(full),
-            rows[:cut].reshape(full, batch),
-            weights[:cut].reshape(full, batch),
-        )
-        state, losses = jax.lax.scan(body, state, steps)
-        total = losses.sum()
-        if cut < self._longest:
-            state, loss = body(state, (jnp.asarray(full), rows[cut:], weights[cut:]))
-            total += loss
-        return state, total / fold["train_count"]
-
-    def _run_fold(
-        self, state: Any, fold: dict[str, jax.Array], data: Any, start: jax.Array, count: jax.Array
-    ) -> Any:
-        """`count` epochs of one fold from epoch `start`; test logits and loss after each."""
-        shape = jax.eval_shape(self._logits, state[0], data, fold["test_rows"])
-        logits = jnp.zeros((MAX_EPOCHS_PER_CALL, *shape.shape), jnp.float32)
-        losses = jnp.zeros((MAX_EPOCHS_PER_CALL,), jnp.float32)
-
-        def body(index: jax.Array, carry: Any) -> Any:
-            state, logits, losses = carry
-            state, loss = self._epoch(state, fold, data, start + index)
-            test = self._logits(state[0], data, fold["test_rows"])
-            return state, logits.at[index].set(test), losses.at[index].set(loss)
-
-        # The number of epochs is an argument, so that calls of any length share one compilation.
-        return jax.lax.fori_loop(0, count, body, (state, logits, losses))
-
-    def _logits(self, parts: Any, data: Any, rows: jax.Array) -> jax.Array:
-        variables = self._variables(*parts)
-
-        def predict(rows: jax.Array) -> jax.Array:
-            inputs = self._feed.exact(data[0], rows)
-            logits = self._module.apply(variables, *inputs, train=False).astype(jnp.float32)
-            return logits[:, : self._classes] if self._classes else logits
-
-        most = max(1, MAX_TEST_BYTES // self._feed.clip_bytes)
-        if len(rows) <= most:
-            return predict(rows)
-        parts_of = math.ceil(len(rows) / most)
-        each = math.ceil(len(rows) / parts_of)
-        padded = jnp.pad(rows, (0, parts_of * each - len(rows))).reshape(parts_of, each)
-        logits = jax.lax.map(predict, padded)
-        return logits.reshape(parts_of * each, -1)[: len(rows)]
-
-    def _origin(self, fold: Fold) -> tuple[int, int]:
-        # JAX's keys take 32 bits of a seed.
-        seed = (self._seed + fold.repetition) % 2**32
-        return seed, zlib.crc32((fold.stream or fold.name).encode())
-
-    def _slots(self, count: int) -> list[tuple[int, int]]:
-        """The device and the place in its group of each of `count` folds."""
-        dealt = spread(range(count), len(self._devices))
-        return [(device, place) for device, part in enumerate(dealt) for place in range(len(part))]
 
     def _tables(self, folds: Sequence[Fold]) -> dict[str, np.ndarray]:
         """Row numbers of every fold's clips, padded to one length, shaped (devices, group, ...).
@@ -546,37 +277,32 @@ class FoldTrainer:
             rows = np.flatnonzero(mask)
             return np.pad(rows, (0, length - len(rows))).astype(np.int32)
 
+        origins = [origin(self._seed + fold.repetition, fold.stream or fold.name) for fold in folds]
         table = {
-            "origin": np.array([self._origin(fold) for fold in folds], np.uint32),
+            "origin": np.array(origins, np.uint32),
             "train_rows": np.stack([padded(fold.train, self._longest) for fold in folds]),
             "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
             "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
         }
-        chosen = np.full((len(self._devices), self.folds_per_device), len(folds) - 1)
+        own = len(self._devices)
+        chosen = np.full((own * jax.process_count(), self.folds_per_device), len(folds) - 1)
         for index, slot in enumerate(self._slots(len(folds))):
-            chosen[slot] = index
-        return {key: value[chosen] for key, value in table.items()}
+            chosen[tuple(slot)] = index
+        mine = chosen[jax.process_index() * own : (jax.process_index() + 1) * own]
+        return {key: value[mine] for key, value in table.items()}
 
-    def rounds(self, done: Sequence[str] = ()) -> list[list[Fold]]:
-        """The folds of each round of this process: whole groups, one on every device at a time.
+    def rounds(self, done: Collection[str] = ()) -> list[list[Fold]]:
+        """The folds of each round: whole groups, one on every device at a time.
 
         Args:
             done: Names of folds to leave out.
         """
-        at_once = len(self._devices)
-        # Dealt out before those that are done are left out, which every process may see otherwise.
-        blocks = groups(self.folds, at_once * self._cluster.count, self.folds_per_device)
-        own = [
-            fold
-            for index, block in enumerate(blocks)
-            if index // at_once % self._cluster.count == self._cluster.index
-            for fold in block
-        ]
-        pending = [fold for fold in own if fold.name not in {*done}]
-        dealt = groups(pending, at_once, self.folds_per_device)
+        at_once = len(self._devices) * jax.process_count()
+        pending = [fold for fold in self.folds if fold.name not in {*done}]
+        parts = groups(pending, at_once, self.folds_per_device)
         return [
-            [fold for group in dealt[i : i + at_once] for fold in group]
-            for i in range(0, len(dealt), at_once)
+            [fold for group in parts[i : i + at_once] for fold in group]
+            for i in range(0, len(parts), at_once)
         ]
 
     def _compile(self, tables: dict[str, jax.Array], copies: int) -> tuple[Any, Any]:
@@ -605,21 +331,13 @@ class FoldTrainer:
                 on_cpu = self._devices[0].platform == "cpu"
                 compiled_run = run.compile(CPU_COMPILER_OPTIONS if on_cpu else None)
                 programs = compiled_init.result(), compiled_run
-            self._check_memory(programs, copies if on_cpu else 0)
+            self.program_bytes = max(needed_bytes(program) for program in programs)
+            self._size.check(self.program_bytes, copies if on_cpu else 0, self._devices)
             self._programs = programs
         return self._programs
 
-    def _check_memory(self, programs: tuple[Any, Any], copies: int) -> None:
-        size = self.folds_per_device
-        self.program_bytes = max(needed_bytes(program) for program in programs)
-        needed = self.program_bytes + copies * size * self._state_bytes
-        free = available_bytes(self._devices)
-        if needed > USABLE * free:
-            fit = min(int(USABLE * free * size / needed), size - 1)
-            self._shrink(fit, f"{needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
-
     def _span(self, start: int, count: int) -> Any:
-        """The arguments `start` and `count` of `_run_fold`, on every device."""
+        """The arguments `start` and `count` of a call, on every device."""
         return self._place(*(np.full(len(self._devices), n, np.int32) for n in (start, count)))
 
     def train(
@@ -636,9 +354,9 @@ class FoldTrainer:
             folds: One of `rounds()`.
             epochs: Passes over each fold's training clips.
             on_progress: Called after compiling, and after every compiled call.
-            keeping: Snapshots of this round; the newest sound one is gone on from. The results are
-                the same bits as without any interruption.
-            wanted: Names of folds whose parameters to fetch from the devices; None: all.
+            keeping: Snapshots of this round; training resumes from the newest sound one. The
+                results are the same bits as without any interruption.
+            wanted: Names of folds whose variables to fetch from the devices; None: all.
 
         Returns:
             One result a fold, in order.
@@ -652,38 +370,39 @@ class FoldTrainer:
             ValueError: More folds than a round has.
         """
         try:
-            return self._train(folds, epochs, on_progress, keeping, wanted)
-        except jax.errors.JaxRuntimeError as error:
-            if not is_exhausted(error):
-                raise
-        # Only here are the arrays of the failed attempt let go, with the error's traceback.
-        self._shrink(self.folds_per_device // 2, "out of memory")
+            try:
+                return self._train(folds, epochs, on_progress or (lambda p: None), keeping, wanted)
+            except jax.errors.JaxRuntimeError as error:
+                if not is_exhausted(error):
+                    raise
+            # Only here are the arrays of the failed attempt let go, with the error's traceback.
+            self._size.shrink(self.folds_per_device // 2, "out of memory", self._devices)
+        except Regrouped:
+            self._arrange()
+            raise
 
     def _train(
         self,
         folds: Sequence[Fold],
         epochs: int,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[Progress], None],
         keeping: Keeping | None,
         wanted: Collection[str] | None,
     ) -> list[FoldResult]:
         slots = self._slots(len(folds))
-        if max(place for _, place in slots) >= self.folds_per_device:
+        if slots[:, 1].max() >= self.folds_per_device:
             raise ValueError(f"{len(folds)} folds are more than a round has; ask rounds() again")
-        # The folds' entries of an array (devices, group, ...), in order.
-        chosen = tuple(np.array(slots).T)
         (tables,) = self._place(self._tables(folds))
         began = time.monotonic()
         is_first = self._programs is None
         init, run = self._compile(tables, copies=1 if keeping else 0)
-        if is_first and on_progress:
+        if is_first:
             on_progress(Progress(0, 0, math.nan, time.monotonic() - began))
-        done, state, all_logits, all_losses = self._restored(keeping, tables)
+        done, state, logits, losses = self._restored(keeping, tables)
         if state is None:
             state = init(tables["origin"])
-        elif on_progress:
-            loss = float(all_losses[-1][:, -1].mean())
-            on_progress(Progress(done, done * len(folds), loss))
+        else:
+            on_progress(Progress(done, done * len(folds), float(losses[-1][:, -1].mean())))
         saved, saved_at = done, time.monotonic()
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)
@@ -693,85 +412,129 @@ class FoldTrainer:
             span = self._span(done, count)
             # Everything is on the devices: a copy in the middle would make them wait.
             with jax.transfer_guard("disallow"):
-                state, logits, losses = run(state, tables, self._data, *span)
-            logits, losses = (a[chosen][:, :count] for a in jax.device_get((logits, losses)))
-            all_logits.append(logits)
-            all_losses.append(losses)
-            self._check_finite(folds, all_logits[-1], all_losses[-1], done)
+                state, *results = run(state, tables, self._data, *span)
+            results = hosts.gather(jax.device_get(results))
+            new_logits, new_losses = (a[slots[:, 0], slots[:, 1], :count] for a in results)
+            _check_finite(folds, new_logits, new_losses, done)
+            logits.append(new_logits)
+            losses.append(new_losses)
             done += count
-            if on_progress:
-                loss = float(all_losses[-1][:, -1].mean())
-                on_progress(Progress(done, count * len(folds), loss))
+            on_progress(Progress(done, count * len(folds), float(new_losses[:, -1].mean())))
+            # All processes decide alike: on a stop that any was asked for, by the first's clock.
+            signal = keeping.stop.number if keeping else 0
+            waited, took = time.monotonic() - saved_at, time.monotonic() - began
+            facts = hosts.gather(np.array([[signal, waited, took]]))
+            signal, (_, waited, took) = int(facts[:, 0].max()), facts[0]
             if keeping and done < epochs:
                 # Where epochs are fast, the snapshots would take longer than the training.
-                is_time = time.monotonic() - saved_at >= keeping.seconds
-                is_due = keeping.every and done - saved >= keeping.every and is_time
-                if keeping.stop.requested or is_due:
-                    self._snapshot(keeping, done, state, all_logits, all_losses)
+                is_due = keeping.every and done - saved >= keeping.every
+                if signal or (is_due and waited >= keeping.seconds):
+                    self._save(keeping.snapshots, done, state, logits, losses)
                     saved, saved_at = done, time.monotonic()
-                if keeping.stop.requested:
+                if signal:
                     keeping.snapshots.wait()
-                    keeping.stop.raise_if_requested()
-            per_epoch = (time.monotonic() - began) / count
-            fitting = np.clip(SECONDS_PER_CALL / per_epoch, 1, MAX_EPOCHS_PER_CALL)
-            self._epochs_per_call = int(fitting)
-        logits = np.concatenate(all_logits, axis=1)
-        losses = np.concatenate(all_losses, axis=1)
-        fetched = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
-        copies = _copies(state[0], [slots[i] for i in fetched])
-        results = [
-            FoldResult(fold, logits[i, :, : int(fold.test.sum())], losses[i], None)
+                    raise Stopped(signal)
+            self._epochs_per_call = int(
+                np.clip(SECONDS_PER_CALL * count / took, 1, MAX_EPOCHS_PER_CALL)
+            )
+        variables = self._fetched(state, folds, slots, wanted)
+        return [
+            FoldResult(
+                fold,
+                np.concatenate([part[i] for part in logits])[:, : int(fold.test.sum())],
+                np.concatenate([part[i] for part in losses]),
+                variables.get(i),
+            )
             for i, fold in enumerate(folds)
         ]
-        for i, (trained, idle, collections) in zip(fetched, copies, strict=True):
-            params = join(trained, idle)
-            results[i] = dataclasses.replace(results[i], params=params, collections=collections)
-        return results
+
+    def _fetched(
+        self, state: State, folds: Sequence[Fold], slots: np.ndarray, wanted: Collection[str] | None
+    ) -> dict[int, dict[str, Any]]:
+        """Host copies of the wanted folds' variables, in process 0."""
+        chosen = [i for i, fold in enumerate(folds) if wanted is None or fold.name in wanted]
+        parts = (state.trained if state.average is None else state.average, *state[1:3])
+        leaves, structure = jax.tree.flatten(parts)
+        found: dict[int, list[np.ndarray]] = {i: [] for i in chosen}
+        for leaf in leaves:
+            shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+            on_host: dict[int, np.ndarray] = {}
+            for i in chosen:
+                process, device = divmod(int(slots[i, 0]), len(self._devices))
+                value = np.zeros(leaf.shape[2:], leaf.dtype)
+                if process == jax.process_index():
+                    # Cut on the host: on the device every shape of leaf would be compiled for.
+                    if device not in on_host:
+                        on_host[device] = jax.device_get(shards[device])
+                    # Copied, because on a CPU the host's array is the device's memory itself.
+                    value = np.array(on_host[device][0, slots[i, 1]])
+                # A leaf at a time, which bounds the memory that this takes.
+                value = hosts.gather(value[None])[process]
+                if hosts.leads():
+                    found[i].append(value)
+        if not hosts.leads():
+            return {}
+        return {
+            i: State(*jax.tree.unflatten(structure, arrays), None).variables
+            for i, arrays in found.items()
+        }
 
     @staticmethod
-    def _snapshot(
-        keeping: Keeping, done: int, state: Any, logits: list[Any], losses: list[Any]
+    def _save(
+        snapshots: Snapshots, done: int, state: State, logits: list[Any], losses: list[Any]
     ) -> None:
-        leaves = {f"state_{i:05}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         results = {
             "logits": np.concatenate(logits, axis=1),
             "losses": np.concatenate(losses, axis=1),
         }
-        keeping.snapshots.save(done, {**leaves, **results})
+        snapshots.save(done, state, results)
 
-    def _restored(self, keeping: Keeping | None, tables: dict[str, np.ndarray]) -> Any:
+    def _restored(self, keeping: Keeping | None, tables: dict[str, jax.Array]) -> Any:
         """(epochs done, state, logits, losses) of the newest snapshot; else (0, None, [], [])."""
-        found = keeping.snapshots.latest() if keeping else None
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._split),
+            jax.eval_shape(self._init, tables["origin"]),
+        )
+        found = keeping.snapshots.latest(like) if keeping else None
         if found is None:
             return 0, None, [], []
-        expected, structure = jax.tree.flatten(jax.eval_shape(self._init, tables["origin"]))
-        leaves = [found.arrays[f"state_{i:05}"] for i in range(structure.num_leaves)]
-        if [a.shape for a in leaves] != [a.shape for a in expected]:
-            print(
-                "the state on disk is that of other groups of folds: these folds begin anew",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 0, None, [], []
-        (state,) = self._place(jax.tree.unflatten(structure, leaves))
-        return found.epoch, state, [found.arrays["logits"]], [found.arrays["losses"]]
+        return found.epoch, found.state, [found.results["logits"]], [found.results["losses"]]
 
-    @staticmethod
-    def _check_finite(
-        folds: Sequence[Fold], logits: np.ndarray, losses: np.ndarray, done: int
-    ) -> None:
-        finite = np.isfinite(losses) & np.isfinite(logits).all(axis=(2, 3))
-        if finite.all():
-            return
-        bad = [
-            f"{fold.name} (epoch {done + 1 + int(np.argmin(row))})"
-            for fold, row in zip(folds, finite, strict=True)
-            if not row.all()
-        ]
+
+def _check(folds: Sequence[Fold], batch_size: int) -> None:
+    if not folds:
+        raise UserError("no fold to train: the data set has no subject to leave out")
+    for fold in folds:
+        count = int(fold.train.sum())
+        if not count or not fold.test.any():
+            raise UserError(
+                f"fold {fold.name} has {count} training clips and "
+                f"{int(fold.test.sum())} test clips; it needs both"
+            )
+    smallest = min(folds, key=lambda fold: int(fold.train.sum()))
+    count = int(smallest.train.sum())
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+    if count < batch_size:
         raise UserError(
-            f"training diverged: loss or logits are not finite in fold {', '.join(bad)}; "
-            "lower the learning rate or check the inputs"
+            f"batch_size={batch_size} is larger than the {count} training clips of "
+            f"fold {smallest.name}; set --config.batch_size={count} or less"
         )
+
+
+def _check_finite(folds: Sequence[Fold], logits: np.ndarray, losses: np.ndarray, done: int) -> None:
+    finite = np.isfinite(losses) & np.isfinite(logits).all(axis=(2, 3))
+    if finite.all():
+        return
+    bad = [
+        f"{fold.name} (epoch {done + 1 + int(np.argmin(row))})"
+        for fold, row in zip(folds, finite, strict=True)
+        if not row.all()
+    ]
+    raise UserError(
+        f"training diverged: loss or logits are not finite in fold {', '.join(bad)}; "
+        "lower the learning rate or check the inputs"
+    )
 
 
 def train_rounds(

@@ -1,19 +1,25 @@
-"""A run before it has results: which models are trained, and on which clips each is asked."""
+"""Which models a run trains, on which clips each is asked, and their results as they arrive."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from htnet_jax import io
-from htnet_jax.errors import UserError
+from htnet_jax.config import chosen_in
+from htnet_jax.errors import UserError, say
+from htnet_jax.evaluation import protocols
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+
+if TYPE_CHECKING:
+    from htnet_jax.datasets.loading import ClipArrays
 
 FORMAT_VERSION = 1
 
@@ -34,6 +40,25 @@ _FIELDS: dict[str, type] = {
     "dataset": np.str_,
     "fingerprint": np.str_,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """One train/test split.
+
+    Attributes:
+        name: Unique; for a fold of leave-one-subject-out, the subject.
+        train: `(N,)` bool, the clips trained on.
+        test: `(N,)` bool, the clips predicted.
+        repetition: Added to the trainer's seed: the same fold again with other random numbers.
+        stream: Seeds the fold's random numbers, together with the seed; empty: `name`.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    repetition: int = 0
+    stream: str = ""
 
 
 class Unit(NamedTuple):
@@ -122,7 +147,7 @@ class Plan:
                 yield from (Unit(fold, seed, part) for seed in range(len(self.seeds)))
 
     def name(self, unit: Unit) -> str:
-        """A unique name for people: the fold, and what tells its models apart."""
+        """A unique name to show: the fold, and what tells its models apart."""
         inner = "" if unit.inner is None else f", inner fold {unit.inner + 1}"
         seed = f", seed {self.seeds[unit.seed]}" if len(self.seeds) > 1 else ""
         return f"{self.folds[unit.fold]}{inner}{seed}"
@@ -236,7 +261,7 @@ class Store:
                 f"{self.folder}: no fold of this run is finished{inner} yet; give the training "
                 "command again to go on"
             )
-        return predictions(self.plan, self.read, folds)
+        return joined(self.plan, self.read, folds)
 
     def _path(self, unit: Unit) -> Path:
         fold = urllib.parse.quote(str(self.plan.folds[unit.fold]), safe=" ")
@@ -244,7 +269,7 @@ class Store:
         return self.folder / f"fold-{fold}-seed{self.plan.seeds[unit.seed]}{part}.npz"
 
 
-def predictions(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Predictions:
+def joined(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Predictions:
     """Joins the results of some folds.
 
     Args:
@@ -310,3 +335,106 @@ def predictions(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) ->
         fingerprint=plan.fingerprint,
         inner=inner,
     )
+
+
+def of_sources(arrays: ClipArrays, wanted: str) -> ClipArrays:
+    """The clips of some sources.
+
+    Args:
+        arrays: A data set.
+        wanted: Comma-separated sources; empty: all.
+
+    Raises:
+        UserError: A source that the data set does not have.
+    """
+    known = sorted({str(source) for source in arrays.sources})
+    sources = chosen_in("dataset.sources", wanted, known, "source")
+    if not sources:
+        return arrays
+    return arrays.of(np.isin(arrays.sources, sorted(sources)))
+
+
+def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Plan:
+    """The folds, inner folds and seeds of a run.
+
+    Args:
+        config: The settings.
+        arrays: The clips.
+        labels: `(N,)` int32, their classes (permuted, in the control experiment).
+
+    Raises:
+        UserError: Settings that the data do not allow.
+    """
+    subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
+    splits = protocols.splits(
+        config.protocol, subjects, arrays.sources, count=config.protocol_folds, seed=config.seed
+    )
+    names = [split.name for split in splits]
+    wanted = chosen_in("folds", config.folds, names, "fold") or set(names)
+    run = [split for split in splits if split.name in wanted]
+    for name, lost in protocols.classes_lost(labels, run).items():
+        classes = ", ".join(arrays.class_names[label] for label in lost)
+        say(f"warning: fold {name} has no training clip of class {classes}")
+    tested = np.full(len(labels), -1)
+    for index, split in enumerate(run):
+        tested[split.test] = index
+    validated = np.full((len(run), len(labels)), -1)
+    if config.inner_folds:
+        for index, split in enumerate(run):
+            validated[index] = protocols.inner_folds(
+                split,
+                subjects,
+                arrays.sources,
+                parts=config.inner_parts,
+                count=config.inner_folds,
+                seed=config.seed,
+            )
+    return Plan(
+        seeds=config.seed + np.arange(config.seeds),
+        epochs=np.arange(1, config.epochs + 1),
+        folds=np.array([split.name for split in run]),
+        tested=tested,
+        validated=validated,
+        refit=np.bool_(config.inner_refit),
+        clips=arrays.clips,
+        subjects=arrays.subjects,
+        sources=arrays.sources,
+        labels=labels,
+        class_names=np.array(arrays.class_names),
+        protocol=config.protocol,
+        protocol_folds=np.array(names),
+        dataset=arrays.name,
+        fingerprint=arrays.fingerprint,
+    )
+
+
+def folds(plan: Plan, units: Iterable[Unit]) -> dict[Unit, Fold]:
+    """What the trainer gets for each unit.
+
+    The random numbers of a unit come from its seed, its fold's name and its inner fold alone.
+    """
+    found = {}
+    for unit in units:
+        name = str(plan.folds[unit.fold])
+        found[unit] = Fold(
+            plan.name(unit),
+            train=plan.trained(unit),
+            test=plan.predicted(unit),
+            repetition=unit.seed,
+            stream=name if unit.inner is None else f"{name}/inner{unit.inner}",
+        )
+    return found
+
+
+def kept_checkpoints(config: ConfigDict, plan: Plan) -> set[str]:
+    """Names of the folds whose final parameters are kept.
+
+    Raises:
+        UserError: `config.checkpoints` names a fold that is not run.
+    """
+    names = plan.folds.tolist()
+    if config.checkpoints == "all":
+        return set(names)
+    if config.checkpoints in ("", "none"):
+        return set()
+    return chosen_in("checkpoints", config.checkpoints, names, "fold")

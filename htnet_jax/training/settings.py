@@ -1,4 +1,4 @@
-"""Checks of a run's settings before anything is done, and how two runs' settings differ."""
+"""A run's settings: checked before anything is done, turned into a model, and compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import hashlib
 import json
 from typing import Any
 
+import jax
+import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
+from htnet_jax import models
 from htnet_jax.config import default_config, names_in
+from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import PROTOCOLS
+from htnet_jax.features import FEATURES, Feed
+from htnet_jax.learn import losses, optim
+from htnet_jax.learn.step import logits_of
 from htnet_jax.training.folds import MATMUL_PRECISIONS
+from htnet_jax.training.state import attributes_of, build_module
 
 # Keys that do not change what a run computes: a run may be resumed with other values of them.
 _PLACE_KEYS = (
@@ -27,8 +36,8 @@ _PLACE_KEYS = (
     "checkpoint_seconds",
 )
 
-# `config.optimizer`.
-OPTIMIZERS = ("adam", "adamw")
+# Trees of the config whose keys belong to what they name: that checks them itself.
+_FREE = ("model", "losses", "loss_options")
 
 # Types in which a network may compute.
 _DTYPES = ("float32", "bfloat16")
@@ -55,7 +64,8 @@ def check(config: ConfigDict) -> None:
     for key in (
         *("seed", "folds_per_device", "cpu_devices", "inner_folds", "spare_outputs"),
         *("checkpoint_every", "checkpoint_seconds", "dataset.frame_size", "weight_decay"),
-        *("learning_rate_decay_epochs", *(key for key in flat if key.startswith("augmentation."))),
+        *("learning_rate_decay_epochs", "warmup_epochs", "momentum", "ema"),
+        *(key for key in flat if key.startswith("augmentation.")),
     ):
         # Not a comparison with 0 alone: NaN is neither.
         if not 0 <= flat[key] < float("inf"):
@@ -63,21 +73,10 @@ def check(config: ConfigDict) -> None:
     # JAX's keys take 32 bits of a seed.
     if config.seed + config.seeds > 2**32:
         raise UserError(f"config.seed={config.seed}: seeds must be below 2**32")
-    if not 0 < config.learning_rate < float("inf"):
-        raise UserError(f"config.learning_rate={config.learning_rate} must be above 0 and finite")
-    if not 0 < config.learning_rate_decay <= 1:
-        raise UserError(
-            f"config.learning_rate_decay={config.learning_rate_decay} must lie in (0, 1]; 1: none"
-        )
-    if config.optimizer not in OPTIMIZERS:
-        raise UserError(
-            f"config.optimizer={config.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}"
-        )
-    if config.weight_decay and config.optimizer != "adamw":
-        raise UserError(
-            f"config.weight_decay={config.weight_decay} is for adamw; set "
-            "--config.optimizer=adamw, or --config.weight_decay=0"
-        )
+    if config.ema >= 1:
+        raise UserError(f"config.ema={config.ema} must be below 1")
+    optim.make(config)
+    losses.make(config.losses.to_dict(), config.loss_options.to_dict())
     if config.augmentation.rotation > 180:
         raise UserError(
             f"config.augmentation.rotation={config.augmentation.rotation} is in degrees either "
@@ -108,6 +107,91 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def build_model(config: ConfigDict) -> Any:
+    """The network or baseline that `config.model` names.
+
+    Args:
+        config: All settings of a run.
+
+    Raises:
+        UserError: Unknown name or attribute, values that do not fit together, or settings of a
+            network that a baseline does not have.
+    """
+    name = config.model.get("name")
+    if name in models.MODELS:
+        return build_module(config.model)
+    # Here, because scikit-learn takes most of a second to import.
+    from htnet_jax.training.baselines import BASELINES
+
+    if name not in BASELINES:
+        known = ", ".join([*models.MODELS, *BASELINES])
+        raise UserError(f"config.model.name={name!r} is unknown; use {known}")
+    inputs = names_in(config.inputs) or BASELINES[name].inputs
+    if len(inputs) != 1 or (inputs[0] in FEATURES and FEATURES[inputs[0]].kind == "image"):
+        raise UserError(
+            f"config.inputs={config.inputs!r}, but {name} takes one flow image; set "
+            "--config.inputs=mosaic or flow"
+        )
+    for key, value in (("epochs", 1), ("checkpoints", "none")):
+        if config[key] != value:
+            raise UserError(
+                f"config.{key}={config[key]}, but {name} is fitted once and has no checkpoint; set "
+                f"--config.{key}={value}"
+            )
+    order, given = config.model.get("channels"), config.dataset.channels
+    if order is not None and names_in(order) != names_in(given):
+        raise UserError(
+            f"config.model.channels={order!r}, but config.dataset.channels={given!r}; {name} must "
+            "know which channel is which: give both the same names"
+        )
+    try:
+        baseline = BASELINES[name](**attributes_of(config.model))
+        baseline.check()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}") from error
+    return baseline
+
+
+def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) -> None:
+    """The network takes what the data set gives, and has an output for every class.
+
+    Raises:
+        UserError: It does not.
+    """
+    classes, spare = len(arrays.class_names), config.spare_outputs
+    wanted = classes + spare
+    if config.model.get("num_classes", wanted) != wanted:
+        why = f" and config.spare_outputs={spare}" if spare else ""
+        raise UserError(
+            f"config.model.num_classes={config.model.num_classes}, but {arrays.name} has "
+            f"{classes} classes{why}; set --config.model.num_classes={wanted}"
+        )
+    if not isinstance(model, nn.Module):
+        return  # a baseline takes a flow of any size
+    samples = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in feed.shapes]
+    given = ", ".join(
+        f"{name} {' x '.join(map(str, shape))}"
+        for name, shape in zip(feed.names, feed.shapes, strict=True)
+    )
+    try:
+        result, _ = jax.eval_shape(
+            lambda *inputs: model.init_with_output(jax.random.key(0), *inputs, train=False),
+            *samples,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{config.model.name} does not fit {arrays.name}, which gives {given}: {error}\n"
+            "Set config.model to fit, or choose another --config.dataset.config, "
+            "--config.dataset.frame_size (of face frames) or --config.inputs."
+        ) from error
+    logits = logits_of(result)[0]
+    if logits.shape != (1, wanted):
+        raise UserError(
+            f"{config.model.name} gives {logits.shape[1:]} logits a clip, but {arrays.name} has "
+            f"{classes} classes and config.spare_outputs={spare}"
+        )
+
+
 def digest(config: dict[str, Any]) -> str:
     """SHA-256 of the settings that change what a run computes."""
     flat = {key: value for key, value in _flatten(config).items() if key not in _PLACE_KEYS}
@@ -133,30 +217,9 @@ def differences(
     ]
 
 
-def chosen(key: str, text: str, known: list[str], what: str) -> set[str]:
-    """The items of a comma-separated setting, each of which must be known.
-
-    Args:
-        key: Name of the setting, for the message.
-        text: Its value.
-        known: What there is.
-        what: What the items are ("fold").
-
-    Raises:
-        UserError: Names all unknown items.
-    """
-    found = names_in(text)
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        raise UserError(
-            f"config.{key}: no {what} {', '.join(unknown)}; the {what}s are {', '.join(known)}"
-        )
-    return set(found)
-
-
 def _names(config: ConfigDict) -> set[str]:
-    found = {key for key in _flatten(config.to_dict()) if not key.startswith("model.")}
-    return found | ({"model"} if "model" in config else set())
+    found = {key for key in _flatten(config.to_dict()) if key.split(".")[0] not in _FREE}
+    return found | {key for key in _FREE if key in config}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

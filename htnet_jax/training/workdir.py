@@ -83,31 +83,6 @@ def refuse_finished(workdir: Path) -> None:
         )
 
 
-def joined(workdir: Path, config: dict[str, Any], index: int) -> dict[str, Any]:
-    """Checks that the run that process 0 has prepared is that of this process too.
-
-    Args:
-        workdir: The folder.
-        config: The settings of this process, JSON-safe.
-        index: Which process this is.
-
-    Returns:
-        The environment record of the run.
-
-    Raises:
-        UserError: The settings differ, or the records cannot be read.
-    """
-    shared, record = _read(workdir)
-    changed = settings.differences(shared, config, ("in process 0", f"in process {index}"))
-    if changed:
-        raise UserError(
-            f"process {index} has other settings than process 0:\n"
-            + "\n".join(f"  {line}" for line in changed)
-            + "\nGive all processes the same settings, apart from --config.process."
-        )
-    return record
-
-
 def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and the environment record of a run."""
     try:
@@ -176,7 +151,7 @@ def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[
 
 
 def check_versions(workdir: Path, record: dict[str, Any]) -> None:
-    """Checks that a run to resume was started with the versions of now.
+    """Checks that a run to resume was started with the versions installed now.
 
     Args:
         workdir: Its folder.
@@ -194,8 +169,8 @@ def check_versions(workdir: Path, record: dict[str, Any]) -> None:
     if changed:
         raise UserError(
             f"workdir {workdir} holds an unfinished run of other versions, and folds trained with "
-            "these would not be the same:\n" + "\n".join(changed) + "\nInstall those of then, or "
-            "choose another --workdir."
+            "these would not be the same:\n" + "\n".join(changed) + "\nInstall the recorded "
+            "versions, or choose another --workdir."
         )
 
 

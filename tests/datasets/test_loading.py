@@ -307,7 +307,7 @@ def tiny(tiny_dir):
 
 def test_flow_in_pixels_has_its_zero(tiny):
     inputs = np.zeros_like(tiny.flow)
-    found = loading.pictures(tiny, inputs, "release")
+    found = loading.images(tiny, inputs, "release")
     assert found.centred
     assert found.mosaic is inputs
     np.testing.assert_array_equal(found.flow, tiny.flow)
@@ -318,7 +318,7 @@ def test_flow_scaled_to_an_image_has_none(tiny):
     scaled = loading.network_inputs(
         tiny, layout="none", channels=("u", "v", "strain"), scaling="minmax_255"
     )
-    found = loading.pictures(dataclasses.replace(tiny, flow=scaled), scaled, "none")
+    found = loading.images(dataclasses.replace(tiny, flow=scaled), scaled, "none")
     assert not found.centred
     # The network sees the flow itself: no second image.
     assert found.mosaic is None
@@ -326,7 +326,7 @@ def test_flow_scaled_to_an_image_has_none(tiny):
 
 def test_inputs_of_other_clips(tiny):
     with pytest.raises(ValueError, match="3 inputs for 24 clips"):
-        loading.pictures(tiny, np.zeros((3, 28, 28, 3), np.float32), "release")
+        loading.images(tiny, np.zeros((3, 28, 28, 3), np.float32), "release")
 
 
 def test_where_a_data_set_is_built(tiny, tiny_dir):

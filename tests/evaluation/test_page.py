@@ -346,7 +346,7 @@ def test_differences_in_words(found, words):
 
 
 def test_figures_have_names_fit_for_files(make_run):
-    sources = ["../x y", "../x y", "..x*y", "..x*y", "***", "***"]
+    sources = ["../x y", "../x y", "..X*y", "..X*y", "***", "***"]
     run = make_run(
         sources=sources,
         fold=[0, 0, 1, 1, 2, 2],
@@ -363,6 +363,8 @@ def test_figures_have_names_fit_for_files(make_run):
         "confusion_x_y",
         "confusion_x_y_",
     ]
+    long = Run.of("a", make_run(sources=["z" * 300] * 3 + ["samm"] * 3))
+    assert max(map(len, page.figures([long]))) < 100
 
 
 def test_pages_that_cannot_be_told_apart_are_refused(make_run):

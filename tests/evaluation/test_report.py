@@ -100,20 +100,6 @@ def test_a_listed_plot_outside_the_folder_is_left_alone(make_run, tmp_path):
     assert "kept.png" in names_in(tmp_path)
 
 
-def test_plots_of_hostile_names_stay_in_their_folder(make_run, tmp_path, monkeypatch):
-    drawn = Drawn(b"png", "alt")
-    figures = dict.fromkeys(["../../up", "a/b", "A b", "a_b", "..", "x" * 300], drawn)
-    monkeypatch.setattr(page, "figures", lambda runs, pairs=(): figures)
-    folder = tmp_path / "deep" / "run"
-    folder.mkdir(parents=True)
-    report.write_run(Run.of("net", make_run()), folder)
-    plots = [name for name in names_in(tmp_path) if name.endswith(".png")]
-    assert len(plots) == 6
-    assert {os.path.dirname(name) for name in plots} == {"deep/run/plots"}
-    # Apart also where the file system knows no capitals.
-    assert len({name.lower() for name in plots}) == 6
-
-
 def test_the_files_of_a_comparison(make_run, tmp_path):
     runs = [Run.of("net", make_run()), Run.of("base", make_run(seeds=[8]))]
     pairs = [compare(runs[0].predictions, runs[1].predictions, ("net", "base"))]

@@ -224,10 +224,10 @@ def test_latex(pair, make_wide):
     assert f"net & final & {entry['uf1']:.4f} / {entry['uar']:.4f} &" in shown
     assert f" &  & $\\pm${entry['uf1_std']:.4f} / $\\pm${entry['uar_std']:.4f} &" in shown
     low, high = entry["uf1_interval"]
-    assert f" &  & {{[}}{low:.3f}, {high:.3f}] / {{[}}" in shown
+    assert f" &  & {{\\scriptsize {{[}}{low:.3f}, {high:.3f}] / {{[}}" in shown
     found = pairs[0].differences["final"]["composite"]["uf1"]
     assert f"${found.difference:+.4f} {{[}}{found.low:+.3f}, {found.high:+.3f}]$" in shown
-    assert f"oracle: epoch selected by best epoch, {WARNING}." in shown
+    assert f"oracle: best epoch, {WARNING}." in shown
     assert "95 \\% interval" in shown
     assert_sound_latex(tables.latex(*hostile_pair(make_wide)))
     assert_sound_latex(tables.latex([runs[1]]))

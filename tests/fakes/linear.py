@@ -1,11 +1,15 @@
 """A network that compiles in a moment: nothing in training may depend on HTNet."""
 
+from typing import ClassVar
+
 import numpy as np
 from flax import linen as nn
 
 
 class Linear(nn.Module):
     """Softmax regression on the flattened input."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     num_classes: int
     image_size: int
@@ -18,4 +22,6 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
+        if x.shape[1] != self.image_size:
+            raise ValueError(f"x has {x.shape[1]} px; set image_size={x.shape[1]}")
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1) / np.float32(255))

@@ -5,6 +5,8 @@ import optax
 import pytest
 import torch
 
+from htnet_jax.config import default_config
+from htnet_jax.errors import UserError
 from htnet_jax.learn import optim
 
 STEPS = 30
@@ -53,6 +55,11 @@ PAIRS = {
         lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.6),
     ),
 }
+SGD = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "momentum and decay": {"momentum": 0.9, "weight_decay": 0.1},
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -62,6 +69,14 @@ def test_the_same_path_as_pytorch_in_double_precision(name):
         path = ours(ours_of, 0, np.float64)
     expected = torchs(torchs_of, 0, torch.float64)
     assert np.abs(expected[-1] - start(0)).max() > 1e-2
+    np.testing.assert_allclose(path, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", SGD.values(), ids=SGD)
+def test_sgd_is_pytorchs(options):
+    with jax.enable_x64(True):
+        path = ours(optim.sgd(3e-3, **options), 0, np.float64)
+    expected = torchs(lambda p: torch.optim.SGD(p, lr=3e-3, **options), 0, torch.float64)
     np.testing.assert_allclose(path, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -108,3 +123,105 @@ def test_state_and_updates_keep_type_and_structure():
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
     assert int(after[0].count) == 1
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+STEPS_AN_EPOCH, EPOCHS = 4, 10
+
+
+def config_of(**changes):
+    config = default_config()
+    config.update({"epochs": EPOCHS, **changes})
+    return config
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_optimizer_of_the_table_descends(name):
+    transformation, _ = optim.make(config_of(optimizer=name, learning_rate=0.1))
+    params = jnp.array([1.0, -2.0])
+    state = transformation.init(params)
+    for _ in range(100):
+        updates, state = transformation.update(2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert jnp.abs(params).max() < 0.1
+
+
+def factors(**changes):
+    """The factor at every step of a run; always 1 if there is no schedule."""
+    _, schedule = optim.make(config_of(**changes))
+    moments = [optim.Moment(e, s, STEPS_AN_EPOCH) for e in range(EPOCHS) for s in range(4)]
+    return np.array([schedule(moment) if schedule else 1.0 for moment in moments])
+
+
+def torchs_factors(make, each="step"):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)
+    found = []
+    for number in range(EPOCHS * STEPS_AN_EPOCH):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if each == "step" or number % STEPS_AN_EPOCH == STEPS_AN_EPOCH - 1:
+            scheduler.step()
+    return np.array(found)
+
+
+def test_schedules_are_pytorchs():
+    lr = torch.optim.lr_scheduler
+    total = EPOCHS * STEPS_AN_EPOCH
+    np.testing.assert_allclose(
+        factors(schedule="step", learning_rate_decay=0.9),
+        torchs_factors(lambda o: lr.ExponentialLR(o, 0.9), "epoch"),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        factors(schedule="cosine"),
+        torchs_factors(lambda o: lr.CosineAnnealingLR(o, total)),
+        atol=1e-6,
+    )
+    one_cycle = torchs_factors(lambda o: lr.OneCycleLR(o, 1.0, total_steps=total))
+    np.testing.assert_allclose(factors(schedule="one_cycle"), one_cycle, atol=1e-6)
+    half = torchs_factors(lambda o: lr.OneCycleLR(o, 1.0, total_steps=total, pct_start=0.5))
+    found = factors(schedule="one_cycle", warmup_epochs=EPOCHS // 2)
+    np.testing.assert_allclose(found, half, atol=1e-6)
+
+
+def test_no_schedule_is_none_at_all():
+    for changes in ({}, {"schedule": "step"}):
+        assert optim.make(config_of(**changes))[1] is None
+
+
+def test_decay_stops_after_some_epochs():
+    found = factors(schedule="step", learning_rate_decay=0.5, learning_rate_decay_epochs=3)
+    np.testing.assert_allclose(found[::STEPS_AN_EPOCH], [1, 0.5, 0.25] + [0.125] * 7)
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+def test_warmup_rises_in_a_line_to_the_schedule(name):
+    decay = {"learning_rate_decay": 0.9} if name == "step" else {}
+    found = factors(schedule=name, warmup_epochs=2, **decay)
+    if name == "constant":
+        np.testing.assert_allclose(found[:8], np.arange(1, 9) / 8, rtol=1e-6)
+        assert (found[8:] == 1).all()
+    assert found[0] == pytest.approx(1 / 8)
+    assert (np.diff(found[:4]) > 0).all()
+    assert found[-1] < 1 or name == "constant"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "lion"}, "config.optimizer='lion' is unknown; use adam or adamw or sgd"),
+        ({"schedule": "linear"}, "config.schedule='linear' is unknown; use constant or step"),
+        ({"weight_decay": 0.1}, "config.weight_decay=0.1 is for adamw or sgd; set --config.optim"),
+        ({"momentum": 0.9}, "config.momentum=0.9 is for sgd; set --config.optimizer=sgd, or"),
+        ({"momentum": 1.0, "optimizer": "sgd"}, "config.momentum=1.0 must lie in"),
+        ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0 and finite"),
+        ({"learning_rate_decay": 0.0}, "config.learning_rate_decay=0.0 must lie in"),
+        ({"learning_rate_decay": 0.9}, "is for the step schedule; set --config.schedule=step"),
+        ({"warmup_epochs": 11}, "config.warmup_epochs=11 is more than config.epochs=10"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        optim.make(config_of(**changes))

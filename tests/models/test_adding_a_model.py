@@ -1,9 +1,11 @@
-"""A second network on the same rails, step by step as docs/adding_a_model.md tells it.
+"""A second network on the same rails, step by step as CONTRIBUTING.md tells it.
 
 It looks at the onset frame and at the flow, two inputs of different kinds, and has batch
 statistics. Only `register` touches the package: there a real network gets one line in
 `htnet_jax/models/__init__.py` and one in `htnet_jax/torch_bridge/__init__.py`.
 """
+
+from typing import ClassVar
 
 import flax
 import jax
@@ -18,9 +20,7 @@ import htnet_jax
 from htnet_jax import models, torch_bridge
 from htnet_jax.config import default_config
 from htnet_jax.evaluation import report
-from htnet_jax.models.convolution import Conv
-from htnet_jax.models.layers import Dense
-from htnet_jax.models.normalization import BatchNorm
+from htnet_jax.models.layers import BatchNorm, Conv, Dense, check_images
 from htnet_jax.torch_bridge import Bridge, Rule, convert, parity
 from htnet_jax.torch_bridge.traces import Optimizer
 from htnet_jax.training import experiment
@@ -30,6 +30,9 @@ from htnet_jax.training import experiment
 
 class TwoLooks(nn.Module):
     """A convolution of the frame, averaged, beside the mean flow; then a linear layer."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("onset", "flow")  # names of features, in their order
+    privileged: ClassVar[tuple[str, ...]] = ()  # those fed by keyword, in training only
 
     num_classes: int = 3
     image_size: int = 56  # of the frame
@@ -48,11 +51,12 @@ class TwoLooks(nn.Module):
         return (frame, (self.flow_size, self.flow_size, flow_channels))
 
     @nn.compact
-    def __call__(self, onset, flow, *, train, weights=None):
-        """`weights` is there because batch statistics must not see the padding of a batch."""
+    def __call__(self, onset, flow, *, train):
+        check_images("onset", onset, self.image_size, channels=3)
         dtype = jnp.dtype(self.dtype)
-        x = Conv(self.width, 2, dtype, name="look")(onset.astype(dtype))
-        x = nn.relu(BatchNorm(dtype, name="norm")(x, train=train, weights=weights))
+        look = Conv(self.width, (3, 3), 2, 1, use_bias=False, dtype=dtype, name="look")
+        x = look(onset.astype(dtype))
+        x = nn.relu(BatchNorm(dtype, name="norm")(x, train=train))
         seen = jnp.concatenate([x.mean(axis=(1, 2)), flow.astype(dtype).mean(axis=(1, 2))], axis=-1)
         return Dense(self.num_classes, dtype, name="head")(seen)
 

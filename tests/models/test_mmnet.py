@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from fakes.modules import flat, normal
 
 from htnet_jax.models import MODELS, MMNet
+from htnet_jax.models.layers import batch_mask
 from htnet_jax.models.mmnet import (
     AttentionMap,
     ContinuousAttentionBlock,
     MapHead,
     PositionCalibration,
-    channel_maximum,
     shrink,
 )
 
@@ -22,14 +23,6 @@ assert_close = np.testing.assert_allclose
 SMALL = MMNet(image_size=32, stem=6, widths=(4, 4, 8, 8), depth=1, mlp_mult=2)
 # Compiling takes nearly all of the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def flat(variables):
-    return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
 def shapes_of(module):
@@ -66,14 +59,9 @@ def learn():
     """`(variables, onset, apex, weights) -> gradients, (logits, running statistics)`."""
 
     def loss(params, stats, onset, apex, weights):
-        logits, moved = SMALL.apply(
-            {"params": params, "batch_stats": stats},
-            onset,
-            apex,
-            train=True,
-            weights=weights,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": stats}
+        with batch_mask(weights):
+            logits, moved = SMALL.apply(variables, onset, apex, train=True, mutable=["batch_stats"])
         return (jnp.sin(logits).sum(axis=1) * weights).sum(), (logits, moved["batch_stats"])
 
     gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK)
@@ -267,14 +255,6 @@ def test_drop_path_rises_from_zero():
         assert_close(mask[kept], 1 / (1 - rate), rtol=1e-6)
         # Four standard deviations of 200 draws.
         assert kept.mean() == pytest.approx(1 - rate, abs=4 * (rate * (1 - rate) / 200) ** 0.5)
-
-
-def test_largest_channel():
-    """A NaN passes; of a tie the first takes the gradient, as in PyTorch."""
-    x = np.array([[1.0, 3.0, 3.0], [-1.0, -2.0, -np.inf], [0.0, np.nan, 1.0]], np.float32)
-    np.testing.assert_array_equal(channel_maximum(x), [[3.0], [-1.0], [np.nan]])
-    gradient = jax.grad(lambda x: (channel_maximum(x) * jnp.array([[2.0], [5.0]])).sum())(x[:2])
-    assert gradient.tolist() == [[0, 2, 0], [5, 0, 0]]
 
 
 def test_gradients_reach_every_parameter(variables, learn):

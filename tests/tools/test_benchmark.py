@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from htnet_jax.models.costs import htnet_costs
 
 from htnet_jax.models import HTNet
-from htnet_jax.models.costs import htnet_costs
 
 ROOT = Path(__file__).parents[2]
 # One level of four tokens compiles in seconds.

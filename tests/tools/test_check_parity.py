@@ -9,7 +9,7 @@ import torch
 
 from htnet_jax.config import default_config
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
-from htnet_jax.training.checkpoints import build_module, save_fold
+from htnet_jax.training.state import build_module, save_fold
 
 ROOT = Path(__file__).parents[2]
 BRIDGE = BRIDGES["HTNet"]

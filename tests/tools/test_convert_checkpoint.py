@@ -17,7 +17,7 @@ import htnet_jax
 from htnet_jax.config import default_config
 from htnet_jax.models import HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, files, htnet, parity
-from htnet_jax.training.checkpoints import build_module, fold_folder, save_fold
+from htnet_jax.training.state import build_module, fold_folder, save_fold
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 

@@ -10,12 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from htnet_jax.datasets import loading
-from htnet_jax.models import HTNet
+from htnet_jax.models import HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
-from htnet_jax.torch_bridge.traces import Optimizer, Trace, inputs_of, torch_trace
+from htnet_jax.torch_bridge.traces import Optimizer, Trace, torch_trace
 
-BRIDGE = BRIDGES["HTNet"]
+# 3, 6 heads of 8, 16 channels leave channels over; MMNet's first block has no drop path.
+MODULES = {
+    # Blocks of four tokens on two levels: all that HTNet has.
+    "four tokens": HTNet(dim=8, heads=3, num_hierarchies=2, block_repeats=(2, 1)),
+    # Two levels whose blocks hold a single token, as at the published size.
+    "one token": HTNet(image_size=14, dim=8, heads=3, num_hierarchies=2, block_repeats=(1, 1)),
+    "adamw": HTNet(image_size=14, dim=8, heads=3, num_hierarchies=1, block_repeats=(1,)),
+    "MMNet": MMNet(
+        image_size=32, stem=5, widths=(4, 4, 6, 8), depth=2, heads=2, mlp_mult=2, drop_path=0.5
+    ),
+}
+OPTIMIZERS = {
+    "adamw": Optimizer("adamw", 1e-3),
+    # The release's.
+    "MMNet": Optimizer("adamw", 8e-4, {"weight_decay": 0.6}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +40,16 @@ class Case:
     """
 
     module: Any
+    bridge: Any
     variables: Any
     batches: Any
     options: dict[str, Any]
     report: parity.Report
     ours: Trace
-    bridge: Any = BRIDGE
 
     @property
     def dtype(self):
-        return self.options["dtype"]
+        return self.options["dtypes"][0]
 
     def torch_model(self):
         model = self.bridge.build(self.module, 3)
@@ -45,20 +59,12 @@ class Case:
     def run(self, **changes):
         """`parity.run` once more, with the Flax side it computed before."""
         with mock.patch.object(parity, "flax_trace", return_value=self.ours):
-            return parity.run(
-                self.module,
-                self.bridge,
-                self.variables,
-                self.batches,
-                **{**self.options, **changes},
-            )
+            arguments = (self.module, self.bridge, self.variables, self.batches)
+            return parity.run(*arguments, **{**self.options, **changes})[0]
 
     def theirs(self, model=None, optimizer=None, steps=None):
         variables = jax.tree.map(lambda a: np.asarray(a, self.dtype), self.variables)
-        batches = [
-            (tuple(np.asarray(x, self.dtype) for x in inputs_of(batch)), batch[1])
-            for batch in self.batches
-        ]
+        batches = [(tuple(np.asarray(x, self.dtype) for x in xs), y) for xs, y in self.batches]
         return torch_trace(
             model or self.torch_model(),
             self.bridge,
@@ -80,39 +86,21 @@ class Case:
         return parity.compare(ours, self.theirs(model, steps=0), self.dtype)
 
 
-def random_batches(size, count, clips=3, seed=0):
-    """Pixels in 0..1: small enough that a wrong eps in LayerNorm shows in nine digits."""
-    rng = np.random.default_rng(seed)
-    return [
-        (rng.uniform(0, 1, (clips, size, size, 3)).astype(np.float32), rng.integers(0, 3, clips))
-        for _ in range(count)
-    ]
-
-
-def make_case(
-    module,
-    batches,
-    *,
-    dtype="float64",
-    optimizer=None,
-    steps=20,
-    seed=0,
-    train=False,
-    bridge=BRIDGE,
-):
-    variables = parity.random_variables(module, bridge, 3, seed)
-    options = {"dtype": dtype, "optimizer": optimizer or Optimizer(), "steps": steps}
+def make_case(module, batches, *, dtype="float64", optimizer=None, steps=10, train=False):
+    bridge = BRIDGES[type(module).__name__]
+    variables = parity.random_variables(module, bridge, 3, 0)
+    options = {"dtypes": [dtype], "optimizer": optimizer or Optimizer(), "steps": steps}
     options["train"] = train
     kept = []
 
-    def keep(*args, **keywords):
-        kept.append(original(*args, **keywords))
+    def keep(*arguments, **keywords):
+        kept.append(original(*arguments, **keywords))
         return kept[-1]
 
     original = parity.flax_trace
     with mock.patch.object(parity, "flax_trace", keep):
-        report = parity.run(module, bridge, variables, batches, **options)
-    return Case(module, variables, batches, options, report, kept[0], bridge)
+        (report,) = parity.run(module, bridge, variables, batches, **options)
+    return Case(module, bridge, variables, batches, options, report, kept[0])
 
 
 @pytest.fixture(scope="session")
@@ -121,53 +109,35 @@ def new_case():
     return make_case
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_torch_thread():
-    """Handing such tiny arrays from thread to thread takes longer than computing."""
-    before = torch.get_num_threads()
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Compiling takes nearly all of the time; so would handing tiny arrays to threads."""
+    before = jax.config.read("jax_disable_most_optimizations"), torch.get_num_threads()
+    jax.config.update("jax_disable_most_optimizations", True)
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    jax.config.update("jax_disable_most_optimizations", before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.fixture(scope="session")
-def synthetic_batches(tmp_path_factory):
-    """The tiny synthetic data set in file order, 8 clips a step."""
-    folder = str(tmp_path_factory.mktemp("data"))
-    arrays = loading.load("synthetic", config="tiny", data_dir=folder)
-    inputs = loading.network_inputs(
-        arrays, layout="upright", channels=["strain", "v", "u"], scaling="minmax_255"
-    )
-    return [(inputs[i : i + 8], arrays.labels[i : i + 8]) for i in range(0, len(inputs), 8)]
-
-
-@pytest.fixture(scope="session")
-def case(synthetic_batches):
-    """Name -> Case, computed on first use.
-
-    dim 8 and 3, 6, 12 heads: the heads leave channels over at every level.
-    """
+def case():
+    """`(name, train=False, dtype="float64")` -> Case of `MODULES[name]`, computed on first use."""
 
     @functools.cache
-    def get(name):
-        if name == "56":
-            module = HTNet(image_size=56, dim=8, heads=3, block_repeats=(1, 2, 1))
-            return make_case(module, random_batches(56, 4))
-        if name == "112":
-            module = HTNet(image_size=112, dim=8, heads=3, block_repeats=(1, 1, 1))
-            return make_case(module, random_batches(112, 4, clips=2))
-        if name == "adamw":
-            module = HTNet(image_size=14, dim=8, heads=3, num_hierarchies=1, block_repeats=(1,))
-            return make_case(module, random_batches(14, 4), optimizer=Optimizer("adamw", 1e-3))
-        # Real training, with a loss that falls.
-        dtype = {"28": "float64", "28 float32": "float32"}[name]
-        module = HTNet(image_size=28, dim=8, heads=3, block_repeats=(1, 1, 1))
-        return make_case(
-            module,
-            synthetic_batches,
-            dtype=dtype,
-            optimizer=Optimizer(learning_rate=1e-3),
-            steps=50,
-        )
+    def get(name, train=False, dtype="float64"):
+        module, rng = MODULES[name], np.random.default_rng(0)
+
+        def pixels(shape):
+            # In 0..1: small enough that a wrong eps in LayerNorm shows in nine digits.
+            drawn = rng.normal(size=shape) if name == "MMNet" else rng.uniform(0, 1, shape)
+            return drawn.astype(np.float32)
+
+        batches = [
+            (tuple(pixels((4, *shape)) for shape in module.input_shapes(3)), rng.integers(0, 3, 4))
+            for _ in range(3)
+        ]
+        optimizer = OPTIMIZERS.get(name, Optimizer(learning_rate=1e-3))
+        return make_case(module, batches, dtype=dtype, optimizer=optimizer, train=train)
 
     return get

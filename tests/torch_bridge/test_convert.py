@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet
 from htnet_jax.torch_bridge import BRIDGES, convert, htnet
-from htnet_jax.torch_bridge.tables import Rule, match, translate
+from htnet_jax.torch_bridge.convert import Rule, match, translate
 
 BRIDGE = BRIDGES["HTNet"]
 SMALL = HTNet(dim=6, heads=2, image_size=14, num_hierarchies=2, block_repeats=(1, 1))

@@ -14,8 +14,8 @@ from torch import nn
 from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, mmnet, parity, parity_report
-from htnet_jax.torch_bridge.drop_path import DropPath
-from htnet_jax.torch_bridge.tables import match, translate
+from htnet_jax.torch_bridge.convert import match, translate
+from htnet_jax.torch_bridge.layers import DropPath
 from htnet_jax.torch_bridge.traces import Optimizer
 
 BRIDGE = BRIDGES["MMNet"]

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from htnet_jax.models.costs import htnet_costs
 
 from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet
-from htnet_jax.models.costs import htnet_costs
 from htnet_jax.torch_bridge import BRIDGES, parity, speed, speed_cases, speed_report, stopwatch
 from htnet_jax.torch_bridge.traces import Optimizer
 

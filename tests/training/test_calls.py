@@ -9,6 +9,7 @@ import pytest
 from fakes.linear import Linear
 from flax import linen as nn
 
+from htnet_jax.learn.step import Learner
 from htnet_jax.models import HTNet, layers
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training.folds import Fold, FoldTrainer
@@ -25,8 +26,7 @@ def make_trainer(devices=1, group=3, module=None, size=2, **options):
         for index, name in enumerate(NAMES)
     ]
     return FoldTrainer(
-        module or Linear(num_classes=3, image_size=2),
-        optax.adam(0.01),
+        Learner(module or Linear(num_classes=3, image_size=2), optax.adam(0.01)),
         inputs,
         np.zeros(CLIPS, np.int32),
         chosen,
@@ -159,7 +159,7 @@ def test_bfloat16_trains_in_float32_state(make):
         assert types == {"float32", "int32"}  # int32: Adam's count
     exact, coarse = outcomes.values()
     assert coarse.logits.dtype == coarse.train_loss.dtype == np.float32
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(coarse.params)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(coarse.variables)} == {"float32"}
     assert coarse.train_loss[-1] < coarse.train_loss[0]
     # bfloat16 has 8 bits of mantissa.
     assert not np.array_equal(coarse.logits, exact.logits)

@@ -15,18 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from htnet_jax.training.cluster import Cluster, Others
+from htnet_jax.training.handover import Handover
+from htnet_jax.training.stopping import Stopped, StopRequest
 
 import htnet_jax
-from htnet_jax.baselines import MajorityClass
 from htnet_jax.config import default_config
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.training import cluster, storage
-from htnet_jax.training.baseline_folds import BaselineTrainer
-from htnet_jax.training.cluster import Cluster, Others
-from htnet_jax.training.folds import Fold
-from htnet_jax.training.handover import Handover
-from htnet_jax.training.stopping import Stopped, StopRequest
 
 TESTS = pathlib.Path(__file__).parents[1]
 CONFIG = """
@@ -264,28 +261,6 @@ def test_word_of_another_attempt_says_nothing(monkeypatch, tmp_path):
         raise ValueError("too hot")
     assert leader.stopped().startswith("process 1 has stopped (too hot).")
     assert helper.stopped() == ""
-
-
-def test_baselines_share_the_folds():
-    test = np.eye(5, dtype=bool)
-    folds = [Fold(f"f{index}", train=~row, test=row) for index, row in enumerate(test)]
-
-    def rounds(index, count):
-        trainer = BaselineTrainer(
-            MajorityClass(),
-            np.zeros((5, 2, 2, 1), np.float32),
-            np.array([0, 1, 2, 0, 1]),
-            folds,
-            seed=0,
-            persons=np.array([fold.name for fold in folds]),
-            sources=np.full(5, "one"),
-            cluster=Cluster(index, count),
-        )
-        # Whatever is done when a process looks, the others keep their folds.
-        return [fold.name for one in trainer.rounds(["f0", "f3"]) for fold in one]
-
-    assert rounds(0, 1) == ["f1", "f2", "f4"]
-    assert [rounds(index, 2) for index in range(2)] == [["f2", "f4"], ["f1"]]
 
 
 def test_what_helpers_hand_over(tmp_path):

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
-from htnet_jax.training import experiment, folds, trainers
+from htnet_jax.training import experiment, folds, memory
 from htnet_jax.training.plan import Store
 from htnet_jax.training.workdir import locked
 
@@ -54,7 +54,7 @@ def interrupted(make_config, run_quickly, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(experiment, "save_fold", save_fold)
         patch.setattr(folds.jax, "local_devices", lambda *_, **__: first)
-        patch.setattr(folds, "MAX_FOLDS_PER_CPU_DEVICE", 2)
+        patch.setattr(memory, "MAX_FOLDS_PER_CPU_DEVICE", 2)
         # Chosen from the free memory, so the resumed run must remember it.
         run_quickly(make_config(folds_per_device=0, checkpoints="all"), folder)
     return folder
@@ -69,14 +69,14 @@ def begin(monkeypatch, tmp_path):
     """Runs an experiment up to the training; returns what the trainer would get."""
 
     def begin(config, workdir=tmp_path / "run"):
-        def stop(module, optimizer, inputs, labels, folds, **options):
-            got = {"inputs": inputs, "labels": labels, "folds": folds, "optimizer": optimizer}
+        def stop(learner, inputs, labels, folds, **options):
+            got = {"inputs": inputs, "labels": labels, "folds": folds, "learner": learner}
             seen.append(types.SimpleNamespace(**got, **options))
             raise Stop
 
         seen = []
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainers, "FoldTrainer", stop)
+            patch.setattr(experiment, "FoldTrainer", stop)
             experiment.run(config, workdir)
         return seen[0]
 
@@ -303,7 +303,7 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
             {"model__name": "Nonsense"},
             "config.model.name='Nonsense' is unknown; use HTNet, MMNet, Linear",
         ),
-        ({"model__image_size": 56}, "--config.model.image_size=28"),
+        ({"model__image_size": 56}, "mosaic 28 x 28 x 3: x has 28 px; set image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),
         ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),

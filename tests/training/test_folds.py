@@ -11,6 +11,7 @@ from fakes.recording import log_gradients
 from flax import linen as nn
 
 from htnet_jax.errors import UserError
+from htnet_jax.learn.step import Learner
 from htnet_jax.models import HTNet
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training.folds import Fold, FoldTrainer
@@ -54,8 +55,7 @@ def make_trainer(
 ):
     inputs, labels = data or make_data()
     return FoldTrainer(
-        module or Net(),
-        optimizer or optax.adam(0.05),
+        Learner(module or Net(), optimizer or optax.adam(0.05)),
         inputs,
         labels,
         make_folds(names),
@@ -65,6 +65,10 @@ def make_trainer(
         devices=jax.local_devices()[:devices],
         **options,
     )
+
+
+def learner():
+    return Learner(Net(), optax.adam(0.05))
 
 
 def train_all(trainer, epochs=EPOCHS, on_progress=None):
@@ -92,21 +96,22 @@ def outcome(devices, group, names=ALL):
 def initial_params(seed):
     """Fold name -> parameters that no step has changed."""
     trainer = make_trainer(optimizer=optax.set_to_zero(), devices=4, seed=seed)
-    return {name: result.params for name, result in train_all(trainer, epochs=1).items()}
+    results = train_all(trainer, epochs=1)
+    return {name: result.variables["params"] for name, result in results.items()}
 
 
 def assert_same_bits(first, second):
     for name in second:
         np.testing.assert_array_equal(first[name].logits, second[name].logits)
         np.testing.assert_array_equal(first[name].train_loss, second[name].train_loss)
-        jax.tree.map(np.testing.assert_array_equal, first[name].params, second[name].params)
+        jax.tree.map(np.testing.assert_array_equal, first[name].variables, second[name].variables)
 
 
 def assert_close(first, second):
     for name in second:
         pairs = [
             (getattr(first[name], key), getattr(second[name], key))
-            for key in ("logits", "train_loss", "params")
+            for key in ("logits", "train_loss", "variables")
         ]
         for one, other in pairs:
             jax.tree.map(
@@ -157,7 +162,7 @@ def test_file_order_equals_a_plain_loop(name):
     np.testing.assert_allclose(result.train_loss, losses, rtol=1e-4)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        result.params,
+        result.variables["params"],
         jax.device_get(params[-1]),
     )
     assert losses[-1] < 0.8 * losses[0]  # or the comparison above would see no training
@@ -322,7 +327,8 @@ def recorded(shuffle, seed=3, names=ALL, dropout=0.0, epochs=3):
     # With a zero kernel every clip's gradient is softmax - one-hot: this long.
     full = np.sqrt(1 / 9 + 1 / 9 + 4 / 9)
     return {
-        name: result.params["log"] / full for name, result in train_all(trainer, epochs).items()
+        name: result.variables["params"]["log"] / full
+        for name, result in train_all(trainer, epochs).items()
     }
 
 
@@ -410,7 +416,10 @@ def test_dropout_follows_the_seed_is_off_for_test_clips_and_training_still_learn
     inputs, _ = make_data()
     features = inputs[SUBJECTS == "b"].reshape(SIZES["b"], -1)
     np.testing.assert_allclose(
-        first["b"].logits[-1], features @ first["b"].params["kernel"], rtol=1e-4, atol=1e-5
+        first["b"].logits[-1],
+        features @ first["b"].variables["params"]["kernel"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -421,7 +430,7 @@ def test_test_clips_have_no_influence():
     labels[mine] = (labels[mine] + 1) % 3
     inputs[np.flatnonzero(mine)[0]] += 1
     results, before = train_all(make_trainer(data=(inputs, labels), devices=4)), outcome(4, 1)
-    jax.tree.map(np.testing.assert_array_equal, results["e"].params, before["e"].params)
+    jax.tree.map(np.testing.assert_array_equal, results["e"].variables, before["e"].variables)
     np.testing.assert_array_equal(results["e"].train_loss, before["e"].train_loss)
     np.testing.assert_array_equal(results["e"].logits[:, 1:], before["e"].logits[:, 1:])
     assert not np.allclose(results["e"].logits[:, 0], before["e"].logits[:, 0])
@@ -436,9 +445,7 @@ def test_a_diverged_fold_is_named():
     inputs[spoilt] = np.nan
     first, bad = make_folds("ac")
     first.train[spoilt] = False
-    trainer = FoldTrainer(
-        Net(), optax.adam(0.05), inputs, labels, [first, bad], batch_size=BATCH, seed=0
-    )
+    trainer = FoldTrainer(learner(), inputs, labels, [first, bad], batch_size=BATCH, seed=0)
     with pytest.raises(UserError, match=r"not finite in fold c \(epoch 1\); lower the learning"):
         train_all(trainer)
 
@@ -466,23 +473,23 @@ def test_refusals():
     ]
     for folds, batch_size, message in cases:
         with pytest.raises(UserError, match=message):
-            FoldTrainer(
-                Net(), optax.adam(1e-3), inputs, labels, folds, batch_size=batch_size, seed=0
-            )
+            FoldTrainer(learner(), inputs, labels, folds, batch_size=batch_size, seed=0)
 
 
 def test_a_batch_may_hold_all_training_clips():
     data, folds = make_data(), make_folds("e")
-    trainer = FoldTrainer(Net(), optax.adam(0.05), *data, folds, batch_size=10, seed=3)
+    trainer = FoldTrainer(learner(), *data, folds, batch_size=10, seed=3)
     assert [fold.name for fold in trainer.folds] == ["e"]
 
 
 def test_parameters_come_for_the_folds_that_are_wanted():
     trainer = trainer_of(2, 2)
     results = trainer.train(trainer.rounds()[0], EPOCHS, wanted=["b"])
-    assert [result.params is not None for result in results] == [False, True, False]
+    assert [result.variables is not None for result in results] == [False, True, False]
     assert_same_bits({"b": results[1]}, {"b": outcome(2, 2)["b"]})
-    assert results[1].params["kernel"].base is None  # no view that keeps the whole round alive
+    assert (
+        results[1].variables["params"]["kernel"].base is None
+    )  # no view that keeps the whole round alive
 
 
 def test_more_folds_than_a_round_has_are_refused():

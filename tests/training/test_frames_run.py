@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import htnet_jax
 from htnet_jax.datasets import loading
 from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.features import inputs
+from htnet_jax.features import make_feed
 from htnet_jax.models import MMNet
 from htnet_jax.training import experiment
 
@@ -38,7 +38,7 @@ def config(make_config):
     config = make_config(
         **{"inputs": "onset,apex", "epochs": 2, "folds": "a01,b02", "folds_per_device": 1},
         **{"optimizer": "adamw", "weight_decay": 0.6, "spare_outputs": 1},
-        **{"learning_rate_decay": 0.9, "learning_rate_decay_epochs": 1},
+        **{"schedule": "step", "learning_rate_decay": 0.9, "learning_rate_decay_epochs": 1},
         **{"augmentation__flip": 0.5, "augmentation__rotation": 3.0, "augmentation__shift": 2},
         **{"augmentation__onset_late": 0.25, "augmentation__apex_early": 0.25},
         **{"dataset__config": "tiny_frames", "dataset__frame_size": 32},
@@ -56,7 +56,7 @@ def finished(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def feed(config, finished):
     arrays = loading.load("synthetic", config="tiny_frames", data_dir=config.dataset.data_dir)
-    return arrays, inputs.make_feed(arrays, config)
+    return arrays, make_feed(arrays, config)
 
 
 def test_predictions_and_report(finished, feed):

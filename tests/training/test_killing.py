@@ -77,7 +77,9 @@ def test_sigkill_at_random_moments(data_dir, arrays, tmp_path):
         wait_for_save = kills % 2 == 1
         is_saving = False
         while process.poll() is None and time.monotonic() < until and not is_saving:
-            is_saving = wait_for_save and any(workdir.glob("unfinished/state-*/.writing"))
+            is_saving = wait_for_save and any(
+                workdir.glob("unfinished/state-*/*orbax-checkpoint-tmp*")
+            )
             time.sleep(0.002)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

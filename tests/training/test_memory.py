@@ -11,9 +11,11 @@ import pytest
 from fakes.linear import Linear
 
 from htnet_jax.errors import UserError
+from htnet_jax.learn.step import Learner
 from htnet_jax.training import folds as folds_module
 from htnet_jax.training import memory
-from htnet_jax.training.folds import Fold, FoldTrainer, Regrouped, train_rounds
+from htnet_jax.training.folds import Fold, FoldTrainer, train_rounds
+from htnet_jax.training.memory import Regrouped
 
 EPOCHS = 4
 SUBJECTS = np.arange(16) % 8
@@ -27,8 +29,7 @@ def make_trainer(devices=1, group=0, names="abcdefgh", **options):
         for index, name in enumerate(names)
     ]
     return FoldTrainer(
-        Linear(num_classes=3, image_size=2),
-        optax.adam(0.05),
+        Learner(Linear(num_classes=3, image_size=2), optax.adam(0.05)),
         inputs,
         rng.integers(0, 3, 16).astype(np.int32),
         chosen,
@@ -89,7 +90,7 @@ def assert_same_bits(first, second):
     for name in second:
         np.testing.assert_array_equal(first[name].logits, second[name].logits)
         np.testing.assert_array_equal(first[name].train_loss, second[name].train_loss)
-        jax.tree.map(np.testing.assert_array_equal, first[name].params, second[name].params)
+        jax.tree.map(np.testing.assert_array_equal, first[name].variables, second[name].variables)
 
 
 def test_an_exhausted_group_is_halved(fail_when, capfd):
@@ -98,8 +99,8 @@ def test_an_exhausted_group_is_halved(fail_when, capfd):
     trainer = make_trainer(group=8)
     found = trained(trainer)
     assert capfd.readouterr().err.splitlines() == [
-        "out of memory with 8 folds a device: going on with 4",
-        "out of memory with 4 folds a device: going on with 2",
+        "out of memory with 8 folds a device: continuing with 4",
+        "out of memory with 4 folds a device: continuing with 2",
     ]
     assert (trainer.folds_per_device, trainer.devices_at_once) == (2, 0)
     assert list(found) == list("abcdefgh")
@@ -118,7 +119,7 @@ def test_finished_folds_are_kept(fail_when, capfd):
 
     fail_when(too_large, running=True)
     results = list(train_rounds(make_trainer(group=4), EPOCHS))
-    assert "out of memory with 4 folds a device: going on with 2" in capfd.readouterr().err
+    assert "out of memory with 4 folds a device: continuing with 2" in capfd.readouterr().err
     found = {result.fold.name: result for result in results}
     assert len(results) == len(found) == 8
     assert_same_bits({name: found[name] for name in "abcd"}, {name: whole[name] for name in "abcd"})
@@ -134,7 +135,7 @@ def test_exhausted_cpu_devices_become_fewer(fail_when, capfd):
     trainer = make_trainer(devices=4, group=1)
     found = trained(trainer)
     assert capfd.readouterr().err.splitlines() == [
-        "out of memory with 4 devices at once: going on with 2 (each trains one fold)"
+        "out of memory with 4 devices at once: continuing with 2 (each trains one fold)"
     ]
     assert (trainer.folds_per_device, trainer.devices_at_once) == (1, 2)
     assert_same_bits(found, expected)
@@ -198,24 +199,26 @@ def test_the_compiler_says_what_a_program_needs():
 def test_a_wish_that_does_not_fit_becomes_smaller(monkeypatch):
     obeyed, _ = quiet(1, 4)
     free = int(obeyed.program_bytes / memory.USABLE) + 1
-    monkeypatch.setattr(folds_module, "available_bytes", lambda devices: free)
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: free)
     trainer = make_trainer(group=8)
-    with pytest.raises(Regrouped, match=re.escape(" GB free with 8 folds a device: going on with")):
+    with pytest.raises(
+        Regrouped, match=re.escape(" GB free with 8 folds a device: continuing with")
+    ):
         trainer.train(trainer.rounds()[0], 1)
     assert len(trained(trainer)) == 8
     assert trainer.program_bytes <= memory.USABLE * free
-    obeyed._check_memory(obeyed._programs, 0)
+    obeyed._size.check(obeyed.program_bytes, 0, obeyed._devices)
     assert obeyed.folds_per_device == 4
 
 
 def test_cpu_devices_that_do_not_fit_become_fewer(monkeypatch, capfd):
     need = quiet(2, 1)[0].program_bytes
     shared = 2 * int(need / memory.USABLE + 1)
-    monkeypatch.setattr(folds_module, "available_bytes", lambda devices: shared // len(devices))
+    monkeypatch.setattr(memory, "available_bytes", lambda devices: shared // len(devices))
     trainer = make_trainer(devices=4, group=1)
     assert len(trained(trainer)) == 8
     assert trainer.devices_at_once == 2
-    assert "with 4 devices at once: going on with 2" in capfd.readouterr().err
+    assert "with 4 devices at once: continuing with 2" in capfd.readouterr().err
 
 
 def test_snapshots_need_memory_too(monkeypatch):
@@ -223,21 +226,22 @@ def test_snapshots_need_memory_too(monkeypatch):
     trainer, _ = quiet(1, 2)
     state = 4 * (3 * 15 + 1)
     need = trainer.program_bytes + 2 * state
-    monkeypatch.setattr(folds_module, "available_bytes", lambda _: need / memory.USABLE)
-    trainer._check_memory(trainer._programs, 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: need / memory.USABLE)
+    size, program, devices = trainer._size, trainer.program_bytes, trainer._devices
+    size.check(program, 1, devices)
     shrunk = []
-    monkeypatch.setattr(trainer, "_shrink", lambda fit, why: shrunk.append(fit))
-    monkeypatch.setattr(folds_module, "available_bytes", lambda _: (need - 1) / memory.USABLE)
-    trainer._check_memory(trainer._programs, 0)
+    monkeypatch.setattr(size, "shrink", lambda fit, why, devices: shrunk.append(fit))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: (need - 1) / memory.USABLE)
+    size.check(program, 0, devices)
     assert not shrunk
-    trainer._check_memory(trainer._programs, 1)
+    size.check(program, 1, devices)
     assert shrunk == [1]
     asked = []
     monkeypatch.setattr(
         trainer, "_compile", lambda tables, copies: asked.append(copies) or trainer._programs
     )
     keeping = folds_module.Keeping(
-        types.SimpleNamespace(latest=lambda: None), 0, types.SimpleNamespace(requested=False)
+        types.SimpleNamespace(latest=lambda: None), 0, types.SimpleNamespace(number=0)
     )
     for kept in (None, keeping):
         trainer.train(trainer.rounds()[0], 1, None, kept)
@@ -248,17 +252,17 @@ def test_snapshots_need_memory_too(monkeypatch):
 @pytest.mark.parametrize(("folds", "devices", "fit", "group"), [(8, 2, 3, 2), (8, 1, 4, 4)])
 def test_the_estimate_follows_the_free_memory(folds, devices, fit, group, monkeypatch):
     # Parameters, gradient and two moments, as float32, with Adam's counter, and room to work in.
-    one_fold = folds_module.WORKING_FACTOR * 4 * (4 * 15 + 1)
-    monkeypatch.setattr(folds_module, "available_bytes", lambda _: int((fit + 0.5) * one_fold))
-    monkeypatch.setattr(folds_module, "MAX_FOLDS_PER_CPU_DEVICE", 1000)
+    one_fold = memory.WORKING_FACTOR * 4 * (4 * 15 + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: int((fit + 0.5) * one_fold))
+    monkeypatch.setattr(memory, "MAX_FOLDS_PER_CPU_DEVICE", 1000)
     trainer = make_trainer(devices, names="abcdefgh"[:folds])
     assert trainer.folds_per_device == group
     assert trainer.parameter_bytes == 4 * 15
 
 
 def test_a_cpu_device_takes_a_few_folds_at_most(monkeypatch):
-    monkeypatch.setattr(folds_module, "available_bytes", lambda _: 1 << 40)
-    assert make_trainer().folds_per_device == folds_module.MAX_FOLDS_PER_CPU_DEVICE
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1 << 40)
+    assert make_trainer().folds_per_device == memory.MAX_FOLDS_PER_CPU_DEVICE
 
 
 def test_fewer_folds_than_devices():

@@ -88,7 +88,7 @@ def test_the_run_goes_on_in_smaller_groups(config, run_quickly, run_of, tmp_path
         with pytest.raises(Killed):
             run_quickly(config(3), tmp_path)
     assert calls == [3] * 9
-    message = "out of memory with 3 folds a device: going on with 1"
+    message = "out of memory with 3 folds a device: continuing with 1"
     assert message in capfd.readouterr().err
     assert not states()  # the state of the three folds together serves no one now
     record = json.loads((tmp_path / "environment.json").read_text())

@@ -10,7 +10,8 @@ from htnet_jax.evaluation.calibration import temperatures
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 from htnet_jax.evaluation.protocols import Split, inner_folds
 from htnet_jax.evaluation.selection import Selection, available, select
-from htnet_jax.training import experiment, planning
+from htnet_jax.training import experiment
+from htnet_jax.training import plan as plans
 
 SUBJECTS = ["a01", "a02", "b01", "b02", "g01", "g02"]
 
@@ -76,7 +77,7 @@ def test_an_inner_model_is_the_one_trained_without_its_validation_subjects(
     fields = ("flow", "landmarks", "labels", "subjects", "sources", "clips", "emotions")
     without = dataclasses.replace(arrays, **{name: getattr(arrays, name)[~gone] for name in fields})
     monkeypatch.setattr(loading, "load", lambda *_, **__: without)
-    original = planning.folds
+    original = plans.folds
 
     def folds(plan, units):
         return {
@@ -84,7 +85,7 @@ def test_an_inner_model_is_the_one_trained_without_its_validation_subjects(
             for unit, fold in original(plan, units).items()
         }
 
-    monkeypatch.setattr(planning, "folds", folds)
+    monkeypatch.setattr(plans, "folds", folds)
     run_quickly(settings(inner_folds=0, folds="a01"), tmp_path / "run")
     alone = Predictions.load(tmp_path / "run/predictions.npz")
     np.testing.assert_array_equal(alone.clips, predictions.clips[predictions.fold == 0])

@@ -1,0 +1,126 @@
+"""Losses by name: `fn(logits, out, batch, mask, **options) -> (B,)`, one value a clip.
+
+`config.losses` names those of a run and their weights, `config.loss_options` their options. A new
+loss is one function here and one line in `LOSSES`. The step takes the mean over the clips that are
+no padding, so a loss only looks at `mask` where it compares clips with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from htnet_jax.errors import UserError
+from htnet_jax.learn.optim import Moment
+
+Loss = Callable[..., jax.Array]
+CLASS_WEIGHTS = ("none", "balanced")
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    Attributes:
+        inputs: `(B, ...)` floats, in the order of the network's arguments.
+        privileged: Name -> `(B, ...)`, what the network sees in training only.
+        labels: `(B,)` int32.
+        mask: `(B,)` float32: 1 for a clip, 0 for padding.
+        key: Of the network's random draws, such as dropout.
+        moment: When the step takes place.
+        class_weights: `(C,)` float32, see `losses.cross_entropy`; None: no loss asks for it.
+    """
+
+    inputs: tuple[jax.Array, ...]
+    privileged: Mapping[str, jax.Array]
+    labels: jax.Array
+    mask: jax.Array
+    key: jax.Array
+    moment: Moment
+    class_weights: jax.Array | None = None
+
+
+def cross_entropy(
+    logits: jax.Array,
+    out: Mapping[str, jax.Array],
+    batch: Batch,
+    mask: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: str = "none",
+) -> jax.Array:
+    """Softmax cross-entropy with the labels; with neither option PyTorch's and the releases'.
+
+    Args:
+        logits: `(B, C)`.
+        out: What else the network returned; not used.
+        batch: Its `labels`, and for "balanced" its `class_weights`.
+        mask: `(B,)`; not used.
+        label_smoothing: Share of the target that is spread evenly over all classes, as PyTorch's.
+        class_weights: "balanced": a clip counts clips / (classes x clips of its class), counted in
+            its fold's training clips. The mean of these weights over the training clips is 1, so
+            the step's mean is over clips (PyTorch would divide by the sum of a batch's weights).
+
+    Returns:
+        `(B,)` in float32 at least.
+    """
+    del out, mask
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if label_smoothing == 0 and class_weights == "none":
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    classes = logits.shape[-1]
+    target = jax.nn.one_hot(batch.labels, classes, dtype=logits.dtype)
+    target = (1 - label_smoothing) * target + label_smoothing / classes
+    if class_weights == "balanced":
+        weights = batch.class_weights.astype(logits.dtype)
+        # A spare output has no clip, hence no weight of its own.
+        target *= jnp.pad(weights, (0, classes - len(weights))).reshape(1, -1)
+    return -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
+
+
+def make(
+    weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[float, Loss], ...]:
+    """The weighted losses that a config names.
+
+    Args:
+        weights: `config.losses`: name -> weight; a loss of weight 0 is left out.
+        options: `config.loss_options`: name -> keyword arguments of the loss.
+
+    Returns:
+        `(weight, function)` pairs; each function has its options.
+
+    Raises:
+        UserError: An unknown loss, option or value, or no loss at all.
+    """
+    unknown = sorted({*weights, *options} - {*LOSSES})
+    if unknown:
+        raise UserError(f"config.losses: {', '.join(unknown)} is unknown; use {', '.join(LOSSES)}")
+    bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
+    if bad:
+        raise UserError(f"config.losses.{bad[0]}={weights[bad[0]]} must be at least 0, and finite")
+    chosen = {name: float(weight) for name, weight in weights.items() if weight}
+    if not chosen:
+        raise UserError("config.losses: all weights are 0; a network needs a loss to be trained")
+    return tuple((weight, _with(name, options.get(name, {}))) for name, weight in chosen.items())
+
+
+def _with(name: str, options: Mapping[str, Any]) -> Loss:
+    loss = LOSSES[name]
+    known = loss.__kwdefaults__ or {}
+    for key, value in options.items():
+        where = f"config.loss_options.{name}.{key}"
+        if key not in known:
+            raise UserError(f"{where} is unknown; there are {', '.join(known) or 'none'}")
+        if key == "label_smoothing" and not 0 <= value < 1:
+            raise UserError(f"{where}={value} must lie in [0, 1)")
+        if key == "class_weights" and value not in CLASS_WEIGHTS:
+            raise UserError(f"{where}={value!r} is unknown; use {' or '.join(CLASS_WEIGHTS)}")
+    fixed = dict(options)
+    return lambda *arguments: loss(*arguments, **fixed)
