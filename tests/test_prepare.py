@@ -161,7 +161,7 @@ HERE = ("--dataset=samm", "--manual_dir=.")
         ((*HERE, "--colour=red"), "colour"),
         ((*HERE, "--flow=tvl2"), "tvl2"),
         ((*HERE, "--size=29"), "29"),
-        ((*HERE, "--frames=all"), "all"),
+        ((*HERE, "--frames=all"), "frames='all' is unknown; use none, pair, neighbours, or a"),
         ((*HERE, "--frames=pair", "--recipe=tvl1_28"), "excludes --frames"),
         ((*HERE, "--labels=five"), "train with --config.dataset.labels=five"),
         ((*HERE, "--workers=-1"), "workers"),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from htnet_jax.datasets import process, recipe, sheets
 from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
-from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts
+from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
 from htnet_jax.errors import Problems, UserError
 from htnet_jax.io import core_count
 
@@ -85,45 +85,22 @@ def sheet_features() -> dict[str, Any]:
     }
 
 
-def example(
-    clip: RawClip | Clip, flow: np.ndarray, landmarks: np.ndarray, label: int | None = None
-) -> dict[str, Any]:
-    """A clip's values of `features`.
-
-    Args:
-        clip: Has source, subject, name, emotion and id.
-        flow: `(S, S, 3)` float32: u, v, optical strain.
-        landmarks: `(5, 2)` float32 (x, y) in pixels of the flow: left eye, right eye, nose,
-            left and right mouth corner; left and right are the image's.
-        label: Index into `CLASSES`, where an example holds one.
-    """
-    return {
-        "flow": flow.astype(np.float32),
-        "landmarks": landmarks.astype(np.float32),
-        **({} if label is None else {"label": label}),
-        "emotion": clip.emotion,
-        "subject": clip.subject,
-        "source": clip.source,
-        "clip": clip.id,
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A clip whose class is given.
+    """What every example says of its clip.
 
     Attributes:
         source: Data set the clip comes from, lower case (`casme2`, `smic`, `samm`, ...).
         subject: Subject as the source names it (`sub01`, `s01`, `006`); unique over sources.
         name: The clip's file name within its subject (`EP02_01f`).
-        label: 0 negative, 1 positive, 2 surprise.
+        label: 0 negative, 1 positive, 2 surprise; None where the class is formed on loading.
         emotion: The source's own emotion word, or the class name where none is given.
     """
 
     source: str
     subject: str
     name: str
-    label: int
+    label: int | None
     emotion: str
 
     @property
@@ -132,8 +109,22 @@ class Clip:
         return f"{self.source}/{self.subject}/{self.name}"
 
     def example(self, flow: np.ndarray, landmarks: np.ndarray) -> dict[str, Any]:
-        """The TFDS example of this clip, see `example`."""
-        return example(self, flow, landmarks, self.label)
+        """The clip's values of `features`.
+
+        Args:
+            flow: `(S, S, 3)` float32: u, v, optical strain.
+            landmarks: `(5, 2)` float32 (x, y) in pixels of the flow: left eye, right eye, nose,
+                left and right mouth corner; left and right are the image's.
+        """
+        return {
+            "flow": flow.astype(np.float32),
+            "landmarks": landmarks.astype(np.float32),
+            **({} if self.label is None else {"label": self.label}),
+            "emotion": self.emotion,
+            "subject": self.subject,
+            "source": self.source,
+            "clip": self.id,
+        }
 
 
 class FlowBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -277,8 +268,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             UserError: There is no such variant.
         """
         if name and name not in cls.VARIANTS:
-            known = ", ".join(filter(None, cls.VARIANTS)) or "none at all"
-            raise UserError(f"{cls.name} has no variant {name!r}; use one of {known}")
+            known = ", ".join(filter(None, cls.VARIANTS))
+            remedy = f"use one of {known}" if known else "leave it out"
+            raise UserError(f"{cls.name} has no variant {name!r}; {remedy}")
         return name or cls.VARIANTS[0]
 
     @classmethod
@@ -302,6 +294,40 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         for clip in found:
             audit.extend(process.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
         return found
+
+    @classmethod
+    def stored_label(cls, clip: RawClip) -> int | None:
+        """The label that an example holds; None: classes are formed on loading."""
+        return None
+
+    @classmethod
+    def differences(cls, arrays: Any) -> list[tuple[str, str]] | None:
+        """Where a built data set differs from the published numbers.
+
+        It was compared as a whole when it was built; here its clips of each emotion are compared
+        again, as far as these belong to one of the classes.
+
+        Args:
+            arrays: The data set, see `loading.ClipArrays`.
+
+        Returns:
+            `(place, what)` pairs; empty if all agree, None if no numbers are known.
+        """
+        sets = [chosen for chosen in cls.LABELS.values() if chosen.classes == arrays.class_names]
+        words = sets[0].of_emotion if sets else {}
+        versions = [
+            dataclasses.replace(c, emotions={w: n for w, n in c.emotions.items() if w in words})
+            for c in cls.COUNTS
+        ]
+        versions = [counts for counts in versions if counts.emotions]
+        if not versions:
+            return None
+        found = collections.Counter(str(word) for word in arrays.emotions)
+        return [
+            (cls.name, f"{found[word]} clips of {word}, the published data set has {number}")
+            for word, number in nearest(versions, found).emotions.items()
+            if found[word] != number
+        ]
 
     @classmethod
     def config_of(cls, name: str) -> Any:
@@ -482,10 +508,12 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             result = prepared.kept.load(job)
             if result is None:
                 raise UserError(f"{prepared.kept.path(job)}: changed while building; start again")
+            label = self.stored_label(clip)
+            identity = Clip(clip.source, clip.subject, clip.name, label, clip.emotion)
             yield (
                 index,
                 {
-                    **example(clip, result["tensor"], result["landmarks"]),
+                    **identity.example(result["tensor"], result["landmarks"]),
                     "action_units": "+".join(clip.aus),
                     "objective": clip.objective,
                     "onset": clip.onset,

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from htnet_jax.datasets import published, similarity
+from htnet_jax import datasets
+from htnet_jax.datasets import similarity
+from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
 from htnet_jax.datasets.survey import Finding
@@ -50,8 +52,8 @@ class Checkup:
 
     Attributes:
         findings: In the order of `KINDS`; problems of a kind before its notes.
-        counts: See `published.counted`.
-        subjects: Clips of each class of each subject, see `published.counted_by_person`.
+        counts: See `counted`.
+        subjects: Clips of each class of each subject, see `counted_by_subject`.
         compared: Whether there are published numbers, with which `counts` were compared.
         alike: The comparison of all flows; indices are those of `rows`.
         rows: `(M,)` int: the clips whose flows were compared.
@@ -130,13 +132,43 @@ def check(
     found = sorted(collector.found, key=lambda f: (order.index(f.kind), not f.is_problem))
     return Checkup(
         tuple(found),
-        published.counted(arrays),
-        published.counted_by_person(arrays, subjects),
+        counted(arrays),
+        counted_by_subject(arrays, subjects),
         compared,
         alike,
         rows,
         landmarks,
     )
+
+
+def counted(arrays: ClipArrays) -> dict[str, dict[str, int]]:
+    """Counts subjects, clips of each class and clips: for each source, and for "all" of them.
+
+    Returns:
+        `{source: {"subjects": n, class: n, ..., "clips": n}}`; sources by name, "all" last.
+    """
+    names = sorted({str(source) for source in arrays.sources})
+    chosen = {name: arrays.sources == name for name in names}
+    chosen["all"] = np.ones(len(arrays.clips), bool)
+    return {
+        name: {
+            "subjects": len({*zip(arrays.sources[rows], arrays.subjects[rows], strict=True)}),
+            **_count_classes(arrays, rows),
+        }
+        for name, rows in chosen.items()
+    }
+
+
+def counted_by_subject(arrays: ClipArrays, subjects: np.ndarray) -> dict[str, dict[str, int]]:
+    """Counts the clips of each class, and all clips, of each subject, by name."""
+    names = sorted({str(subject) for subject in subjects})
+    return {name: _count_classes(arrays, subjects == name) for name in names}
+
+
+def _count_classes(arrays: ClipArrays, rows: np.ndarray) -> dict[str, int]:
+    labels = arrays.labels[rows]
+    numbers = {name: int((labels == i).sum()) for i, name in enumerate(arrays.class_names)}
+    return {**numbers, "clips": int(rows.sum())}
 
 
 def _check_flows(flow: np.ndarray, collector: _Collector) -> np.ndarray:
@@ -282,7 +314,9 @@ def _check_names(arrays: ClipArrays, collector: _Collector) -> None:
 def _check_counts(
     arrays: ClipArrays, metadata: Mapping[str, object], collector: _Collector
 ) -> bool:
-    differences = published.differences(arrays)
+    builder = datasets.BUILDERS.get(arrays.name.split("/")[0])
+    is_raw = builder is not None and issubclass(builder, RawBuilder)
+    differences = builder.differences(arrays) if is_raw else None
     for place, what in differences or []:
         collector.add("counts", f"{place}: {what}")
     for what in metadata.get("incomplete", []):
@@ -401,7 +435,9 @@ def as_text(checkup: Checkup, arrays: ClipArrays, title: str) -> str:
         *_finding_parts(checkup.findings, arrays),
     ]
     if folds := by_fold(checkup.findings):
-        parts.append("\n".join(["findings by fold that tests the clips", *_fold_table(folds)]))
+        kinds = [kind for kind in KINDS if any(kind in n for n in folds.values())]
+        rows = {fold: {kind: n.get(kind) for kind in kinds} for fold, n in folds.items()}
+        parts.append(f"findings by fold that tests the clips\n{_table(rows, 'fold')}")
     problems = len(checkup.problems)
     notes = len(checkup.findings) - problems
     parts.append(f"{_number(problems, 'problem')}, {_number(notes, 'note')}")
@@ -417,12 +453,9 @@ def _number(count: int, noun: str) -> str:
 
 
 def _count_lines(checkup: Checkup) -> list[str]:
-    columns = list(next(iter(checkup.counts.values())))
-    rows = [["source", *columns]]
-    rows += [[name, *map(str, n.values())] for name, n in checkup.counts.items()]
     clips = np.array([subject["clips"] for subject in checkup.subjects.values()])
-    lines = _table(rows)
-    lines.append(f"clips a subject: {clips.min()} to {clips.max()}, median {np.median(clips):g}")
+    spread = f"clips a subject: {clips.min()} to {clips.max()}, median {np.median(clips):g}"
+    lines = [_table(checkup.counts, "source"), spread]
     differs = any(f.kind == "counts" for f in checkup.findings)
     if checkup.compared:
         lines.append(f"published counts: {'differ, see below' if differs else 'all met'}")
@@ -482,20 +515,10 @@ def _finding_parts(findings: Sequence[Finding], arrays: ClipArrays) -> list[str]
     return parts
 
 
-def _fold_table(folds: Mapping[str, Mapping[str, int]]) -> list[str]:
-    kinds = [kind for kind in KINDS if any(kind in numbers for numbers in folds.values())]
-    rows = [["fold", *kinds]]
-    rows += [[fold, *(str(n.get(kind, "")) for kind in kinds)] for fold, n in folds.items()]
-    return _table(rows)
+def _table(rows: Mapping[str, Mapping[str, int | None]], name: str) -> str:
+    """Name of a row -> name of a column -> number, as text; `name` heads the first column."""
+    import pandas as pd
 
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as needed: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for row in rows
-    ]
+    table = pd.DataFrame.from_dict(rows, orient="index").astype("Int64").astype(object)
+    table = table.where(table.notna(), "").rename_axis(name, axis="columns")
+    return table.to_string()

@@ -151,16 +151,28 @@ class Megc2019(RawBuilder):
                 audit.note(source, f"the link to {place.resolve()} is followed")
                 place = place.resolve()
             for clip in part.clips_in(place, variant if variant in part.VARIANTS else "", audit):
-                if _label(clip) is None:
+                if cls.stored_label(clip) is None:
                     continue
                 if clip.id in EXCLUDED:
                     audit.note(clip.id, f"left out: {EXCLUDED[clip.id]}", clip=clip.id)
                 else:
                     found.append(clip)
-        counted = release.count((c.source, c.subject, _label(c)) for c in found)
+        counted = release.count((c.source, c.subject, cls.stored_label(c)) for c in found)
         for place, what in release.differences(counted):
             audit.add("count", place, what)
         return found
+
+    @classmethod
+    def stored_label(cls, clip: RawClip) -> int | None:
+        """Its part's label, which the challenge's list repeats."""
+        return PARTS[clip.source].LABELS["megc3"].label(clip.emotion, clip.objective)
+
+    @classmethod
+    def differences(cls, arrays: Any) -> list[tuple[str, str]]:
+        """As `RawBuilder.differences`: clips of each source and class, and subjects."""
+        rows = zip(arrays.sources, arrays.subjects, arrays.labels, strict=True)
+        found = ((str(source), str(subject), int(label)) for source, subject, label in rows)
+        return release.differences(release.count(found))
 
     def _info(self) -> tfds.core.DatasetInfo:
         if isinstance(self.builder_config, builder.RawConfig):
@@ -189,12 +201,7 @@ class Megc2019(RawBuilder):
         self, found: release.Release | builder.Prepared
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(found, builder.Prepared):
-            for index, example in super()._generate_examples(found):
-                yield index, {**example, "label": _label(found.jobs[index].clip)}
+            yield from super()._generate_examples(found)
             return
         for index, clip in enumerate(found.clips):
             yield index, clip.example(found.flows[index], found.points[index])
-
-
-def _label(clip: RawClip) -> int | None:
-    return PARTS[clip.source].LABELS["megc3"].label(clip.emotion, clip.objective)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from htnet_jax.datasets import checks, labels, loading, published, similarity
+from htnet_jax.datasets import Casme2, Mmew, Samm, checks, labels, loading, similarity
 from htnet_jax.evaluation import protocols
 from htnet_jax.motion import regions
 
@@ -243,13 +243,13 @@ def test_counts_of_a_data_set_made_from_its_own_copy(tiny):
     words = {"anger": 57, "contempt": 12, "disgust": 9, "fear": 8, "sadness": 6, "happiness": 26}
     emotions = np.repeat([*words, "surprise"], [*words.values(), 15])
     samm = dataclasses.replace(tiny, name="samm/tvl1_28/1.0.0", emotions=emotions)
-    assert published.differences(samm) == []
-    assert published.differences(dataclasses.replace(samm, emotions=emotions[1:])) == [
+    assert Samm.differences(samm) == []
+    assert Samm.differences(dataclasses.replace(samm, emotions=emotions[1:])) == [
         ("samm", "56 clips of anger, the published data set has 57")
     ]
     objective = dataclasses.replace(samm, class_names=labels.OBJECTIVE)
-    assert published.differences(objective) is None
-    assert published.differences(dataclasses.replace(samm, name="mmew/tvl1_28/1.0.0")) is None
+    assert Samm.differences(objective) is None
+    assert Mmew.differences(samm) is None
 
 
 def test_casme2_is_compared_with_the_sheet_that_comes_nearest(tiny):
@@ -259,11 +259,11 @@ def test_casme2_is_compared_with_the_sheet_that_comes_nearest(tiny):
             ["disgust", "repression", "happiness", "surprise"], [63, 27, 32, surprise]
         )
         casme2 = dataclasses.replace(tiny, name="casme2/tvl1_28/1.0.0", emotions=emotions)
-        assert published.differences(casme2) == []
+        assert Casme2.differences(casme2) == []
 
 
 def test_counted(tiny):
-    counts = published.counted(tiny)
+    counts = checks.counted(tiny)
     assert list(counts)[-1] == "all"
     assert counts["all"]["clips"] == 24
     assert counts["all"]["subjects"] == 6
@@ -271,7 +271,7 @@ def test_counted(tiny):
         rows = tiny.sources == source
         expected = np.bincount(tiny.labels[rows], minlength=3)
         assert list(counts[source].values()) == [2, *expected, 8]
-    by_person = published.counted_by_person(tiny, tiny.subjects)
+    by_person = checks.counted_by_subject(tiny, tiny.subjects)
     assert [person["clips"] for person in by_person.values()] == [4] * 6
 
 

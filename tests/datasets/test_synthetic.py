@@ -521,7 +521,7 @@ def _leave_one_subject_out(inputs, labels, subjects):
 
 def test_motion_tells_the_class_across_subjects_and_nothing_else_does():
     config = dataclasses.replace(
-        synthetic.Synthetic.BUILDER_CONFIGS[0], subjects_per_source=3, clips_per_subject=10
+        synthetic.Synthetic.BUILDER_CONFIGS[0], subjects_per_source=3, clips_per_subject=7
     )
     planned = recipe.plan(config.seed, config.subjects_per_source, config.clips_per_subject)
     clips = [rendering.render_clip(config.seed, p) for p in planned]
@@ -535,7 +535,7 @@ def test_motion_tells_the_class_across_subjects_and_nothing_else_does():
     rng = np.random.default_rng(0)
     shuffled = [_leave_one_subject_out(flow, rng.permutation(labels), subjects) for _ in range(10)]
     still = _leave_one_subject_out(looks, labels, subjects)
-    # Measured: 0.94, 0.32, 0.37; on the whole of `farneback_28` the first is 0.98.
+    # Measured: 0.97, 0.31, 0.28; on the whole of `farneback_28` the first is 0.98.
     assert score > 0.85
     assert np.mean(shuffled) < 0.45
     assert still < 0.45
