@@ -195,7 +195,7 @@ def together() -> Iterator[None]:
             yield
         except jax.errors.JaxRuntimeError as error:
             # Such as of a barrier of Orbax's.
-            if jax.process_count() == 1 or "coordination service" not in str(error):
+            if jax.process_count() == 1 or "coordination" not in str(error).lower():
                 raise
             raise _line.lost(error) from error
     except BaseException as error:

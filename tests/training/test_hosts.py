@@ -215,10 +215,10 @@ def test_one_process_is_lost_and_both_resume(
     victim, start_two, make_config, run_quickly, arrays, tmp_path
 ):
     """Killed, or asked to stop."""
-    folder, flags = tmp_path / "run", ("--config.epochs=600", "--config.checkpoints=none")
+    folder, flags = tmp_path / "run", ("--config.epochs=200", "--config.checkpoints=none")
     both = start_two(folder, *flags)
     until = time.monotonic() + 120
-    # A snapshot after every epoch makes a round last for half a minute.
+    # A snapshot after every epoch makes a round last long enough.
     while not any(folder.glob("unfinished/state-*/epoch_*[0-9]")):
         assert time.monotonic() < until
         assert [process.poll() for process in both] == [None, None]
@@ -243,7 +243,7 @@ def test_one_process_is_lost_and_both_resume(
     leader, _ = finish(start_two(folder, "--config.checkpoint_seconds=300", *flags))
     first = leader[1].partition("epoch=")[2].partition("/")[0]
     assert int(first) >= max(epochs)
-    common = {"epochs": 600, "folds_per_device": 1, "seeds": 2, "folds": "a01,b02,g01"}
+    common = {"epochs": 200, "folds_per_device": 1, "seeds": 2, "folds": "a01,b02,g01"}
     run_quickly(make_config(**common, checkpoints="none"), tmp_path / "whole")
     same_bits(folder, tmp_path / "whole")
 
