@@ -19,7 +19,7 @@ from absl import flags
 from htnet_jax.datasets import recipe as recipes
 from htnet_jax.errors import UserError, run_command
 
-_DATASET = flags.DEFINE_string("dataset", None, "casme2, smic, samm, casme3, mmew, fourdme, ...")
+_DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Folder with the data set as distributed.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Where to keep what is built; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."

@@ -18,9 +18,12 @@ from absl import flags
 
 from htnet_jax.errors import UserError, run_command
 
-_DATASET = flags.DEFINE_string("dataset", None, "megc2019, casme2, smic, samm, casme3, mmew, ...")
+_DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
 _CONFIG = flags.DEFINE_string(
     "config", "", "The builder config, such as release or tvl1_28; default: the data set's own."
+)
+_LABELS = flags.DEFINE_string(
+    "labels", "", "The label set, such as megc3 or own; default: the data set's own."
 )
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Source files; needed only for building.")
 _DATA_DIR = flags.DEFINE_string(
@@ -62,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         config=_CONFIG.value,
         manual_dir=_MANUAL_DIR.value,
         data_dir=_DATA_DIR.value,
+        labels=_LABELS.value,
     )
     subjects = protocols.unique_subjects(arrays.subjects, arrays.sources)
     folds = protocols.splits(

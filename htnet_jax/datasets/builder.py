@@ -268,8 +268,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             UserError: There is no such variant.
         """
         if name and name not in cls.VARIANTS:
-            known = ", ".join(filter(None, cls.VARIANTS)) or "none at all"
-            raise UserError(f"{cls.name} has no variant {name!r}; use one of {known}")
+            known = ", ".join(filter(None, cls.VARIANTS))
+            remedy = f"use one of {known}" if known else "leave it out"
+            raise UserError(f"{cls.name} has no variant {name!r}; {remedy}")
         return name or cls.VARIANTS[0]
 
     @classmethod

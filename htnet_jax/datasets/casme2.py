@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
-from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, coded_clips, sheet_rows
+from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "CASME2-coding-20140508.xlsx"
 
@@ -85,7 +86,7 @@ directory must hold, at any depth:
         images agree with the sheet, and the one apex that is not given (sub04/EP12_01f has "/") is
         left to the recipe's rule.
         """
-        rows = sheet_rows(
+        rows = survey.sheet_rows(
             tree,
             # The challenge's labels are those of 2014.
             (
@@ -112,7 +113,7 @@ directory must hold, at any depth:
         )
         if not rows:
             return []
-        return coded_clips(
+        return survey.coded_clips(
             tree,
             variant,
             rows,

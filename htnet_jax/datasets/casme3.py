@@ -10,22 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
 from htnet_jax.datasets.recording import image_files
-from htnet_jax.datasets.survey import (
-    WITHOUT_ROW,
-    Audit,
-    Correction,
-    Counts,
-    RawClip,
-    Tree,
-    correct,
-    is_repeated,
-    one_folder,
-    sheet_rows,
-    values,
-)
+from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
 # The authors: most recordings of Part A lack their first 7 or 8 frames, and a few later ones.
@@ -95,7 +84,7 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
     @classmethod
     def survey(cls, tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
         """All annotated clips whose folder was found, by subject's number, recording and onset."""
-        rows = sheet_rows(
+        rows = survey.sheet_rows(
             tree,
             (re.escape(SHEET), r"cas\(me\)\^?3_part_a_me_label_jpgindex_v2.*\.xlsx?"),
             SHEET,
@@ -133,7 +122,7 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
                 audit.add("row", row.where, what)
                 continue
             subject = f"spNO.{int(number[1])}"
-            row, changes = correct(row, cls.CORRECTIONS.get((subject, video, str(onset))))
+            row, changes = survey.correct(row, cls.CORRECTIONS.get((subject, video, str(onset))))
             name = f"{video}_{row.whole('onset')}"
             # Folders were named when the error was still in; a corrected release may rename them.
             places = list(dict.fromkeys((f"{subject}_{video}_{onset}", f"{subject}_{name}")))
@@ -141,8 +130,8 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
             clip_id = f"{cls.name}/{subject}/{name}"
             for what in changes:
                 audit.note(row.where, what, clip=clip_id, kind="corrected")
-            fields = values(row, clip_id, audit, cls.LABELS["own"].of_emotion)
-            if fields is None or is_repeated(first, row, clip_id, audit):
+            fields = survey.values(row, clip_id, audit, cls.LABELS["own"].of_emotion)
+            if fields is None or survey.is_repeated(first, row, clip_id, audit):
                 continue
             # The clips' folders first: they hold the same frames, and are listed much faster.
             folders = _clip_folders(tree, [f for p in places for f in tree.folders("frame", p)])
@@ -153,12 +142,12 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
                     f"only the video {tree.below(films[0])} is here; extract its frames to "
                     f"frame/{places[0]}/NUMBER.jpg, numbered from the onset {fields['onset']}"
                 )
-            if folder := one_folder(tree, folders, row.where, clip_id, missing, audit):
+            if folder := survey.one_folder(tree, folders, row.where, clip_id, missing, audit):
                 fields["onset"] = _recorded_onset(clip_id, folder, fields, audit)
                 found.append(RawClip(cls.name, subject, name, folder=folder, **fields))
         for folder in _clip_folders(tree, tree.names(r"spno\.\d+_[a-z0-9]+_\d+")):
             if folder.name.casefold() not in named:
-                audit.add("row", tree.below(folder), WITHOUT_ROW)
+                audit.add("row", tree.below(folder), survey.WITHOUT_ROW)
         return sorted(found, key=_order)
 
 

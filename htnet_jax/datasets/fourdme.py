@@ -11,20 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
 from htnet_jax.datasets.sheets import Row
-from htnet_jax.datasets.survey import (
-    WITHOUT_ROW,
-    Audit,
-    Counts,
-    RawClip,
-    Tree,
-    is_repeated,
-    one_folder,
-    sheet_rows,
-    values,
-)
+from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "4DME_Labelling_Micro_release v1.xlsx"
 # Words in the names of the release's other folders, such as `long_gray_video`.
@@ -62,7 +53,7 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
         (counted from 0 below the header) of its copy, but a number is no key: in a copy sorted
         otherwise it names other clips.
         """
-        rows = sheet_rows(
+        rows = survey.sheet_rows(
             tree,
             (
                 re.escape(SHEET),
@@ -95,12 +86,12 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
             named.add((subject.casefold(), name.casefold()))
             clip_id = f"{cls.name}/{subject}/{name}"
             emotions = cls.LABELS["own"].of_emotion
-            fields = values(_without_held(row), clip_id, audit, emotions, compound=True)
-            if fields is None or is_repeated(first, row, clip_id, audit):
+            fields = survey.values(_without_held(row), clip_id, audit, emotions, compound=True)
+            if fields is None or survey.is_repeated(first, row, clip_id, audit):
                 continue
             missing = f"no folder {subject}/{name} among the gray micro-expression videos"
             folders = _folders(tree, subject, name)
-            if folder := one_folder(tree, folders, row.where, clip_id, missing, audit):
+            if folder := survey.one_folder(tree, folders, row.where, clip_id, missing, audit):
                 found.append(RawClip(cls.name, subject, name, folder=folder, **fields))
         for folder in tree.names(r".+"):
             part, subject, name = folder.parts[-3:]
@@ -108,7 +99,7 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
             if not _holds_subjects(part) or _holds_subjects(subject) or _holds_subjects(name):
                 continue
             if (_subject(subject).casefold(), name.casefold()) not in named:
-                audit.add("row", tree.below(folder), WITHOUT_ROW)
+                audit.add("row", tree.below(folder), survey.WITHOUT_ROW)
         return sorted(found, key=lambda clip: (clip.subject, clip.name))
 
 

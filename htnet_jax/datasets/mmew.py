@@ -8,21 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
 from htnet_jax.datasets.sheets import Row
-from htnet_jax.datasets.survey import (
-    WITHOUT_ROW,
-    Audit,
-    Counts,
-    RawClip,
-    Tree,
-    innermost,
-    is_repeated,
-    one_folder,
-    sheet_rows,
-    values,
-)
+from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "MMEW_Micro_Exp.xlsx"
 _OWN = own_classes("happiness anger surprise disgust fear sadness others")
@@ -53,7 +43,7 @@ others or repression. Macro_Expression is not used."""
     @classmethod
     def survey(cls, tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
         """All annotated clips whose folder was found, by name."""
-        rows = sheet_rows(
+        rows = survey.sheet_rows(
             tree,
             (r"mmew_micro_exp\.xlsx", r"mmew.*micro.*\.xlsx?"),
             SHEET,
@@ -82,20 +72,20 @@ others or repression. Macro_Expression is not used."""
                 continue
             subject = name.partition("-")[0]
             clip_id = f"{cls.name}/{subject}/{name}"
-            if is_repeated(first, row, clip_id, audit, drops=False):
+            if survey.is_repeated(first, row, clip_id, audit, drops=False):
                 continue
             found = folders.pop(name, [])
-            fields = values(row, clip_id, audit, cls.LABELS["own"].of_emotion)
+            fields = survey.values(row, clip_id, audit, cls.LABELS["own"].of_emotion)
             contradictions = list(_contradictions(tree, row, subject, found if fields else []))
             for what in contradictions:
                 audit.add("row", row.where, what, clip=clip_id)
-            folder = one_folder(tree, found, row.where, clip_id, f"no folder {name}", audit)
+            folder = survey.one_folder(tree, found, row.where, clip_id, f"no folder {name}", audit)
             if fields and folder and not contradictions:
                 clips.append(RawClip(cls.name, subject, name, folder=folder, **fields))
         for name in sorted(folders):
             clip_id = f"{cls.name}/{name.partition('-')[0]}/{name}"
             where = ", ".join(tree.below(folder) for folder in folders[name])
-            audit.add("row", where, WITHOUT_ROW, clip=clip_id)
+            audit.add("row", where, survey.WITHOUT_ROW, clip=clip_id)
         return sorted(clips, key=lambda clip: (clip.subject, clip.name))
 
 
@@ -111,7 +101,7 @@ def _clip_folders(tree: Tree) -> dict[str, list[Path]]:
     for folder in tree.names(_NAME):
         if not any(part.startswith("macro") for part in tree.parts(folder)[1:-1]):
             found[standard_name(folder.name)].append(folder)
-    return {name: innermost(folders) for name, folders in found.items()}
+    return {name: survey.innermost(folders) for name, folders in found.items()}
 
 
 def _contradictions(tree: Tree, row: Row, subject: str, folders: list[Path]) -> Iterator[str]:

@@ -6,17 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
-from htnet_jax.datasets.survey import (
-    Audit,
-    Correction,
-    Counts,
-    RawClip,
-    Tree,
-    coded_clips,
-    sheet_rows,
-)
+from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 
 SHEET = "SAMM_Micro_FACS_Codes_v2.xlsx"
 
@@ -82,7 +75,7 @@ The long videos are not used.
     @classmethod
     def survey(cls, tree: Tree, variant: str, audit: Audit) -> list[RawClip]:
         """All annotated clips whose folder is there, by subject and name."""
-        rows = sheet_rows(
+        rows = survey.sheet_rows(
             tree,
             (r"samm_micro_facs_codes_v2\.xlsx?", r"samm[-_ ](?!long).*\.xlsx?"),
             f"{SHEET} (or another sheet of the short clips)",
@@ -101,7 +94,7 @@ The long videos are not used.
         )
         if not rows:
             return []
-        return coded_clips(
+        return survey.coded_clips(
             tree,
             variant,
             rows,

@@ -12,22 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
 from htnet_jax.datasets.recording import image_files
 from htnet_jax.datasets.sheets import Row, read_sheet
-from htnet_jax.datasets.survey import (
-    WITHOUT_ROW,
-    Audit,
-    Correction,
-    Counts,
-    RawClip,
-    Tree,
-    correct,
-    find_sheet,
-    innermost,
-    is_repeated,
-)
+from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 from htnet_jax.errors import UserError
 
 # Code in a clip's name -> emotion, which is also the name of the folder above the clip.
@@ -220,7 +210,7 @@ def _one_copy(tree: Tree, folders: Sequence[Path], audit: Audit) -> dict[str, li
 
 def _choose(tree: Tree, name: str, folders: Sequence[Path], audit: Audit) -> Path | None:
     """The one folder of a clip; None, and a finding, if there are several or it contradicts."""
-    inner = innermost(folders)
+    inner = survey.innermost(folders)
     if len(inner) > 1:
         names = ", ".join(tree.below(path) for path in inner)
         audit.add("path", tree.below(inner[0]), f"several folders: {names}", clip=_id(name))
@@ -291,7 +281,7 @@ def _long_clips(
     for name in sorted(found.keys() - intervals.keys()):
         if _id(name) not in reported:
             where = ", ".join(tree.below(folder) for folder in found[name])
-            audit.add("row", where, WITHOUT_ROW, clip=_id(name))
+            audit.add("row", where, survey.WITHOUT_ROW, clip=_id(name))
     return clips
 
 
@@ -315,7 +305,7 @@ def _intervals(tree: Tree, variant: str, audit: Audit) -> dict[str, _Interval]:
             rf"smic[-_ ]?{of}[-_ ]?e.*annotation.*\.xlsx?",
         )
     ]
-    path = find_sheet(tree, patterns, f"SMIC-{variant.upper()}-E_annotation.xlsx", audit)
+    path = survey.find_sheet(tree, patterns, f"SMIC-{variant.upper()}-E_annotation.xlsx", audit)
     if path is None:
         return {}
     try:
@@ -327,7 +317,7 @@ def _intervals(tree: Tree, variant: str, audit: Audit) -> dict[str, _Interval]:
     named: dict[str, Row] = {}
     for row in rows:
         name = _name(row, audit)
-        if name and not is_repeated(first, row, _id(name), audit, drops=False):
+        if name and not survey.is_repeated(first, row, _id(name), audit, drops=False):
             named[name] = row
     found: dict[str, _Interval] = {}
     for name, row in named.items():
@@ -391,7 +381,7 @@ def _interval(row: Row, name: str, k: int, audit: Audit) -> _Interval | None:
 
 
 def _emotion_agrees(row: Row, name: str, audit: Audit) -> bool:
-    row, changes = correct(row, Smic.CORRECTIONS.get(name))
+    row, changes = survey.correct(row, Smic.CORRECTIONS.get(name))
     for what in changes:
         audit.note(row.where, what, clip=_id(name), kind="corrected")
     if row.cells["emotion"].casefold() in ("", _emotion(name)):

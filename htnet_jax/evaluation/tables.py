@@ -72,7 +72,8 @@ def markdown(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     """As `text`, in Markdown, with all intervals; ends with a line break."""
     blocks = [f"**{_md(line)}**" for line in _banner(runs)]
     for frame in (_scores(runs), *([_differences(pairs)] if pairs else [])):
-        rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+        head = map(_one_line, frame.columns)
+        rows = [head, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
         cells = [["<br>".join(map(_md, str(cell).split("\n"))) for cell in row] for row in rows]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
     return "\n\n".join([*blocks, *map(_md, notes(runs, pairs))]) + "\n"
@@ -223,7 +224,7 @@ def _scores(runs: Sequence[Run]) -> pd.DataFrame:
     for run, row in zip(runs[:1] if same else runs, counts, strict=False):
         label = ["clips" if same else f"clips of {_one_line(run.name)}", ""][: len(_labels(runs))]
         rows.append([*label, *row, ""])
-    titles = [_one_line(f"{display_name(group)} {_TITLES}") for group in groups]
+    titles = [f"{_one_line(display_name(group))}\n{_TITLES}" for group in groups]
     return pd.DataFrame(rows, columns=[*_labels(runs), *titles, _CHOSEN], dtype=object)
 
 
@@ -268,12 +269,13 @@ def _lines(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _aligned(frame: pd.DataFrame) -> list[str]:
     """The lines of a table, its cells flush left; a rule below its head."""
-    lines = _lines(frame)
-    widths = [max(len(name), *map(len, lines[name])) for name in lines]
-    rule = pd.DataFrame([["-" * width for width in widths[:-1]] + ["-" * len(_CHOSEN)]])
-    lines = pd.concat([rule.set_axis(lines.columns, axis=1), lines])
+    head, body = _lines(frame.columns.to_frame().T), _lines(frame)
+    widths = [max(map(len, [*head[name], *body[name]])) for name in frame]
+    rule = ["-" * width for width in [*widths[:-1], len(_CHOSEN)]]
+    table = pd.concat([head, pd.DataFrame([rule], columns=frame.columns), body])
+    # A column more than its width, to have two spaces between columns.
     pad: list[Callable[[str], str]] = [f"{{:<{width + 1}}}".format for width in widths]
-    shown = lines.to_string(index=False, justify="left", formatters=pad)
+    shown = table.to_string(index=False, header=False, formatters=pad)
     return [line.rstrip() for line in shown.splitlines()]
 
 

@@ -191,7 +191,13 @@ def texts(text: str) -> list[str]:
 def together() -> Iterator[None]:
     """An error or an interruption inside stops the other processes too, with a `PeerStopped`."""
     try:
-        yield
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            # Such as of a barrier of Orbax's.
+            if jax.process_count() == 1 or "coordination" not in str(error).lower():
+                raise
+            raise _line.lost(error) from error
     except BaseException as error:
         if jax.process_count() > 1 and not _all_know(error):
             # JAX's farewell would wait for the others: end before it, once the error is printed.
@@ -265,13 +271,18 @@ class _Line:
             rows = sending.result(timeout)
         # JAX raises the latter where it runs a collective at once.
         except (jax.errors.JaxRuntimeError, ValueError) as error:
-            raise PeerStopped(
-                "another process has ended without a word, or not come for half an hour "
-                f"({_first_line(error)}). What was finished is kept; give the same commands again "
-                "to resume."
-            ) from error
+            raise self.lost(error) from error
         self.is_free = True
         return rows
+
+    def lost(self, error: Exception) -> PeerStopped:
+        """Nothing can be exchanged any more; what to raise."""
+        self.is_free = False
+        return PeerStopped(
+            "another process has ended without a word, or not come for half an hour "
+            f"({_first_line(error)}). What was finished is kept; give the same commands again to "
+            "resume."
+        )
 
 
 _line = _Line()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import linen as nn
 from flax import traverse_util
 from jax.experimental import multihost_utils
@@ -225,6 +226,8 @@ class Snapshots:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
+        # Orbax raises the errors that it logs.
+        logging.set_verbosity(logging.FATAL)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Named, the processes meet at barriers of JAX's service rather than on their devices.
         everyone = set(range(jax.process_count()))

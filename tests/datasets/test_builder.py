@@ -320,6 +320,8 @@ def test_a_data_set_is_one_class(faces, tmp_path):
     with mock.patch.dict(datasets.BUILDERS, toy=Toy):
         with pytest.raises(UserError, match="4 clips, the published data set has 3"):
             loading.load("toy", **where)
+        with pytest.raises(UserError, match="toy has no variant 'raw'; leave it out"):
+            loading.load("toy", **where | {"config": f"{RECIPE}+variant-raw"})
         arrays, folder = loading.prepare("toy", options=INCOMPLETE, **where)
     assert arrays.clips.tolist() == ["toy/s1/joy", "toy/s2/anger", "toy/s2/joy"]
     assert arrays.class_names == ("joy", "anger")

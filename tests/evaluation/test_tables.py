@@ -28,9 +28,9 @@ def pair(make_wide):
 
 def test_text_of_one_run(make_run):
     lines = tables.text([Run.of("net", make_run())]).splitlines()
-    head, rule, final, ends, oracle, _, clips, empty, *notes = lines
-    titles = "  +".join(f"{group} UF1 / UAR" for group in ("composite", "SMIC", "SAMM"))
-    assert re.fullmatch(rf"selection  {titles}  +epoch selected by", head)
+    head, titles, rule, final, ends, oracle, _, clips, empty, *notes = lines
+    assert re.fullmatch(r"selection  composite +SMIC +SAMM +epoch selected by", head)
+    assert titles.split() == ["UF1", "/", "UAR"] * 3
     assert set(rule) == {"-", " "}
     # Final: F1 4/7, 0, 2/3 and recall 1, 0, 1/2; see test_summary.
     assert re.fullmatch(r"final +0\.4127 / 0\.5000 +.* last epoch", final)

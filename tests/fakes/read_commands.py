@@ -1,7 +1,7 @@
 """Reads the commands of documentation as the programs would, in a process of its own.
 
-Standard input: a JSON list of [module or script, [arguments]]. Standard output: a JSON list of what is
-wrong with each, "" if nothing is. Programs define the same flags, so each starts with none.
+Standard input: a JSON list of [module or script, [arguments]]. Standard output: a JSON list of what
+is wrong with each, "" if nothing is. Programs define the same flags, so each starts with none.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ def problem_of(program, arguments):
         names = run(program, run_name="documented")
         if "define_flags" in names:
             names["define_flags"]()
-        flags.FLAGS([program, *arguments])
+        sys.argv = [program, *arguments]  # config flags read the overrides there
+        flags.FLAGS(sys.argv)
         if "config" in flags.FLAGS and isinstance(flags.FLAGS.config, ConfigDict):
             settings.check(flags.FLAGS.config)
     except (Exception, SystemExit) as error:  # whatever a wrong command ends in is the finding

@@ -10,11 +10,15 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 class Blank(dict):
     """Every plot there may be, all of them empty: drawing takes most of the time."""
 
+    def __init__(self, alt=""):
+        """`alt`: words for all; by default each plot's name."""
+        self.alt = alt
+
     def get(self, stem):
         return self[stem]
 
     def __missing__(self, stem):
-        return figures.Drawn(PNG_SIGNATURE, stem)
+        return figures.Drawn(PNG_SIGNATURE, self.alt or stem)
 
 
 def show(runs, pairs=(), drawn=None):

@@ -157,7 +157,7 @@ def test_parity(train):
         for _ in range(2)
     ]
     variables = parity.random_variables(SMALL, BRIDGE, 3, seed=0)
-    found = parity.run(
+    (found,) = parity.run(
         SMALL, BRIDGE, variables, batches, optimizer=Optimizer("adamw", 1e-2), steps=5, train=train
     )
     assert found.passed, found.first_difference

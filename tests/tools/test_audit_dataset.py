@@ -94,6 +94,7 @@ def test_wrong_use_is_one_message(tmp_path, data_dir):
         ([*tiny, "--csv=-"], "--csv needs a file name"),
         ([*tiny, "--protocol=loo"], "--protocol=loo is unknown; use one of loso, lodo, kfold"),
         ([*tiny, "--protocol=kfold", "--protocol_folds=7"], "6 subjects cannot be split into 7"),
+        ([*tiny, "--labels=own"], "synthetic has no labels=own; use one of megc3"),
         (["synthetic"], "unexpected argument 'synthetic'"),
     ):
         status, output, errors = run(*arguments)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +31,6 @@ def get_config():
 """
 
 
-def start(*arguments):
-    command = [sys.executable, str(ROOT / "tools" / "check_parity.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
-
-
 @pytest.fixture(scope="module")
 def config():
     config = default_config()
@@ -68,12 +56,11 @@ def checkpoint(tmp_path_factory, config, variables):
 
 
 @pytest.mark.slow  # as test_parity.py without the command
-def test_random_weights_agree(tmp_path):
+def test_random_weights_agree(tmp_path, accepts):
     table, plot = tmp_path / "figures.json", tmp_path / "losses.png"
-    status, output, errors = finish(
-        start(*TINY, "--steps=2", f"--json={table}", f"--plot={plot}", "--losses", "--worst")
+    output = accepts(
+        *(*TINY, "--steps=2", f"--json={table}", f"--plot={plot}", "--losses", "--worst")
     )
-    assert status == 0, errors
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     loaded = json.loads(table.read_text(), parse_constant=lambda word: pytest.fail(word))
     assert loaded["passed"] is True
@@ -90,15 +77,12 @@ def test_random_weights_agree(tmp_path):
 
 
 @pytest.mark.slow  # tests/torch_bridge/test_mmnet.py compares the networks themselves
-def test_a_network_of_two_frames_in_both_modes(tmp_path):
+def test_a_network_of_two_frames_in_both_modes(tmp_path, accepts):
     (tmp_path / "frames.py").write_text(MMNET)
-    status, output, errors = finish(
-        start(
-            f"--config={tmp_path / 'frames.py'}",
-            *("--dtype=float64", "--steps=2", "--batch_size=2", "--worst", "--optimizer=adamw"),
-        )
+    output = accepts(
+        f"--config={tmp_path / 'frames.py'}",
+        *("--dtype=float64", "--steps=2", "--batch_size=2", "--worst", "--optimizer=adamw"),
     )
-    assert status == 0, errors
     assert "float64: all" in output
     assert "float64 train: all" in output
     # In both modes but for the running statistics.
@@ -106,14 +90,15 @@ def test_a_network_of_two_frames_in_both_modes(tmp_path):
 
 
 @pytest.mark.slow  # tests/torch_bridge/test_faults.py has every kind of fault
-def test_a_changed_weight_is_named(tmp_path, checkpoint, state_dict):
+def test_a_changed_weight_is_named(tmp_path, tool, checkpoint, state_dict):
     changed = dict(state_dict)
     name = "layers.0.0.layers.0.1.fn.net.0.bias"
     changed[name] = changed[name] + 1e-3
     torch.save(changed, tmp_path / "pair.pth")
     pair = f"--flax={checkpoint}", f"--torch={tmp_path / 'pair.pth'}"
-    status, output, errors = finish(start(*pair, "--dtype=float64", "--steps=0", "--batch_size=2"))
-    assert status == 1, errors
+    done = tool(*pair, "--dtype=float64", "--steps=0", "--batch_size=2")
+    assert done.returncode == 1, done.stderr
+    output = done.stdout
     assert "the first is weight params/level_0/block_0/mlp/fc1/bias" in output
     lines = [line.split() for line in output.splitlines()]
     failed = [words[1:3] for words in lines if words[0] == "FAIL"]
@@ -124,29 +109,30 @@ def test_a_changed_weight_is_named(tmp_path, checkpoint, state_dict):
     assert ["ok", "activation", "level_0/block_0/mlp_norm"] in [words[:3] for words in lines]
 
 
-def test_wrong_input_is_one_message(tmp_path, checkpoint, state_dict):
+def test_wrong_input_is_one_message(tmp_path, refuses, checkpoint, state_dict):
     other = {**state_dict, "mlp_head.2.weight": torch.zeros(3, 7)}
     del other["mlp_head.2.bias"]
     torch.save(other, tmp_path / "other.pth")
     np.savez(tmp_path / "arrays.pth", a=np.ones(3))
     (tmp_path / "frames.py").write_text(MMNET)
     frames = f"--config={tmp_path / 'frames.py'}"
+    checkpoint = f"--flax={checkpoint}"
     runs = {
-        "--mode=trains": start(*TINY, "--mode=eval,trains"),
-        "MMNet takes 2 of them": start(frames, "--data=dataset"),
-        "float16": start(*TINY, "--dtype=float16"),
-        str(tmp_path / "nothing"): start(f"--flax={tmp_path / 'nothing'}"),
-        "other.pth": start(f"--flax={checkpoint}", f"--torch={tmp_path / 'other.pth'}"),
-        "arrays.pth": start(f"--flax={checkpoint}", f"--torch={tmp_path / 'arrays.pth'}"),
+        "--mode=trains is unknown; use eval or train": [*TINY, "--mode=eval,trains"],
+        "MMNet takes 2 of them": [frames, "--data=dataset", "--config.inputs=mosaic"],
+        "--dtype=float16 is unknown; use float64 or float32": [*TINY, "--dtype=float16"],
+        "--dtype is empty": [*TINY, "--dtype="],
+        "--plot needs a name that ends in .png": [*TINY, "--plot=losses.jpg"],
+        f"{tmp_path}: is a folder": [*TINY, f"--json={tmp_path}"],
+        "--config is not for --flax": [checkpoint, frames],
+        str(tmp_path / "nothing"): [f"--flax={tmp_path / 'nothing'}"],
+        "other.pth": [checkpoint, f"--torch={tmp_path / 'other.pth'}"],
+        "arrays.pth": [checkpoint, f"--torch={tmp_path / 'arrays.pth'}"],
     }
-    for word, process in runs.items():
-        status, output, errors = finish(process)
-        assert status == 2, (word, output, errors)
-        assert errors.count("error:") == 1, errors
-        assert word in errors
-        assert "Traceback" not in errors
-        assert not output
+    for word, arguments in runs.items():
+        message = refuses(*arguments)
+        assert word in message
         if word == "other.pth":
-            assert "mlp_head.2.bias" in errors
-            assert "mlp_head.2.weight (3, 6)" in errors
-            assert "(3, 7)" in errors
+            assert "mlp_head.2.bias" in message
+            assert "mlp_head.2.weight (3, 6)" in message
+            assert "(3, 7)" in message

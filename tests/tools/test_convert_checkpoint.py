@@ -3,7 +3,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import flax
 import jax
@@ -20,86 +19,6 @@ from htnet_jax.torch_bridge import BRIDGES, convert, files, htnet, parity
 from htnet_jax.training.state import build_module, fold_folder, save_fold
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-
-# Importing JAX and PyTorch takes most of a run's time, so one process plays the tool again and
-# again. Not this process: the flags of all commands would then meet in absl's one table.
-WORKER = """
-import contextlib, importlib.util, io, json, sys, traceback
-from absl import flags
-from htnet_jax.errors import run_command
-from htnet_jax.config import parser_for
-import htnet_jax.torch_bridge
-spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
-answers = sys.stdout
-for line in sys.stdin:
-    sys.argv = ["convert_checkpoint.py", *json.loads(line)]
-    flags.FLAGS.unparse_flags()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            run_command(tool.main, flags_parser=parser_for(tool._CONFIG))
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def tool(tmp_path_factory):
-    log = tmp_path_factory.mktemp("worker") / "stderr"
-    with (
-        open(log, "w") as stderr,
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(TOOL)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        ) as worker,
-    ):
-
-        def run(*arguments):
-            worker.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
-            worker.stdin.flush()
-            answer = worker.stdout.readline()
-            assert answer, log.read_text()
-            return SimpleNamespace(
-                **dict(zip(("returncode", "stdout", "stderr"), json.loads(answer), strict=True))
-            )
-
-        yield run
-        worker.stdin.close()
-
-
-@pytest.fixture
-def accepts(tool):
-    def run(*arguments):
-        result = tool(*arguments)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    return run
-
-
-@pytest.fixture
-def refuses(tool):
-    """Runs the tool, which must end with status 2 and one message, and nothing else."""
-
-    def run(*arguments):
-        result = tool(*arguments)
-        assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("error: ") == 1
-        assert "Traceback" not in result.stderr
-        assert "Written" not in result.stdout
-        return result.stderr
-
-    return run
 
 
 def flat(tree):

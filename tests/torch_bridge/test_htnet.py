@@ -385,7 +385,7 @@ def test_contradictions_are_reported_together():
         "  layers.*.to_qkv.weight: heads=5 is impossible with dim=8; possible: 1, 2, 4, 8",
         "  num_classes: 5 in the file, 3 expected",
         "  dim: 8 in the file, 16 expected",
-        "  block_repeats: (1, 0, 2) in the file, [1, 1, 2] expected",
+        "  block_repeats: (1, 0, 2) in the file, (1, 1, 2) expected",
     ]
     assert "config" in lines[5]
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 import torch
 
+from htnet_jax.learn.step import Learner
 from htnet_jax.models import HTNet
 from htnet_jax.torch_bridge import BRIDGES, convert
 from htnet_jax.training import folds
@@ -23,8 +24,7 @@ SUBJECTS = np.array(list("aabcbabcabcba"))
 def make_trainer(data, optimizer):
     folds = [Fold(name, train=name != SUBJECTS, test=name == SUBJECTS) for name in "ac"]
     return FoldTrainer(
-        MODULE,
-        optimizer,
+        Learner(MODULE, optimizer),
         *data,
         folds,
         batch_size=BATCH,
@@ -80,7 +80,7 @@ def test_trains_as_a_plain_pytorch_loop(data, monkeypatch):
     assert counts == [8, 10]  # Two whole batches; the last one smaller.
     for result, start in zip(trained, started, strict=True):
         model = BRIDGE.build(MODULE, 3)
-        model.load_state_dict(convert.to_state_dict({"params": start.params}, BRIDGE.table))
+        model.load_state_dict(convert.to_state_dict(start.variables, BRIDGE.table))
         logits, losses = zip(*plain_loop(model, result.fold, *data), strict=True)
         # Or the comparison below would see no training.
         assert losses[-1] < 0.9 * losses[0]
@@ -89,9 +89,13 @@ def test_trains_as_a_plain_pytorch_loop(data, monkeypatch):
         for ours, theirs in zip(result.logits, logits, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
         np.testing.assert_allclose(result.train_loss, losses, rtol=1e-4)
-        final = convert.from_state_dict(model.state_dict(), BRIDGE.table, {"params": start.params})
-        moved = jax.tree.map(lambda a, b: np.linalg.norm(a - b), final["params"], start.params)
-        apart = jax.tree.map(lambda a, b: np.linalg.norm(a - b), final["params"], result.params)
+        final = convert.from_state_dict(model.state_dict(), BRIDGE.table, start.variables)
+        moved = jax.tree.map(
+            lambda a, b: np.linalg.norm(a - b), final["params"], start.variables["params"]
+        )
+        apart = jax.tree.map(
+            lambda a, b: np.linalg.norm(a - b), final["params"], result.variables["params"]
+        )
         # All but the position scalars of the last level, whose gradient is rounding.
         for tree in (moved, apart):
             del tree["level_1"]["pos_emb"]

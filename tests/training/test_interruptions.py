@@ -78,7 +78,7 @@ def stopped_at(config, run_quickly, monkeypatch):
 def epochs_kept(folder):
     return sorted(
         int(path.name.removeprefix("epoch_"))
-        for path in (folder / "unfinished").glob("state-*/epoch_*")
+        for path in (folder / "unfinished").glob("state-*/epoch_*[0-9]")
     )
 
 

@@ -257,7 +257,7 @@ def test_a_config_of_an_unknown_model(fold):
 
 
 def on_devices(*arrays):
-    """Arrays (devices, ...) on as many devices, and their shapes, for `Snapshots.latest`."""
+    """Arrays (devices, ...) on as many devices, and what `Snapshots.latest` wants of them."""
     devices = jax.local_devices()[: len(arrays[0])]
     mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
@@ -378,6 +378,6 @@ def test_a_full_disk_while_a_snapshot_is_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(state, "_write_manifest", full)
         kept.save(4, some_state(4)[0], {})
-        with pytest.raises(UserError, match=r"cannot be written .*No space left.*Free some space"):
+        with pytest.raises(UserError, match=r"cannot be written .*No space left.*Free some"):
             kept.wait()
     assert Snapshots(tmp_path, {}).latest(some_state(0)[1]).epoch == 2
