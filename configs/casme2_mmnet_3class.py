@@ -5,12 +5,12 @@
 
 FOLDER is your copy of CASME II; docs/datasets.md says what it must hold. The classes are happiness,
 surprise, negative (repression, disgust, fear, sadness), in this order, as in the release. Its
-network keeps five outputs; the two to spare are trained as classes that never occur and left out of
-predictions here, where the release counts them as wrong.
+network keeps five outputs: the two spare ones are trained as classes that never occur. Here they are
+left out of predictions; the release counts them as wrong.
 
 9,442,425 parameters on frames of 224 px: meant for an accelerator. On 2 CPU cores an epoch of one
-fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` needs a quarter
-(and half of `--config.augmentation.shift`).
+fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` takes a quarter of
+that (halve `--config.augmentation.shift` with it).
 Published (Li et al., IJCAI 2022), with accuracy and F1 each at its own best epoch on the test
 subject: accuracy .9551, F1 .9494. This toolkit has not been run on CASME II itself.
 """
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.augmentation.flip = 0.5
     config.augmentation.rotation = 4.0
     config.augmentation.shift = 4
-    # The release writes .2 and .15 of a quarter of the way.
+    # The release draws from .2 and .15 of a quarter of the way.
     config.augmentation.onset_late = 0.05
     config.augmentation.apex_early = 0.0375
     config.augmentation.apex_late = 0.0375

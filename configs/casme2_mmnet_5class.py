@@ -7,8 +7,8 @@ FOLDER is your copy of CASME II; docs/datasets.md says what it must hold. The cl
 repression, disgust, surprise, others, in this order, as in the release.
 
 9,438,841 parameters on frames of 224 px: meant for an accelerator. On 2 CPU cores an epoch of one
-fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` needs a quarter
-(and half of `--config.augmentation.shift`).
+fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` takes a quarter of
+that (halve `--config.augmentation.shift` with it).
 Published (Li et al., IJCAI 2022), with accuracy and F1 each at its own best epoch on the test
 subject: accuracy .8835, F1 .8676. This toolkit has not been run on CASME II itself.
 """
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.augmentation.flip = 0.5
     config.augmentation.rotation = 3.0
     config.augmentation.shift = 15
-    # The release writes .15 of a quarter of the way.
+    # The release draws from .15 of a quarter of the way.
     config.augmentation.onset_late = 0.0375
     config.augmentation.apex_early = 0.0375
     config.model = ConfigDict(

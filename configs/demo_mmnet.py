@@ -4,9 +4,9 @@
 
 288 clips of 12 subjects of 3 invented sources, rendered, aligned to 224 px and used at 64 px;
 12 folds x 30 epochs, 36,931 parameters. About 4 minutes on 2 CPU cores; expect a `final` UF1 of
-.89. Learning rate, decay, widths and variation were chosen on clips rendered with another seed, of
-which two groups of four subjects were left out; then the clips were doubled (with 144 it has .82)
-and the epochs halved.
+.89. Learning rate, decay, widths and augmentation were chosen on clips rendered with another seed,
+leaving out two groups of four subjects; then the clips were doubled (with 144 it has .82) and the
+epochs halved.
 With `--config.dataset.shuffle_labels=True` the same run must score near chance.
 """
 

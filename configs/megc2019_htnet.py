@@ -1,4 +1,4 @@
-"""HTNet as published, leave-one-subject-out on the released MEGC 2019 flow pictures.
+"""HTNet as published, leave-one-subject-out on the released MEGC 2019 flow images.
 
   python -m htnet_jax.train --config=configs/megc2019_htnet.py --workdir=runs/htnet \
       --config.dataset.manual_dir=FOLDER

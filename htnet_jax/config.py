@@ -17,7 +17,7 @@ from htnet_jax.errors import UserError, parse_flags
 
 
 def default_config() -> ConfigDict:
-    """Settings as HTNet was published, on the released MEGC 2019 flow pictures.
+    """Settings as HTNet was published, on the released MEGC 2019 flow images.
 
     Every key can be set on the command line: `--config.epochs=10`, `--config.model.dim=32`.
     """

@@ -1,7 +1,8 @@
 """Losses by name: `fn(logits, out, batch, mask, **options) -> (B,)`, one value a clip.
 
 `config.losses` names those of a run and their weights, `config.loss_options` their options. A new
-loss is one function here and one line in `LOSSES`. The step takes the mean over the clips that are
+loss is one function here and one line in `LOSSES`; one of a single network may stand beside it, in
+its attribute `losses`. The step takes the mean over the clips that are
 no padding, so a loss only looks at `mask` where it compares clips with each other.
 """
 
@@ -85,13 +86,16 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
 
 
 def make(
-    weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]]
+    weights: Mapping[str, float],
+    options: Mapping[str, Mapping[str, Any]],
+    model: Any = None,
 ) -> tuple[tuple[float, Loss], ...]:
     """The weighted losses that a config names.
 
     Args:
         weights: `config.losses`: name -> weight; a loss of weight 0 is left out.
         options: `config.loss_options`: name -> keyword arguments of the loss.
+        model: The network, or its class; what it declares as `losses` is known besides `LOSSES`.
 
     Returns:
         `(weight, function)` pairs; each function has its options.
@@ -99,20 +103,22 @@ def make(
     Raises:
         UserError: An unknown loss, option or value, or no loss at all.
     """
-    unknown = sorted({*weights, *options} - {*LOSSES})
+    known = {**LOSSES, **getattr(model, "losses", {})}
+    unknown = sorted({*weights, *options} - {*known})
     if unknown:
-        raise UserError(f"config.losses: {', '.join(unknown)} is unknown; use {', '.join(LOSSES)}")
+        raise UserError(f"config.losses: {', '.join(unknown)} is unknown; use {', '.join(known)}")
     bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
     if bad:
         raise UserError(f"config.losses.{bad[0]}={weights[bad[0]]} must be at least 0, and finite")
     chosen = {name: float(weight) for name, weight in weights.items() if weight}
     if not chosen:
         raise UserError("config.losses: all weights are 0; a network needs a loss to be trained")
-    return tuple((weight, _with(name, options.get(name, {}))) for name, weight in chosen.items())
+    return tuple(
+        (weight, _with(known[name], name, options.get(name, {}))) for name, weight in chosen.items()
+    )
 
 
-def _with(name: str, options: Mapping[str, Any]) -> Loss:
-    loss = LOSSES[name]
+def _with(loss: Loss, name: str, options: Mapping[str, Any]) -> Loss:
     known = loss.__kwdefaults__ or {}
     for key, value in options.items():
         where = f"config.loss_options.{name}.{key}"

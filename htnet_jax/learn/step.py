@@ -190,7 +190,7 @@ def make(module: Any, config: ConfigDict, **options: Any) -> Learner:
     return Learner(
         module,
         optimizer,
-        losses.make(config.losses.to_dict(), config.loss_options.to_dict()),
+        losses.make(config.losses.to_dict(), config.loss_options.to_dict(), module),
         schedule,
         columns,
         config.ema,

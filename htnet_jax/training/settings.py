@@ -76,7 +76,8 @@ def check(config: ConfigDict) -> None:
     if config.ema >= 1:
         raise UserError(f"config.ema={config.ema} must be below 1")
     optim.make(config)
-    losses.make(config.losses.to_dict(), config.loss_options.to_dict())
+    network = models.MODELS.get(config.model.get("name"))
+    losses.make(config.losses.to_dict(), config.loss_options.to_dict(), network)
     if config.augmentation.rotation > 180:
         raise UserError(
             f"config.augmentation.rotation={config.augmentation.rotation} is in degrees either "

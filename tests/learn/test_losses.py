@@ -1,5 +1,7 @@
 """Losses against PyTorch and by hand, and what the config may say of them."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,21 @@ def test_options_and_weights_reach_the_loss():
 def test_refused(weights, options, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         losses.make(weights, options)
+
+
+def margin(logits, out, batch, mask, *, size=1.0):
+    return size + logits[:, 0]
+
+
+def test_a_network_may_bring_a_loss_of_its_own():
+    class Network:
+        losses: ClassVar = {"margin": margin}
+
+    options = {"margin": {"size": 2.0}}
+    ((weight, loss),) = losses.make({"margin": 0.5}, options, Network)
+    assert weight == 0.5
+    np.testing.assert_array_equal(loss(np.array([[1.0, 0.0]]), {}, None, None), [3.0])
+    with pytest.raises(UserError, match="margin is unknown; use cross_entropy"):
+        losses.make({"margin": 0.5}, options)
+    with pytest.raises(UserError, match="margins is unknown; use cross_entropy, margin"):
+        losses.make({"margins": 1.0}, {}, Network)

@@ -211,10 +211,10 @@ def test_warmup_rises_in_a_line_to_the_schedule(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "lion"}, "config.optimizer='lion' is unknown; use adam or adamw or sgd"),
-        ({"schedule": "linear"}, "config.schedule='linear' is unknown; use constant or step"),
-        ({"weight_decay": 0.1}, "config.weight_decay=0.1 is for adamw or sgd; set --config.optim"),
-        ({"momentum": 0.9}, "config.momentum=0.9 is for sgd; set --config.optimizer=sgd, or"),
+        ({"optimizer": "best"}, "config.optimizer='best' is unknown; use adam or adamw or sgd"),
+        ({"schedule": "best"}, "config.schedule='best' is unknown; use constant or step"),
+        ({"weight_decay": 0.1}, "config.weight_decay=0.1 is for adamw or sgd"),
+        ({"momentum": 0.9}, "config.momentum=0.9 is for sgd"),
         ({"momentum": 1.0, "optimizer": "sgd"}, "config.momentum=1.0 must lie in"),
         ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0 and finite"),
         ({"learning_rate_decay": 0.0}, "config.learning_rate_decay=0.0 must lie in"),
