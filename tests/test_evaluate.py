@@ -393,6 +393,7 @@ def test_only_the_runs_own_clips_are_shown(real_run, arrays, data_dir, drawn):
         ),
         ({"name": "smic"}, "smic is not built in {data}; --data_dir=DIR"),
         ({"config": "huge"}, "unknown config of data set synthetic 'huge'"),
+        ({"labels": "own"}, "synthetic has no labels=own; use one of megc3"),
         ({"layout": "round"}, "unknown layout 'round'"),
     ],
 )

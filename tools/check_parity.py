@@ -217,6 +217,7 @@ def _batches(module: Any, config: ConfigDict) -> list[tuple[tuple[np.ndarray, ..
         config=config.dataset.config,
         data_dir=config.dataset.data_dir,
         manual_dir=config.dataset.manual_dir,
+        labels=config.dataset.labels,
     )
     feed = make_feed(arrays, config, module)
     check_fit(config, module, arrays, feed)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from htnet_jax import pages
-from htnet_jax.datasets import process
+from htnet_jax.datasets import frames, process
 from htnet_jax.io import write_atomically
 from htnet_jax.motion import flow, regions
 
@@ -193,10 +193,13 @@ def _clip(job: process.Job, inspection: process.Inspection, steps: process.Steps
     ]
     if steps.frames is not None:
         stored = steps.frames
-        for what, (first, exact, end) in (("onset", stored.onset), ("apex", stored.apex)):
+        groups = {"around the onset": stored.onset, "around the apex": stored.apex}
+        if frames.count_of(job.recipe.frames):
+            groups = {"evenly, and the apex": (0, stored.apex[1], len(stored.numbers))}
+        for what, (first, exact, end) in groups.items():
             numbers = ", ".join(map(str, stored.numbers[first:end]))
             drawn = draw_frames(stored.pixels[first:end], exact - first)
-            figures.append((drawn, f"face frames around the {what}: {numbers}"))
+            figures.append((drawn, f"face frames {what}: {numbers}"))
     return {
         "id": clip.id,
         "facts": f"emotion {clip.emotion}; onset {clip.onset}, "

@@ -83,7 +83,8 @@ def images(content: Content, data_dir: str = "") -> Images:
 
     if loading.built(name, config=dataset["config"], data_dir=str(where)) is None:
         raise UserError(absent)
-    arrays = loading.load(name, config=dataset["config"], data_dir=str(where))
+    labels = dataset.get("labels", "")
+    arrays = loading.load(name, config=dataset["config"], data_dir=str(where), labels=labels)
     if arrays.fingerprint != str(content.predictions.fingerprint):
         raise UserError(f"{name} in {where} is not the data that the run saw")
     kept = np.isin(arrays.clips, content.predictions.clips)

@@ -126,6 +126,20 @@ def test_face_frames_on_the_page(step, tmp_path):
         assert (tuple(sheet[y, x]) != colour) == has_frame
 
 
+def test_even_face_frames_are_one_image(step, tmp_path):
+    job, inspection, steps = step()
+    job = dataclasses.replace(job, recipe=Recipe(frames="4"))
+    face = np.zeros((224, 224, 3), np.uint8)
+    groups = {46: face}, dict.fromkeys((59, 66, 72, 86), face)
+    steps = dataclasses.replace(steps, frames=frames.clip_frames(46, 66, *groups, times={}))
+    page = written(tmp_path, "t", [(job, inspection, steps)])
+    assert page.tags.count("img") == 1 + IMAGES_PER_CLIP + 1
+    sheet = image(page, "face frames evenly, and the apex: 46, 59, 66, 72, 86")
+    # The third of five, the apex, has a frame.
+    tops = [sheet[y, x].any() for y in (0, preview.TILE) for x in range(0, 480, preview.TILE)]
+    assert tops == [False, False, True, False, False, False]
+
+
 def test_text_from_outside_is_escaped(step, tmp_path):
     nasty = "<script>alert('\"&x')</script>"
     shown = step(name=nasty, emotion=nasty)

@@ -125,7 +125,7 @@ def case():
     """`(name, train=False, dtype="float64")` -> Case of `MODULES[name]`, computed on first use."""
 
     @functools.cache
-    def get(name, train=False, dtype="float64"):
+    def compute(name, train, dtype):
         module, rng = MODULES[name], np.random.default_rng(0)
 
         def pixels(shape):
@@ -139,5 +139,8 @@ def case():
         ]
         optimizer = OPTIMIZERS.get(name, Optimizer(learning_rate=1e-3))
         return make_case(module, batches, dtype=dtype, optimizer=optimizer, train=train)
+
+    def get(name, train=False, dtype="float64"):
+        return compute(name, train, dtype)
 
     return get
