@@ -4,10 +4,10 @@
       --config.dataset.manual_dir=FOLDER
 
 FOLDER as for `megc2019_htnet.py`. About a minute on one core. Expect a UF1 of .772 and a UAR of
-.790, leave-one-subject-out with nothing selected: these are the scores of
-the first run, whose constants were fixed beforehand. It is made for whole faces: the mirror image of
-a mosaic is not that of a face (with `--config.dataset.layout=release`: .698 and .709). Seeds, batch size, learning rate and shuffling
-have no effect on a baseline.
+.790, leave-one-subject-out with nothing selected: these are the scores of the first run, whose
+constants were fixed beforehand. It is made for whole faces: the mirror image of a mosaic is not
+that of a face (with `--config.dataset.layout=release`: .698 and .709). Seeds, batch size, learning
+rate and shuffling have no effect on a baseline.
 """
 
 from ml_collections import ConfigDict
