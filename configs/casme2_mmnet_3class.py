@@ -10,9 +10,9 @@ are left out of predictions; the release counts them as wrong.
 
 9,442,425 parameters on frames of 224 px: meant for an accelerator. On 2 CPU cores an epoch of one
 fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` takes a quarter
-of that (halve `--config.augmentation.shift` with it).
-Published (Li et al., IJCAI 2022), with accuracy and F1 each at its own best epoch on the test
-subject: accuracy .9551, F1 .9494. This toolkit has not been run on CASME II itself.
+of that (halve `--config.augmentation.shift` with it). Published (Li et al., IJCAI 2022), with
+accuracy and F1 each at its own best epoch on the test subject: accuracy .9551, F1 .9494. This
+toolkit has not been run on CASME II itself.
 """
 
 from ml_collections import ConfigDict

@@ -8,9 +8,9 @@ repression, disgust, surprise, others, in this order, as in the release.
 
 9,438,841 parameters on frames of 224 px: meant for an accelerator. On 2 CPU cores an epoch of one
 fold takes minutes; `--config.dataset.frame_size=112 --config.model.image_size=112` takes a quarter
-of that (halve `--config.augmentation.shift` with it).
-Published (Li et al., IJCAI 2022), with accuracy and F1 each at its own best epoch on the test
-subject: accuracy .8835, F1 .8676. This toolkit has not been run on CASME II itself.
+of that (halve `--config.augmentation.shift` with it). Published (Li et al., IJCAI 2022), with
+accuracy and F1 each at its own best epoch on the test subject: accuracy .8835, F1 .8676. This
+toolkit has not been run on CASME II itself.
 """
 
 from ml_collections import ConfigDict
