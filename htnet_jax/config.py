@@ -63,7 +63,7 @@ def default_config() -> ConfigDict:
     # Repetitions of the whole run with the seeds seed, seed + 1, ...; they train side by side.
     config.seeds = 1
     # Who is left out: "loso" (a fold a subject), "lodo" (a fold a data set), "kfold" (groups of
-    # subjects, each data set dealt evenly).
+    # subjects, balanced per data set).
     config.protocol = "loso"
     # Number of folds of "kfold".
     config.protocol_folds = 5
@@ -72,7 +72,7 @@ def default_config() -> ConfigDict:
     # Inner folds of each fold, for the selection "inner" and the temperature; 0: none. Each trains
     # one more model a fold.
     config.inner_folds = 0
-    # The training subjects are dealt into so many parts; an inner fold validates on one of them.
+    # The training subjects are split into so many parts; an inner fold validates on one of them.
     config.inner_parts = 5
     # "inner" takes the epoch chosen on the validation subjects of the model trained on all training
     # subjects; False: of the inner folds' models themselves.
@@ -107,7 +107,7 @@ def default_config() -> ConfigDict:
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False
 
-    # Variation of the training clips, drawn anew in every epoch: face frames and whole flows of a
+    # Variation of the training clips, drawn in every epoch: face frames and whole flows of a
     # clip are moved alike (the flow's vectors with it); predictions are made on the exact clip.
     config.augmentation = ConfigDict()
     # Probability of a mirrored face.
@@ -155,9 +155,9 @@ def default_config() -> ConfigDict:
     # The network's input: "release" (the release's mosaic, row = x), "upright", or "none" (no
     # mosaic, the whole flow).
     config.dataset.layout = "release"
-    # Channels of the flow in the network's order; the release reads its pictures as BGR.
+    # Channels of the flow in the network's order; the release reads its images as BGR.
     config.dataset.channels = "strain,v,u"
-    # "minmax_255": each clip and channel to 0..255, as the released pictures already are; "none".
+    # "minmax_255": each clip and channel to 0..255, as the released images already are; "none".
     config.dataset.scaling = "none"
     # Side in pixels that face frames are made smaller to; 0: as they are stored (224).
     config.dataset.frame_size = 0

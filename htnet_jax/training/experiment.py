@@ -386,7 +386,7 @@ def _positions(every: list[Unit], done: set[Unit]) -> list[int]:
 
 
 def _state_folder(store: Store, folds: list[Fold]) -> Path:
-    """Where a round's snapshots are: named after its folds, which other devices may group anew."""
+    """Where a round's snapshots are: named after its folds, which may be grouped differently."""
     names = "\n".join(fold.name for fold in folds)
     return store.folder / f"state-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 

@@ -124,7 +124,7 @@ class GroupSize:
         if self._processes > 1:
             raise UserError(
                 f"{why} with {size} folds a device. Several processes cannot change that by "
-                "themselves: start anew in another --workdir with a smaller "
+                "themselves: start again in another --workdir with a smaller "
                 "--config.folds_per_device, or with fewer devices in each process."
             )
         if self._is_cpu:
