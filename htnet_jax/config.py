@@ -232,7 +232,7 @@ def _files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _unknown_keys(argv: Sequence[str]) -> list[str]:
-    """One line for each `--config.KEY` that no setting is called, with the nearest that is."""
+    """One line for each unknown `--config.KEY`, with the nearest known one."""
     known = list(_keys(_config_of(argv)))
     lines = []
     for argument in argv:
@@ -245,7 +245,7 @@ def _unknown_keys(argv: Sequence[str]) -> list[str]:
 
 
 def _config_of(argv: Sequence[str]) -> ConfigDict:
-    """What the config file gives, whose model may be any; the defaults if it gives nothing."""
+    """What the config file returns; the defaults if it returns no config."""
     for path in _files(argv):
         try:
             config = runpy.run_path(path)["get_config"]()

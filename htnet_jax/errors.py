@@ -83,7 +83,7 @@ def run_command(
     from absl import app, logging
 
     def guarded(argv: list[str]) -> Any:
-        # The libraries' own progress notes would bury ours.
+        # The libraries' own progress messages would bury ours.
         logging.set_verbosity(logging.WARNING)
         return main(argv)
 

@@ -1,4 +1,4 @@
-"""Says what is wrong with a built data set, and which folds that touches.
+"""Reports what is wrong with a built data set, and which folds it touches.
 
 python tools/audit_dataset.py --dataset=megc2019 --manual_dir=FOLDER --data_dir=DIR
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_outputs() -> None:
-    """Before the work, so that it is not lost."""
+    """Checked before the work, so that none is lost."""
     for name in (_JSON.value, _CSV.value):
         if name and name != "-":
             try:

@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
         )
     builders, load = _builders(), os.getloadavg()[0]
     _check(_CONFIG.value)
-    # A load of up to 1 may be left over from something that has ended.
+    # A load of up to 1 may remain from something that has ended.
     if load > 1:
         print(
             f"warning: other work keeps this machine busy (load average {load:.1f}, {core_count()} "
@@ -159,7 +159,7 @@ def _builders() -> dict[str, Callable[[Bench], Case]]:
 
 
 def _check(config: ConfigDict) -> None:
-    """What cannot work, before anything is computed."""
+    """Refuses what cannot work, before anything is computed."""
     torch_bridge.bridge_of(config.model.name)
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.model.dtype={config.model.dtype}: use float32 or bfloat16 here")
@@ -183,7 +183,7 @@ class Bench:
     """Both frameworks on one kind of device, and a network in both; what all cases share."""
 
     def __init__(self, config: ConfigDict) -> None:
-        # Else JAX takes most of a GPU's memory at once and leaves PyTorch little.
+        # Otherwise JAX takes most of a GPU's memory at once and leaves PyTorch little.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax.config.update("jax_num_cpu_devices", core_count())
         torch.set_num_threads(core_count())
@@ -236,7 +236,7 @@ class Bench:
 
     def torch_model(self, variables: Mapping[str, Any]) -> torch.nn.Module:
         """The network in PyTorch, with weights of its own memory."""
-        # Weights that are replaced at once need neither memory nor random numbers.
+        # Weights that are replaced right away need neither memory nor random numbers.
         with torch.device("meta"):
             model = self.bridge.build(self.module, self.channels)
         state_dict = convert.to_state_dict(variables, self.bridge.table)
@@ -309,7 +309,7 @@ def train_step(bench: Bench) -> Case:
     mask = np.ones(len(labels), np.float32)
     batch = learn.Batch(inputs, {}, labels, mask, jax.random.key(0), Moment(0))
     batch = jax.device_put(batch)
-    # Compiled, because the two moments of Adam would else be one and the same zeros.
+    # Compiled, because Adam's two moments would otherwise share one array of zeros.
     state = [jax.jit(bench.learner.state_of)(bench.variables)]
     program = jax.jit(bench.learner.step, donate_argnums=0).lower(state[0], batch)
     compiled = program.compile(bench.compiler_options)
@@ -348,7 +348,7 @@ def folds(bench: Bench) -> Case:
         matmul_precision="tf32" if _TF32.value else "float32",
     )
     told: list[training.Progress] = []
-    # All once: should the memory not suffice, the groups become smaller here.
+    # All of them once: if they do not fit into memory, the groups become smaller here.
     first, *_ = training.train_rounds(trainer, 1, told.append)
     peak, rounds = _peak_bytes(), trainer.rounds()
 
@@ -546,7 +546,7 @@ def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> d
         for name, build in builders.items():
             bar.set_description(name)
             case = build(bench)
-            # After the first case, whose peak of memory would else hold them.
+            # After the first case, whose memory peak would otherwise include them.
             limits = limits or ceilings(bench, _CONFIG.value.model.dtype)
             bar.update()
             sides = {**case.sides, **{key: measure for key, (_, measure) in limits.items()}}

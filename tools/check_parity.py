@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _optimizer(config: ConfigDict) -> Any:
-    """The config's, with what the flags say in its place."""
+    """The config's settings, overridden by the flags."""
     from htnet_jax.torch_bridge.traces import Optimizer
 
     # A checkpoint of an older version does not name its optimizer.
@@ -134,7 +134,7 @@ def _optimizer(config: ConfigDict) -> Any:
 
 
 def _check_outputs() -> None:
-    """Before the work, so that it is not lost."""
+    """Checked before the work, so that none is lost."""
     if _PLOT.value and (not _PLOT.value.endswith(".png") or not _STEPS.value):
         raise UserError("--plot needs a name that ends in .png, and --steps above 0")
     for name in (_JSON.value, _PLOT.value):

@@ -48,7 +48,7 @@ def features(size: int, *, label: bool = True) -> dict[str, Any]:
 
 
 def frame_features(side: int, rule: str) -> dict[str, Any]:
-    """What examples with face frames have besides, see `htnet_jax.datasets.frames.ClipFrames`.
+    """What examples with face frames also hold, see `htnet_jax.datasets.frames.ClipFrames`.
 
     Args:
         side: Side of the frames in pixels.
@@ -68,7 +68,7 @@ def frame_features(side: int, rule: str) -> dict[str, Any]:
 
 
 def sheet_features() -> dict[str, Any]:
-    """What the annotation sheet says of a clip besides its emotion.
+    """What the annotation sheet says about a clip besides its emotion.
 
     `action_units` are joined by `+`; `objective` is the class 1..7 by action units, 0 where none is
     given; frame numbers are those in the file names; `apex_rule` says where the apex comes from
@@ -87,7 +87,7 @@ def sheet_features() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """What every example says of its clip.
+    """What every example says about its clip.
 
     Attributes:
         source: Data set the clip comes from, lower case (`casme2`, `smic`, `samm`, ...).

@@ -48,7 +48,7 @@ _TEMPLATE_ROUNDING = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Checkup:
-    """All that was found in a data set.
+    """All findings about a data set.
 
     Attributes:
         findings: In the order of `KINDS`; problems of a kind before its notes.
@@ -191,7 +191,7 @@ def _empty(flow: np.ndarray) -> str:
     """Why a finite flow `(S, S, 3)` shows no motion, or ""."""
     # 0 is added because a value of -0.0 would be printed with its sign.
     low, high = flow.min(axis=(0, 1)) + 0, flow.max(axis=(0, 1)) + 0
-    # Strain is no length but a derivative, and small where there is motion.
+    # Strain is a derivative, not a length, and small where there is motion.
     still = high - low <= np.array([_LEAST_MOTION, _LEAST_MOTION, 0])
     if not low.any() and not high.any():
         return "the flow is 0 everywhere, as from an apex that is the onset"
@@ -239,7 +239,7 @@ def _add_copies(
         text += f", on {len(names)} subjects: one of them under two names, or a clip filed twice"
     if len(folds) > 1:
         text += f"; it crosses folds: each of {', '.join(folds)} tests what the others train on"
-    # A clip that is there twice counts twice in every score, even if no fold trains on it.
+    # A clip that occurs twice counts twice in every score, even if no fold trains on it.
     is_problem = kind == "identical" or len(folds) > 1 or len(names) > 1
     collector.add(kind, text, rows, note=not is_problem)
 

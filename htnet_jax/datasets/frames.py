@@ -114,7 +114,7 @@ def evenly(
     return rows[np.abs(places[:, None] - moments).argmin(axis=0)]
 
 
-# What examples with frames have besides, see `builder.frame_features`. Times are only stored where
+# What examples with frames also hold, see `builder.frame_features`. Times are only stored where
 # N frames are picked evenly.
 EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows", "frame_times")
 

@@ -1,4 +1,4 @@
-"""Strict reading of RGB PNG images: what is not whole is an error, never half an image."""
+"""Strict reading of RGB PNG images: an incomplete file is an error, never half an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every step from frames to mosaics, clip by clip, as one HTML page to be looked at.
+"""Every step from frames to mosaics, clip by clip, as one HTML page.
 
 Drawn images are `(h, w, 3)` uint8 RGB at the size they are shown at.
 """

@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that a worker needs.
+    """Everything a worker needs.
 
     Attributes:
         clip: The clip.
@@ -62,7 +62,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What looking at a clip's frames gave.
+    """What inspecting a clip's frames gave.
 
     Attributes:
         findings: What is wrong; with a dropping one the other fields mean nothing.
@@ -150,7 +150,7 @@ def inspect(job: Job) -> Inspection:
         unusable = {}
         if recipe.frames != "none":
             unusable = _unusable(clip, apex, recipe.frames, onset)
-            # The clip can do without: another frame is taken, or jitter has one less to choose.
+            # The clip does not need it: another frame is taken, or jitter has one less to choose from.
             found += [_finding(clip, "image", what) for what in unusable.values()]
     except _Bad as bad:
         return Inspection((_finding(clip, bad.kind, str(bad), drops=True),))
@@ -338,7 +338,7 @@ def _unusable(clip: RawClip, apex: int, rule: str, onset: np.ndarray) -> dict[in
     source = open_frames(clip.folder)
     found: dict[int, str] = {}
     usable = {clip.onset, apex}  # They were read already.
-    # A frame that fails may have another picked in its place, which is looked at next.
+    # Another frame may be picked in place of one that fails; it is checked next.
     while new := {n for group in _chosen(clip, apex, rule, found) for n in group} - usable:
         for number in sorted(new):
             try:

@@ -341,7 +341,7 @@ def _rows(path: Path, variant: str) -> list[Row]:
         return read_sheet(path, columns | own, optional=optional, sheet=variant)
     except UserError:
         rows = read_sheet(path, columns | plain, optional=optional, sheet=variant)
-    # Without the wanted sheet, that of another camera has been read.
+    # The wanted sheet is missing, and that of another camera was read.
     sheet = re.search(r", sheet (HS|VIS|NIR),", rows[0].where, re.IGNORECASE) if rows else None
     if sheet and sheet[1].lower() != variant:
         raise UserError(f"{path}: it has no sheet {variant.upper()}, only {sheet[1]}")

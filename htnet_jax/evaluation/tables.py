@@ -163,7 +163,7 @@ def notes(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> list[str]:
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         found += [prefix + note for note in _limits(run)]
-    # What holds for several runs is said once for each only where it differs.
+    # A remark that holds for several runs is repeated only where it differs.
     return list(dict.fromkeys(found))
 
 

@@ -58,7 +58,7 @@ def face_transform(points: np.ndarray, side: int) -> np.ndarray:
     z = (source - centre) @ (1, 1j)
     w = (target - target_centre) @ (1, 1j)
     extent = np.sqrt((abs(z) ** 2).sum())
-    # Coordinates of this size are only known to so many digits.
+    # Coordinates of this size have no more digits than this.
     if extent <= 1e-9 * (1 + np.abs(source).max()):
         raise ValueError(f"the points must not all coincide; got {source.tolist()}")
     a = (z.conj() @ w) / extent**2

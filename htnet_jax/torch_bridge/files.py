@@ -150,7 +150,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _read_torch(path: Path) -> Any:
     try:
-        # Its warnings about odd pickles would stand before our message.
+        # Its warnings about odd pickles would precede our message.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -169,5 +169,5 @@ def _read_torch(path: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     lines = (line.strip() for line in str(error).splitlines())
-    # Some errors say no more than a number.
+    # Some errors consist of a number alone.
     return next((line for line in lines if re.search("[a-z]{3}", line)), type(error).__name__)

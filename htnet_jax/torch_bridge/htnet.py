@@ -309,7 +309,7 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
 
 def _measured(shapes: Mapping[str, Shape], channels: int, problems: Problems) -> dict[str, Any]:
     """Every size that shapes determine, and the rows of the first `to_qkv` as `qkv`."""
-    # Any entry counts, so that one that is missing is called missing later on.
+    # Any entry counts, so that a missing one is reported as missing later.
     levels = convert.count_numbered(shapes, r"layers\.(\d+)\.")
     repeats = tuple(
         convert.count_numbered(shapes, rf"layers\.{level}\.0\.layers\.(\d+)\.")

@@ -425,7 +425,7 @@ def _measured(shapes: Mapping[str, Shape], problems: Problems) -> dict[str, Any]
         "image_size": flax_mmnet.CELL * side,
         "stem": shapes["conv_act.0.weight"][0],
         "widths": tuple(shapes[name][0] for name in layers),
-        # Any entry counts, so that one that is missing is called missing later on.
+        # Any entry counts, so that a missing one is reported as missing later.
         "depth": convert.count_numbered(shapes, r"vit_pos\.blocks\.(\d+)\."),
         "mlp_mult": max(1, shapes["vit_pos.blocks.0.mlp.fc1.weight"][0] // width),
     }

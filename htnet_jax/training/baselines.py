@@ -83,7 +83,7 @@ class Baseline(ClassifierMixin, BaseEstimator):
         num_classes: C, the number of classes.
     """
 
-    # Features that it takes where the config names none.
+    # The features it takes where the config names none.
     inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
     num_classes: int = setting(3, lambda v: is_whole(v) and v > 0, "a whole number, at least 1")

@@ -126,7 +126,7 @@ class _Experiment:
         self._check_settings()
         self.record = _first(lambda: workdir.unfinished(folder, self.as_json))
         workdir.check_versions(folder, self.record)
-        # Process 0 builds the data set if need be; the others find it built.
+        # Process 0 builds the data set if necessary; the others find it built.
         arrays = _load(config) if hosts.leads() else None
         leads_with = hosts.texts(arrays.fingerprint if arrays else "")[0]
         arrays = arrays or _load(config)
@@ -369,7 +369,7 @@ def _shower(bar: tqdm, title: str, epochs: int) -> Any:
     def show(progress: Progress) -> None:
         if progress.compiling_s:
             bar.write(f"compiled in {progress.compiling_s:.0f} s", file=sys.stderr)
-            # The time that is left is told from the epochs alone.
+            # The remaining time is estimated from the epochs alone.
             bar.unpause()
             return
         bar.set_description(title, refresh=False)
@@ -386,13 +386,13 @@ def _positions(every: list[Unit], done: set[Unit]) -> list[int]:
 
 
 def _state_folder(store: Store, folds: list[Fold]) -> Path:
-    """Where a round's snapshots are: named after its folds, which other devices may group anew."""
+    """Where a round's snapshots are: named after its folds, which may be grouped differently."""
     names = "\n".join(fold.name for fold in folds)
     return store.folder / f"state-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
 def _discard_others(store: Store, rounds: list[tuple[_Stage, list[Fold]]]) -> None:
-    """Deletes the states of rounds that are formed no more, as when part of one was finished."""
+    """Deletes the states of rounds that no longer exist, as when part of one was finished."""
     needed = {_state_folder(store, folds) for _, folds in rounds}
     others = [found for found in store.folder.glob("state-*") if found not in needed]
     for found in others:

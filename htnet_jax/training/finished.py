@@ -74,7 +74,7 @@ def images(content: Content, data_dir: str = "") -> Images:
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     where = Path(data_dir or dataset["data_dir"] or default).expanduser()
     absent = f"{name} is not built in {where}; --data_dir=DIR says where it is"
-    # A look at the folder first: importing TFDS takes longer than scoring a run.
+    # Check the folder first: importing TFDS takes longer than scoring a run.
     if not (where / name).is_dir():
         raise UserError(absent)
 

@@ -257,7 +257,7 @@ class FoldTrainer:
 
     def _place(self, *arrays: Any) -> Any:
         """Trees of host arrays (devices, ...) -> on the devices, in memory of their own."""
-        # Before and apart from the compiled call, which is guarded against copies in its middle.
+        # Before the compiled call, which is guarded against copies.
         return jax.device_put(arrays, self._split, may_alias=False)
 
     def _slots(self, count: int) -> np.ndarray:

@@ -66,10 +66,10 @@ def connect(config: ConfigDict) -> None:
     )
     if address:
         _find(address, wait=process > 0)
-    # It would catch SIGTERM, which stops training here.
+    # It would catch SIGTERM, which is used here to stop training.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        # What is None, JAX finds out from the cluster's environment (SLURM, Open MPI, cloud TPUs).
+        # JAX reads what is None from the cluster's environment (SLURM, Open MPI, cloud TPUs).
         jax.distributed.initialize(
             coordinator_address=address or None,
             num_processes=processes or None,
@@ -194,7 +194,7 @@ def together() -> Iterator[None]:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            # Such as of a barrier of Orbax's.
+            # For example from one of Orbax's barriers.
             if jax.process_count() == 1 or "coordination" not in str(error).lower():
                 raise
             raise _line.lost(error) from error

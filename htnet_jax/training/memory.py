@@ -1,4 +1,4 @@
-"""How many folds train side by side on a device: estimate, the compiler's word, halving.
+"""How many folds train side by side on a device: estimate, compiler's figure, halving.
 
 The size of a group is estimated first, then checked against what the compiler says that the program
 needs. Where that does not fit, or the memory runs out all the same, the groups become smaller
@@ -41,7 +41,7 @@ _CGROUPS = (
 
 
 class Regrouped(Exception):
-    """The memory does not suffice for groups of the size in use; the trainer has smaller ones now.
+    """Groups of the size in use do not fit into memory; the trainer now has smaller ones.
 
     Its message says so in one line. Nothing of the round is left: ask `rounds` again, and begin
     with snapshots of no other group size.
@@ -213,7 +213,7 @@ def _left(folder: Path, limit: str, use: str, files: str) -> int | None:
 
 
 def needed_bytes(program: Any) -> int:
-    """Memory that a compiled program takes on each device, as the compiler says; 0: it does not.
+    """Memory that a compiled program takes on each device, as the compiler says; 0: unknown.
 
     Args:
         program: From `jax.stages.Lowered.compile`; of one for several devices the compiler tells
@@ -232,7 +232,7 @@ def needed_bytes(program: Any) -> int:
 
 
 def is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether a device's memory did not suffice."""
+    """Whether an error says that a device ran out of memory."""
     text = str(error)
     return text.startswith("RESOURCE_EXHAUSTED") or "out of memory" in text.lower()
 

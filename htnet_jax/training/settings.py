@@ -22,7 +22,7 @@ from htnet_jax.learn.step import logits_of
 from htnet_jax.training.folds import MATMUL_PRECISIONS
 from htnet_jax.training.state import attributes_of, build_module
 
-# Keys that do not change what a run computes: a run may be resumed with other values of them.
+# Keys that do not change what a run computes: it may be resumed with other values.
 _PLACE_KEYS = (
     "coordinator",
     "dataset.manual_dir",
@@ -36,7 +36,7 @@ _PLACE_KEYS = (
     "checkpoint_seconds",
 )
 
-# Trees of the config whose keys belong to what they name: that checks them itself.
+# Trees of the config whose keys belong to what they name, which checks them itself.
 _FREE = ("model", "losses", "loss_options")
 
 # Types in which a network may compute.

@@ -159,7 +159,7 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """One that does not wait for other processes."""
+    """A checkpointer that does not wait for other processes."""
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=uuid.uuid4().hex
@@ -423,7 +423,7 @@ def _here(tree: Any) -> Any:
 
 
 class DamagedError(Exception):
-    """A checkpoint whose files are not those that were written; says which."""
+    """A checkpoint whose files are not the ones that were written; says which."""
 
 
 def _write_manifest(folder: Path, arrays: str, **facts: Any) -> None:

@@ -96,7 +96,7 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder.
+    """Locks the folder against other processes.
 
     Raises:
         UserError: Another process trains there.

@@ -162,7 +162,7 @@ def make_example(config: SyntheticConfig, planned: PlannedClip) -> dict[str, Any
         Its landmarks are those of the onset frame, in pixels of the flow; pixel centres
         have whole-numbered coordinates.
     """
-    # Imported here because reading a data set that is built already needs neither.
+    # Imported here because reading a built data set needs neither.
     from htnet_jax.datasets.synthetic.rendering import render_clip
     from htnet_jax.motion.flow import flow_tensor
 
