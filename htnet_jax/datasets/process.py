@@ -150,7 +150,7 @@ def inspect(job: Job) -> Inspection:
         unusable = {}
         if recipe.frames != "none":
             unusable = _unusable(clip, apex, recipe.frames, onset)
-            # The clip does not need it: another frame is taken, or jitter has one less to choose from.
+            # The clip does not need it: another is taken, or jitter has one less to choose from.
             found += [_finding(clip, "image", what) for what in unusable.values()]
     except _Bad as bad:
         return Inspection((_finding(clip, bad.kind, str(bad), drops=True),))
