@@ -60,36 +60,36 @@ def default_config() -> ConfigDict:
     config.inputs = ""
     # A new order of the training clips every epoch; False: file order, as the release.
     config.shuffle = False
-    # Repetitions of the whole run with the seeds seed, seed + 1, ...; they train side by side.
+    # Repetitions of the whole run, with the seeds seed, seed + 1, ...; they train side by side.
     config.seeds = 1
-    # Who is left out: "loso" (a fold a subject), "lodo" (a fold a data set), "kfold" (groups of
-    # subjects, balanced per data set).
+    # Who is left out: "loso" (a fold for each subject), "lodo" (a fold for each data set), "kfold"
+    # (groups of subjects, balanced per data set).
     config.protocol = "loso"
     # Number of folds of "kfold".
     config.protocol_folds = 5
     # Folds to run (for "loso" the left-out subjects), comma-separated; empty: all.
     config.folds = ""
     # Inner folds of each fold, for the selection "inner" and the temperature; 0: none. Each trains
-    # one more model a fold.
+    # one more model.
     config.inner_folds = 0
-    # The training subjects are split into so many parts; an inner fold validates on one of them.
+    # The training subjects are split into this many parts; an inner fold validates on one of them.
     config.inner_parts = 5
-    # "inner" takes the epoch chosen on the validation subjects of the model trained on all training
-    # subjects; False: of the inner folds' models themselves.
+    # The selection "inner" applies the epoch chosen on the validation subjects to the model that is
+    # trained on all training subjects; False: to the inner folds' models themselves.
     config.inner_refit = True
-    # Outputs of the network beyond the classes of the data: trained as classes that never occur,
-    # and left out of predictions. (MMNet's release for three classes has 2.)
+    # Outputs of the network beyond the classes of the data. They are trained as classes that never
+    # occur, and left out of predictions. (MMNet's release for three classes has 2.)
     config.spare_outputs = 0
-    # Folds trained side by side on one device; 0: chosen from its free memory. Either way fewer if
-    # the memory does not suffice.
+    # Folds trained side by side on one device; 0: chosen from its free memory. Fewer either way, if
+    # memory runs short.
     config.folds_per_device = 0
-    # How products of float32 are computed: "float32", or faster on GPUs "tf32" (10 bits of mantissa
-    # for 23) and "bfloat16" (7 bits), sums in float32. No effect on a CPU.
+    # How products of float32 are computed: "float32", or, faster on GPUs, "tf32" (10 bits of
+    # mantissa instead of 23) and "bfloat16" (7 bits). Sums are float32. No effect on a CPU.
     config.matmul_precision = "float32"
     # Several processes share the folds, one on each host, with one --workdir that all see.
     config.distributed = False
-    # HOST:PORT of process 0, the number of processes, and which one this is. Empty, 0 and -1: as
-    # the cluster's environment says (SLURM and others).
+    # HOST:PORT of process 0, the number of processes, and which one this is. Empty, 0 and -1: read
+    # from the cluster's environment (SLURM and others).
     config.coordinator = ""
     config.processes = 0
     config.process = -1
@@ -101,24 +101,24 @@ def default_config() -> ConfigDict:
     # on SIGTERM and Ctrl-C. A snapshot holds three times the parameters of every fold in training;
     # two are kept.
     config.checkpoint_every = 100
-    # No snapshot within so many seconds of the last one: fast epochs would wait for the disk.
+    # At least this many seconds between snapshots: fast epochs would otherwise wait for the disk.
     config.checkpoint_seconds = 300
     # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
     # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
     config.tensorboard = False
 
-    # Variation of the training clips, drawn in every epoch: face frames and whole flows of a
-    # clip are moved alike (the flow's vectors with it); predictions are made on the exact clip.
+    # Augmentation of the training clips, drawn in every epoch: all face frames and whole flows of a
+    # clip are moved alike, the flow's vectors with them. Predictions are made on the exact clip.
     config.augmentation = ConfigDict()
     # Probability of a mirrored face.
     config.augmentation.flip = 0.0
-    # Most degrees that a face is turned, either way; the nearest pixel, zeros from outside.
+    # Largest rotation in degrees, either way; nearest pixel, zeros from outside.
     config.augmentation.rotation = 0.0
-    # Most pixels, of the largest images as they are used, that it is moved on each axis (a random
-    # crop after padding with so many zeros).
+    # Largest shift on each axis, in pixels of the largest images as they are used (a random crop
+    # after padding with that many zeros).
     config.augmentation.shift = 0
-    # Frames drawn instead of the exact ones: after the onset and before the apex by up to these
-    # shares of the way from onset to apex, after the apex of the way from apex to offset.
+    # Frames drawn instead of the exact ones: up to these shares of the way from onset to apex after
+    # the onset and before the apex, and of the way from apex to offset after the apex.
     config.augmentation.onset_late = 0.0
     config.augmentation.apex_early = 0.0
     config.augmentation.apex_late = 0.0
@@ -136,7 +136,7 @@ def default_config() -> ConfigDict:
     config.model.mlp_mult = 4
     config.model.dropout = 0.0
     # Type of the network's computation, "float32" or "bfloat16"; parameters, loss and optimizer are
-    # float32 always.
+    # always float32.
     config.model.dtype = "float32"
 
     config.dataset = ConfigDict()
@@ -159,9 +159,9 @@ def default_config() -> ConfigDict:
     config.dataset.channels = "strain,v,u"
     # "minmax_255": each clip and channel to 0..255, as the released images already are; "none".
     config.dataset.scaling = "none"
-    # Side in pixels that face frames are made smaller to; 0: as they are stored (224).
+    # Side in pixels that face frames are shrunk to; 0: as they are stored (224).
     config.dataset.frame_size = 0
-    # Control experiment: labels permuted over all clips; an honest protocol then scores chance.
+    # Control experiment: labels permuted over all clips; an honest protocol then scores at chance.
     config.dataset.shuffle_labels = False
     return config
 

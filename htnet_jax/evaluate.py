@@ -3,9 +3,10 @@
   python -m htnet_jax.evaluate RUN [RUN ...] [--partial] [--output=DIR] [--data_dir=DIR]
 
 RUN is the folder of a training run (its --workdir). For each one this reads RUN/predictions.npz,
-prints the table of UF1 / UAR and writes into RUN, anew: metrics.json, predictions_SELECTION.csv,
-table.md, table.tex, plots/ and report.html. Several runs are also compared with each other, pair by
-pair (more than four: each with the first), in a report of their own.
+prints the table of UF1 / UAR and writes into RUN, replacing older ones: metrics.json,
+predictions_SELECTION.csv, table.md, table.tex, plots/ and report.html. Several runs are also
+compared with each other, pair by pair (more than four: each with the first), in a report of their
+own.
 
 The data set is not needed. Where it is built, the reports show images of the worst mistakes.
 """

@@ -216,6 +216,7 @@ def test_readme_shows_the_table_that_is_printed(folder):
     shown = _table("README.md")
     assert shown[0].split() == printed[0].split()
     assert shown[1].split() == printed[1].split()
+    assert len(shown[2]) == len(shown[2].rstrip()) and set(shown[2]) == {"-", " "}
     words = {line.split()[0]: line.split("  ")[-1] for line in printed if line[:1].isalpha()}
     for line in shown:
         if line.startswith(("final", "oracle")):

@@ -245,7 +245,7 @@ class FrameArrays:
         return found
 
     def of(self, kept: np.ndarray) -> FrameArrays:
-        """The frames of some clips, in their order, with rows counted anew.
+        """The frames of some clips, in their order, with rows counted from 0 again.
 
         Args:
             kept: `(N,)` bool.

@@ -40,7 +40,7 @@ class Closest:
 
 @dataclasses.dataclass(frozen=True)
 class Alike:
-    """Pictures that are more similar than a threshold.
+    """Flows that are more similar than a threshold.
 
     Attributes:
         groups: Indices, ascending, of flows that are connected by similar pairs.

@@ -1,4 +1,4 @@
-"""From runs to the files people read: scores, tables, plots and one self-contained page."""
+"""From runs to the files that are read: scores, tables, plots and one self-contained page."""
 
 from __future__ import annotations
 

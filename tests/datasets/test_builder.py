@@ -256,7 +256,7 @@ def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_pat
         loading.load("samm", config="tvl1_28+labels-five+frames-pair", data_dir=str(tmp_path))
     assert "'tvl1_28+frames-pair' with dataset.labels=five" in str(caught.value)
     assert command.format("tvl1_28+frames-pair") in str(caught.value)
-    # With the source files at hand it is built anew, beside the old one.
+    # With the source files at hand it is built again, beside the old one.
     where = {"manual_dir": str(copies / "samm"), "data_dir": str(tmp_path)}
     arrays, folder = loading.prepare("samm", config=RECIPE, options=INCOMPLETE, **where)
     assert (len(arrays.clips), folder.name) == (11, "2.0.0")

@@ -358,7 +358,7 @@ def test_aligned_points_of_rendered_faces_lie_near_the_template(tmp_path, faces)
         points = rendered.landmarks[rendered.onset]
         landmarks = _compute(process.Job(clip, CSV, points=points)).landmarks
         expected = alignment.canonical_points(28)
-        # A similarity keeps the centre exactly, and people's proportions.
+        # A similarity keeps the centre exactly, and a face's proportions.
         np.testing.assert_allclose(landmarks.mean(axis=0), expected.mean(axis=0), atol=1e-4)
         assert np.linalg.norm(landmarks - expected, axis=1).max() < 1.5
 

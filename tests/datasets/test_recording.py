@@ -309,7 +309,7 @@ def test_frames_that_were_forgotten_are_decoded_again(tmp_path, opened, monkeypa
     assert len(opened) == 2  # 3 lies before what is kept
 
 
-def test_a_video_that_changed_is_read_anew(tmp_path):
+def test_a_video_that_changed_is_read_again(tmp_path):
     path = tmp_path / "a.avi"
     assert len(open_frames(_video(path, _images(5))).numbers) == 5
     before = open_frames(path).stamps(1, 5)

@@ -20,7 +20,7 @@ HOSTILE = r"a|b*c_d & 50% {x} \y ~ ^ # $z$ <i> [1] `q` " + '"r"'
 
 @pytest.fixture
 def pair(make_wide):
-    """Two runs of six people, the first of two seeds, and their comparison."""
+    """Two runs of six subjects, the first of two seeds, and their comparison."""
     runs = [Run.of("net", make_wide(key=1, seeds=2)), Run.of("base", make_wide(key=2, epochs=1))]
     first, second = runs
     return runs, [compare(first.predictions, second.predictions, ("net", "base"))]

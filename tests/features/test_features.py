@@ -128,7 +128,7 @@ def test_frames_may_be_made_smaller(arrays):
 
 
 def test_flow_mosaic_and_frames_side_by_side(arrays):
-    """A network of several kinds of inputs; flow is the whole picture whatever the layout."""
+    """A network of several kinds of inputs; flow is the whole image whatever the layout."""
     config = make_config("flow,onset,mosaic", {"layout": "upright", "channels": "v, strain"})
     feed = features.make_feed(arrays, config)
     assert feed.shapes == ((28, 28, 2), (SIDE, SIDE, 3), (28, 28, 2))

@@ -1,4 +1,4 @@
-"""A whole experiment: what it writes, what it refuses, and how it goes on after an interruption."""
+"""A whole experiment: what it writes, what it refuses, and how it resumes after an interruption."""
 
 import collections
 import dataclasses

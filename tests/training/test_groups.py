@@ -1,4 +1,4 @@
-"""How folds are dealt out: a table of cases, and what holds for any."""
+"""How folds are grouped: a table of cases, and what holds for any."""
 
 import itertools
 import math
@@ -36,14 +36,14 @@ def test_any_number_of_folds_devices_and_places():
     for folds, devices, fit in itertools.product(range(1, 40), range(1, 9), range(1, 9)):
         size = balanced_size(folds, devices, fit)
         assert 1 <= size <= fit
-        dealt = groups(range(folds), devices, size)
-        assert list(itertools.chain(*dealt)) == list(range(folds))
-        assert max(map(len, dealt)) <= size
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+        found = groups(range(folds), devices, size)
+        assert list(itertools.chain(*found)) == list(range(folds))
+        assert max(map(len, found)) <= size
+        assert max(map(len, found)) - min(map(len, found)) <= 1
         # No more rounds than if every group were as large as fits, and no device idle for nothing.
         rounds = math.ceil(folds / (fit * devices))
-        assert math.ceil(len(dealt) / devices) == rounds
-        assert len(dealt) == min(rounds * devices, folds)
+        assert math.ceil(len(found) / devices) == rounds
+        assert len(found) == min(rounds * devices, folds)
 
 
 def test_no_fold_no_group():

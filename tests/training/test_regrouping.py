@@ -114,9 +114,9 @@ def test_the_run_goes_on_in_smaller_groups(config, run_quickly, run_of, tmp_path
     np.testing.assert_array_equal(found.train_loss[:, 3:], single.train_loss[:, 3:])
 
 
-@pytest.mark.slow  # the bits of what goes on are tested above, by way of a kill
+@pytest.mark.slow  # the bits of what resumes are tested above, by way of a kill
 def test_within_one_run_nothing_is_lost(config, run_quickly, run_of, tmp_path, capfd):
-    """Not killed: the folds are dealt out anew, and the bar counts each epoch once."""
+    """Not killed: the folds are grouped again, and the bar counts each epoch once."""
     original = folds.FoldTrainer._train
     trained = []
 
