@@ -177,7 +177,7 @@ class Plan:
 class Store:
     """The results of the units that are finished: a folder with one small file for each.
 
-    A file appears complete or not at all, so a run can stop at any moment and be resumed.
+    A file appears complete or not at all, so a run can stop at any moment and resume later.
     """
 
     FOLDER = "unfinished"
@@ -259,7 +259,7 @@ class Store:
             inner = ", with its inner folds," if self.plan.inner_folds else ""
             raise UserError(
                 f"{self.folder}: no fold of this run is finished{inner} yet; give the training "
-                "command again to resume"
+                "command again to resume it"
             )
         return joined(self.plan, self.read, folds)
 
