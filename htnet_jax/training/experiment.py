@@ -43,8 +43,7 @@ Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 def run(config: ConfigDict, folder: Path) -> Run | None:
     """Runs a whole experiment, or resumes one that was interrupted.
 
-    Several processes run this in lockstep; process 0 writes the records and the report, and each
-    the checkpoints of the folds on its own devices.
+    Several processes run this in lockstep; process 0 writes all but the snapshots.
 
     Args:
         config: See `htnet_jax.config.default_config`.
@@ -285,15 +284,14 @@ class _Experiment:
                     continue
                 for result in trained:
                     unit = stage.units[result.fold.name]
-                    self._keep(unit, result)
-                    done.add(unit)
-                # Only what all processes have kept counts as finished.
-                signal = int(hosts.gather(np.array([stop.number])).max())
-                if hosts.leads():
-                    for result in trained:
+                    if hosts.leads():
                         outcome = Result(result.logits, result.train_loss)
-                        events.write(stage.units[result.fold.name], outcome)
-                        store.write(stage.units[result.fold.name], outcome)
+                        events.write(unit, outcome)
+                        self._keep_checkpoint(unit, result)
+                        # Last, because it makes the model count as finished.
+                        store.write(unit, outcome)
+                    done.add(unit)
+                signal = int(hosts.gather(np.array([stop.number])).max())
                 snapshots.clear()
                 if signal:
                     raise Stopped(signal)
@@ -303,8 +301,8 @@ class _Experiment:
         unit = stage.units[name]
         return unit.inner is None and self.plan.folds[unit.fold] in self.kept
 
-    def _keep(self, unit: Unit, result: FoldResult) -> None:
-        """Writes the checkpoint of a fold that this process has the variables of."""
+    def _keep_checkpoint(self, unit: Unit, result: FoldResult) -> None:
+        """Writes the final variables of a fold, if they are wanted."""
         if result.variables is None:
             return
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])

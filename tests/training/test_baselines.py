@@ -479,7 +479,7 @@ def test_a_fold_is_the_baseline_fitted_on_its_training_clips(name):
         fitted = BASELINES[name]().fit(inputs[fold.train], labels[fold.train])
         result = results[fold.name]
         assert result.fold is fold
-        assert result.params is None
+        assert result.variables is None
         assert result.logits.shape == (1, 6, 3)
         np.testing.assert_array_equal(result.logits[0], fitted.logits(inputs[fold.test]))
         odds = np.exp(fitted.logits(inputs[fold.train]).astype(np.float64))

@@ -241,7 +241,7 @@ def test_snapshots_need_memory_too(monkeypatch):
         trainer, "_compile", lambda tables, copies: asked.append(copies) or trainer._programs
     )
     keeping = folds_module.Keeping(
-        types.SimpleNamespace(latest=lambda: None), 0, types.SimpleNamespace(number=0)
+        types.SimpleNamespace(latest=lambda like: None), 0, types.SimpleNamespace(number=0)
     )
     for kept in (None, keeping):
         trainer.train(trainer.rounds()[0], 1, None, kept)
