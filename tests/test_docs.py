@@ -23,6 +23,7 @@ from htnet_jax.evaluation import metrics
 from htnet_jax.features import features
 from htnet_jax.learn import losses, optim
 from htnet_jax.torch_bridge import BRIDGES
+from htnet_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -115,6 +116,8 @@ def test_python_blocks_run(name, folder, monkeypatch):
                 # Lines as in the file, so that a traceback names the right one.
                 tree = ast.parse("\n" * line + text, file)
                 exec(compile(tree, str(ROOT / file), "exec"), space)
+        if "get_config" in space:
+            settings.check(space["get_config"]())
 
 
 def test_the_converted_network_computes_the_same(folder, monkeypatch):

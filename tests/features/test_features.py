@@ -238,7 +238,7 @@ def test_an_offset_before_the_apex_reaches_nowhere():
     ("names", "varied", "message"),
     [
         ("onset,offset", {}, "config.inputs='onset,offset': name the network's inputs in their"),
-        ("apex,apex", {}, "each once, comma-separated; there are mosaic, flow, onset, apex"),
+        ("apex,apex", {}, f"each once, comma-separated; there are {', '.join(features.FEATURES)}"),
         (" ,", {}, "config.inputs=' ,': name the network's inputs"),
         ("mosaic", {"flip": 0.5}, "config.augmentation.flip=0.5: mosaic cannot be varied"),
         ("flow", {"apex_early": 0.05}, "that frame is no input (config.inputs='flow'); set to 0"),
@@ -340,7 +340,7 @@ def test_a_network_that_does_not_fit(arrays, names, attributes, dataset, message
             HTNet(),
             "HTNet takes 1 of them; HTNet usually takes --config.inputs=mosaic",
         ),
-        ("onset,apx", MMNet(), "there are mosaic, flow, onset, apex; MMNet usually takes"),
+        ("onset,apx", MMNet(), f"there are {', '.join(features.FEATURES)}; MMNet usually takes"),
     ],
 )
 def test_inputs_that_the_network_does_not_take(names, module, message):
