@@ -207,7 +207,7 @@ class Feed:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shape of each input of one clip."""
-        return tuple(self._shape(name) for name in self.names)
+        return tuple(self.shape_of(name) for name in self.names)
 
     @property
     def clip_bytes(self) -> int:
@@ -250,10 +250,10 @@ class Feed:
             keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 3))(rows)
         if moved:
             move = augment.draw_moves(keys[:, 2], self.geometry)
-        largest = max((self._shape(name)[-2] for name in moved), default=0)
+        largest = max((self.shape_of(name)[-2] for name in moved), default=0)
         where = {
             side: augment.sources(move, side, side / largest)
-            for side in sorted({self._shape(name)[-2] for name in moved})
+            for side in sorted({self.shape_of(name)[-2] for name in moved})
         }
         found = {}
         for name in everything:
@@ -274,16 +274,17 @@ class Feed:
         privileged = {name: found[name] for name in self.privileged}
         return tuple(found[name] for name in self.names), privileged
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a feature of one clip."""
+        rows = self.arrays.get(f"{name}/exact")
+        each = () if rows is None else rows.shape[1:]
+        return (*each, *self.arrays[self._bank(name)].shape[1:])
+
     def _kind(self, name: str) -> str:
         return self.features[name].kind if name in self.features else "table"
 
     def _bank(self, name: str) -> str:
         return self.banks.get(name, name)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        rows = self.arrays.get(f"{name}/exact")
-        each = () if rows is None else rows.shape[1:]
-        return (*each, *self.arrays[self._bank(name)].shape[1:])
 
     def _rows(self, name: str, arrays: Mapping[str, jax.Array], rows: jax.Array) -> jax.Array:
         exact = arrays.get(f"{name}/exact")
@@ -325,7 +326,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
         banks=banks,
         components=components,
     )
-    sides = [feed._shape(name)[-2] for name in names if FEATURES[name].kind != "table"]
+    sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind != "table"]
     if sides and wanted.shift >= max(sides):
         raise UserError(
             f"config.augmentation.shift={wanted.shift} moves images of {max(sides)} px out of "
