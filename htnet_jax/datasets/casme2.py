@@ -121,7 +121,6 @@ directory must hold, at any depth:
             source=cls.name,
             subject=_subject,
             folders=r"ep\d+.*",
-            cropped="cropped",
             # Beside them there may be the selection of them, which holds nothing else.
             complete="casme2-raw",
             emotions=cls.LABELS["own"].of_emotion,

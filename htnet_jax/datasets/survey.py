@@ -504,8 +504,8 @@ def coded_clips(
     source: str,
     subject: Callable[[str], str | None],
     folders: str,
-    cropped: str,
     emotions: Collection[str],
+    cropped: str = "cropped",
     synonyms: Mapping[str, str] = types.MappingProxyType({}),
     complete: str = "",
     corrections: Mapping[tuple[str, str], Correction] = types.MappingProxyType({}),
@@ -521,8 +521,8 @@ def coded_clips(
         source: Name of the data set.
         subject: Standard name of a subject from a cell or a folder's name; None for no subject's.
         folders: Regular expression of the clip folders' names.
-        cropped: The word in the path of cropped images.
         emotions: As in `values`.
+        cropped: The word in the path of cropped images, where there are some.
         synonyms: As in `values`.
         complete: The word in the path of raw images that are preferred to other raw ones.
         corrections: (subject, clip) -> what is wrong in its row.
@@ -575,6 +575,8 @@ def coded_clips(
                 audit.note(tree.below(path), "a clip that is known to have no row in the sheet")
             else:
                 audit.add("row", tree.below(path), WITHOUT_ROW)
-    if clips and not any(clip.objective for clip in clips):
+    # Said only of data sets whose sheets may have them.
+    may_have = any("objective" in row.cells for row in rows)
+    if clips and may_have and not any(clip.objective for clip in clips):
         audit.note("sheet", "it has no objective classes: labels=objective finds no clip")
     return sorted(clips, key=lambda clip: (clip.subject, clip.name))
