@@ -13,7 +13,6 @@ The data set is not needed. Where it is built, the reports show images of the wo
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from htnet_jax.errors import UserError, run_command
+from htnet_jax.errors import UserError, run_command, say
 from htnet_jax.evaluation import report, tables
 from htnet_jax.evaluation.summary import Run, compare
 from htnet_jax.training import finished
@@ -86,7 +85,7 @@ def evaluate(
     runs = [_score(*each, data_dir) for each in zip(names, contents, strict=True)]
     pairs = []
     for first, second in _pairs(runs):
-        _say(f"comparing {first.name} with {second.name}")
+        say(f"comparing {first.name} with {second.name}")
         both = (first.name, second.name)
         pairs.append(compare(first.predictions, second.predictions, both))
     for run, folder in zip(runs, folders, strict=True):
@@ -96,13 +95,13 @@ def evaluate(
             f"{run.name}: clips {len(run.predictions.labels)}, folds {len(run.predictions.folds)}"
         )
         print(tables.text([run]))
-        _say(f"{run.name}: drawing")
+        say(f"{run.name}: drawing")
         report.write_run(run, into)
         print(f"Report: {into / 'report.html'}\n", flush=True)
     if pairs:
         _make_folder(target)
         print(tables.text(runs, pairs))
-        _say("comparison: drawing")
+        say("comparison: drawing")
         report.write_comparison(runs, pairs, target)
         print(f"Report: {target / 'report.html'}")
 
@@ -143,7 +142,7 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
 
 def _score(name: str, content: finished.Content, data_dir: str) -> Run:
     found = content.predictions
-    _say(
+    say(
         f"{name}: scoring {len(found.labels)} clips, {len(found.epochs)} recorded epochs, "
         f"{len(found.seeds)} seeds"
     )
@@ -151,7 +150,7 @@ def _score(name: str, content: finished.Content, data_dir: str) -> Run:
     try:
         images = finished.images(content, data_dir)
     except UserError as error:
-        _say(f"{name}: no images of mistakes in the report: {error}")
+        say(f"{name}: no images of mistakes in the report: {error}")
     known = {"config": content.config, "environment": content.environment, "images": images}
     return Run.of(name, found, **known)
 
@@ -169,10 +168,6 @@ def _make_folder(folder: Path) -> None:
         raise UserError(
             f"{folder}: cannot be created ({error.strerror}). Give another --output."
         ) from error
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,16 @@ def test_a_preview_beside_the_audit(built):
     assert (folder.parent.parent / f"audit_{NAME}.csv").is_file()
 
 
+def test_a_preview_of_built_data_needs_their_source(built, tmp_path):
+    _, folder = built
+    data_dir = folder.parents[2]
+    with pytest.raises(errors.UserError, match="a preview needs the source files: manual directo"):
+        _call(
+            *("--dataset=samm", "--manual_dir=nowhere", *CHOICES),
+            *("--preview=2", f"--data_dir={data_dir}"),
+        )
+
+
 @pytest.mark.slow  # tests/datasets/test_raw_builders.py interrupts a build as well
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, built, tmp_path):
     command = _command(copy, tmp_path, *CHOICES)

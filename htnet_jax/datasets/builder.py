@@ -339,13 +339,18 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         parts = name.split("+")
         if old := [part for part in parts if part.startswith("labels-")]:
             rest = "+".join(part for part in parts if part not in old)
+            label = old[0].removeprefix("labels-")
+            known = f"dataset.labels={label}" if label in cls.LABELS else "dataset.labels"
             raise UserError(
                 f"config {name!r} of data set {cls.name}: labels are chosen on loading, not when "
-                f"building. Use the config {rest!r} with dataset.labels="
-                f"{old[0].removeprefix('labels-')}. What an older version built under this name "
+                f"building. Use the config {rest!r} with {known}. "
+                f"What an older version built under this name "
                 f"cannot be read any more; build it again:\n  {_command(cls.name, rest)}"
             )
-        config = RawConfig.of(recipe.parse(name))
+        chosen = recipe.parse(name)
+        # Now, before a folder is named after it.
+        cls.variant_of(chosen.variant)
+        config = RawConfig.of(chosen)
         # TFDS insists on its own object for a name it knows.
         return config.name if config.name in cls.builder_configs else config
 

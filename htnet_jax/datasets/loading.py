@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,14 +171,19 @@ def build(
     data_dir, manual_dir = os.path.expanduser(data_dir), os.path.expanduser(manual_dir)
     builder = _builder(name, config, data_dir, options)
     folder = Path(builder.data_dir)
+    shows_preview = bool(options and options.preview)
+    if shows_preview and not isinstance(builder.builder_config, RawConfig):
+        raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
+    if shows_preview and folder.exists() and not (manual_dir and Path(manual_dir).is_dir()):
+        raise errors.UserError(
+            f"a preview needs the source files: manual directory {manual_dir!r} does not exist"
+        )
     if folder.exists():
-        _say(f"{builder.info.full_name}: reading what was built in {folder}")
+        errors.say(f"{builder.info.full_name}: reading what was built in {folder}")
     else:
         _build(builder, manual_dir, folder)
-    if options and options.preview:
-        if not isinstance(builder.builder_config, RawConfig):
-            raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
-        _say(f"preview: {builder.write_preview(Path(manual_dir))}")
+    if shows_preview:
+        errors.say(f"preview: {builder.write_preview(Path(manual_dir))}")
     try:
         source = builder.as_data_source(split="train")
         examples = [source[index] for index in range(len(source))]
@@ -359,7 +363,7 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
             raise errors.UserError(f"manual directory {manual_dir} does not exist.\n{how}")
         if not any(Path(manual_dir).iterdir()):
             raise errors.UserError(f"manual directory {manual_dir} is empty.\n{how}")
-    _say(f"{name}: building in {folder}")
+    errors.say(f"{name}: building in {folder}")
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -372,7 +376,7 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
             f"{name} cannot be built in {folder} ({_one_line(error)}); give a data folder that "
             "can be written (dataset.data_dir)"
         ) from error
-    _say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
+    errors.say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
 
 
 def _label_set(name: str, labels: str) -> LabelSet:
@@ -475,7 +479,3 @@ def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
 def _one_line(reason: object) -> str:
     text = " ".join(str(reason).split())
     return text if len(text) <= 300 else text[:300] + "..."
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -168,7 +168,9 @@ def open_frames(path: Path | str, *, fps: float | None = None, first: int = 1) -
     """Opens a folder of numbered images, or a video file, as numbered frames.
 
     A video's frames are those that can be decoded, whatever count its header claims, turned as its
-    rotation flag says. Their times are its time stamps, so that the frame rate may vary.
+    rotation flag says. Of a video with fewer frames than claimed the last one is left out: where a
+    file was cut off, decoders fill it up. Their times are its time stamps, so that the frame rate
+    may vary.
 
     Args:
         path: The folder or file.
@@ -317,4 +319,8 @@ def _scan(path: Path, changed: int) -> tuple[int, np.ndarray | None, int]:
     times = np.array(milliseconds) / 1000
     if not (np.diff(times) > 0).all():  # Some containers have no usable stamps.
         times = np.arange(len(times)) / fps if fps > 0 else None
-    return len(milliseconds), times, int(claimed)
+    count = len(milliseconds)
+    if claimed > count > 1:
+        # Cut off: decoders fill up the last frame that is there. Half of it would be wrong data.
+        count -= 1
+    return count, None if times is None else times[:count], int(claimed)

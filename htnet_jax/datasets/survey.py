@@ -181,7 +181,7 @@ class Tree:
                     self.outside.append(path)
                     continue
                 self._by_name[name.casefold()].append(path)
-                is_circle = os.path.realpath(folder).startswith(target) or target in above
+                is_circle = is_inside(Path(folder), target) or target in above
                 if path.is_symlink() and not is_circle:
                     self._walk(path, base, above | {target})
 
@@ -329,7 +329,12 @@ def check_counts(clips: Sequence[RawClip], published: Sequence[Counts], audit: A
         if expected is not None and number != expected:
             tell(wanted.title, f"{number} {what}, {wanted.by} has {expected}")
     if clips and wanted.remark:
-        audit.note(wanted.title, wanted.remark)
+        counted = ""
+        # Nothing was compared: say what is there.
+        if wanted.subjects is None and not wanted.emotions:
+            words = ", ".join(f"{number} {word}" for word, number in sorted(found.items()))
+            counted = f"{len({clip.subject for clip in clips})} subjects, {words}; "
+        audit.note(wanted.title, counted + wanted.remark)
 
 
 def sheet_rows(

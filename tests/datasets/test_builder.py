@@ -280,6 +280,7 @@ def test_tfds_knows_the_builders():
         ("tvl1_29", "size='29' is unknown"),
         ("tvl1_28+labels-six", "labels are chosen on loading"),
         ("tvl1_28+variant-uv", "has no variant 'uv'"),
+        ("tvl1_28+variant-../../../x", "has no variant '../../../x'"),
         ("tvl1_28+align-onset", "its usual name is 'tvl1_28'"),
         ("tvl1_28+landmarks-template", "add align=none"),
     ],
@@ -287,9 +288,10 @@ def test_tfds_knows_the_builders():
 def test_wrong_recipes(copies, tmp_path, config, message):
     with pytest.raises(UserError) as caught:
         loading.prepare(
-            "smic", config=config, manual_dir=str(copies / "smic"), data_dir=str(tmp_path)
+            "smic", config=config, manual_dir=str(copies / "smic"), data_dir=str(tmp_path / "data")
         )
     assert message in str(caught.value)
+    assert not [*tmp_path.iterdir()]  # no folder is named after what is refused
 
 
 class Toy(builder.RawBuilder, skip_registration=True):

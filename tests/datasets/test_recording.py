@@ -381,6 +381,9 @@ def test_a_truncated_video_has_the_frames_that_can_be_decoded(tmp_path):
     with pytest.raises(UserError, match=rf"frames 1 to {last}, of 12 that its header claims"):
         source.read(12)
     assert len(list(source)) == last
+    whole = dict(open_frames(_video(tmp_path / "whole.avi", _images(12), "MJPG")))
+    for number, image in source:
+        np.testing.assert_array_equal(image, whole[number])
     # Cut where the first frame begins, there is nothing.
     path.write_bytes(data[: data.index(b"movi") + 8])
     with pytest.raises(UserError, match=r"a\.avi: .*(not one frame|truncated)"):
