@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from htnet_jax.evaluation import metrics
 
@@ -324,6 +324,8 @@ def _swap_test(first: np.ndarray, second: np.ndarray, permutations: int, seed: i
         return found if signs.ndim > 1 else found[0]
 
     # Of a single sample SciPy permutes the signs: exactly our swaps.
+    from scipy import stats  # here, because it takes half a second to import
+
     return stats.permutation_test(
         (np.ones(subjects),),
         distance,
