@@ -246,6 +246,8 @@ def network_inputs(
         raise errors.UserError(f"no channels; use some of {', '.join(FLOW_CHANNELS)}")
     for channel in channels:
         _check_name("channel", channel, FLOW_CHANNELS)
+    if len({*channels}) != len(channels):
+        raise errors.UserError(f"channels {', '.join(channels)}: name each once")
     rescale = _rescaling(scaling)
     flow = arrays.flow[..., [FLOW_CHANNELS.index(channel) for channel in channels]]
     problems = errors.Problems(arrays.name)

@@ -49,7 +49,8 @@ class Feature(NamedTuple):
 
     Attributes:
         kind: "image" (turned and mirrored, normalised by ImageNet's mean and standard deviation),
-            "field" (turned and mirrored, and its vectors with it) or "table" (stays as it is).
+            "field" (turned and mirrored, and its vectors with it), "table" (stays as it is, however
+            the clip is moved) or "fixed" (shows the face, but cannot be moved: refused beside it).
         load: The values of all clips.
         stream: Which of a clip's random streams draws its jitter: 0 or 1.
         settings: Keys of `config.augmentation` that draw other frames for it.
@@ -168,12 +169,14 @@ def reach(distances: np.ndarray, share: float) -> np.ndarray:
 
 
 FEATURES: dict[str, Feature] = {
-    "mosaic": Feature("table", _mosaic),
+    "mosaic": Feature("fixed", _mosaic),
     "flow": Feature("field", _whole_flow),
     "onset": Feature("image", _frame("onset"), 0, ("onset_late",)),
     "apex": Feature("image", _frame("apex"), 1, ("apex_early", "apex_late")),
 }
 _GEOMETRY = ("flip", "rotation", "shift")
+# Kinds that are moved with a clip.
+_MOVED = ("image", "field")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +247,7 @@ class Feed:
         """
         everything = (*self.names, *self.privileged)
         jittered = [name for name in everything if f"{name}/count" in arrays]
-        moved = [name for name in everything if self.geometry and self._kind(name) != "table"]
+        moved = [name for name in everything if self.geometry and self._kind(name) in _MOVED]
         keys = move = None
         if jittered or moved:
             keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), 3))(rows)
@@ -326,7 +329,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
         banks=banks,
         components=components,
     )
-    sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind != "table"]
+    sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind in _MOVED]
     if sides and wanted.shift >= max(sides):
         raise UserError(
             f"config.augmentation.shift={wanted.shift} moves images of {max(sides)} px out of "
@@ -362,13 +365,19 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
             f"config.inputs={config.inputs!r} names {len(names)}, but {config.model.name} takes "
             f"{len(declared)} of them{hint}"
         )
-    _check_variation(config, names, hint)
+    privileged = tuple(getattr(model, "privileged", ()))
+    if lost := [name for name in privileged if name not in FEATURES]:
+        raise UserError(
+            f"{config.model.name} sees {', '.join(lost)} in training, which is no feature; there "
+            f"are {known}"
+        )
+    _check_variation(config, (*names, *privileged), hint)
     return names
 
 
 def _check_variation(config: ConfigDict, names: Sequence[str], hint: str) -> None:
     used = [key for key, value in config.augmentation.items() if value]
-    fixed = [name for name in names if FEATURES[name].kind == "table"]
+    fixed = [name for name in names if FEATURES[name].kind == "fixed"]
     settings = {key for name in names for key in FEATURES[name].settings}
     if fixed:
         # Moved frames beside a mosaic that stays would be another face.

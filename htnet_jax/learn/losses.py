@@ -107,9 +107,11 @@ def make(
     unknown = sorted({*weights, *options} - {*known})
     if unknown:
         raise UserError(f"config.losses: {', '.join(unknown)} is unknown; use {', '.join(known)}")
-    bad = [name for name, weight in weights.items() if not 0 <= weight < float("inf")]
+    bad = [name for name, weight in weights.items() if not _is_weight(weight)]
     if bad:
-        raise UserError(f"config.losses.{bad[0]}={weights[bad[0]]} must be at least 0, and finite")
+        raise UserError(
+            f"config.losses.{bad[0]}={weights[bad[0]]} must be at least 0, and finite: a number"
+        )
     chosen = {name: float(weight) for name, weight in weights.items() if weight}
     if not chosen:
         raise UserError("config.losses: all weights are 0; a network needs a loss to be trained")
@@ -118,12 +120,23 @@ def make(
     )
 
 
+def _is_weight(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < float("inf")
+
+
 def _with(loss: Loss, name: str, options: Mapping[str, Any]) -> Loss:
-    known = loss.__kwdefaults__ or {}
+    known = getattr(loss, "__kwdefaults__", None) or {}
+    if not isinstance(options, Mapping):
+        raise UserError(f"config.loss_options.{name}={options!r} must be options and their values")
     for key, value in options.items():
         where = f"config.loss_options.{name}.{key}"
         if key not in known:
             raise UserError(f"{where} is unknown; there are {', '.join(known) or 'none'}")
+        kind = type(known[key])
+        kinds = (int, float) if kind in (int, float) else (kind,)
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, kinds):
+            raise UserError(f"{where}={value!r} must be of type {kind.__name__}")
         if key == "label_smoothing" and not 0 <= value < 1:
             raise UserError(f"{where}={value} must lie in [0, 1)")
         if key == "class_weights" and value not in CLASS_WEIGHTS:

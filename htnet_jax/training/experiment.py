@@ -55,10 +55,10 @@ def run(config: ConfigDict, folder: Path) -> Run | None:
     Raises:
         UserError: Anything wrong with the config, the data or the folder.
     """
-    settings.check(config)
-    model = settings.build_model(config)
-    check_names(config, model)
     with hosts.together():
+        settings.check(config)
+        model = settings.build_model(config)
+        check_names(config, model)
         hosts.check_devices()
         with _locked(folder):
             return _Experiment(config, model, folder).run()
@@ -179,6 +179,8 @@ class _Experiment:
             if hosts.leads():
                 self._record_choices()
         if not hosts.leads():
+            # Until the results are written: all hear of it if that fails.
+            hosts.texts("written")
             return None
         finished = Run.of(
             self.folder.resolve().name,
@@ -192,6 +194,7 @@ class _Experiment:
         report.write_run(finished, self.folder)
         finished.predictions.save(self.folder / predictions.FILE_NAME)
         shutil.rmtree(store.folder)
+        hosts.texts("written")
         return finished
 
     def _stage(self, *, inner: bool) -> _Stage:

@@ -187,6 +187,22 @@ def test_tables_stay_and_privileged_features_come_by_name(arrays):
     assert feed.shapes == ((SIDE, SIDE, 3),)
 
 
+def test_privileged_features_are_checked_like_inputs():
+    class Net:
+        inputs, privileged = ("flow",), ("nope",)
+
+    with pytest.raises(UserError, match="sees nope in training, which is no feature"):
+        features.check_names(make_config(""), Net)
+    Net.privileged = ("mosaic",)
+    with pytest.raises(UserError, match=r"flip=0\.5: mosaic cannot be varied"):
+        features.check_names(make_config("", flip=0.5), Net)
+
+
+def test_channels_are_named_once(arrays):
+    with pytest.raises(UserError, match="channels u, u, v: name each once"):
+        features.make_feed(arrays, make_config("flow", {"channels": "u,u,v"}))
+
+
 def test_inputs_are_those_the_model_declares_where_the_config_names_none(arrays):
     assert features.check_names(make_config(""), MMNet()) == ("onset", "apex")
     assert features.make_feed(arrays, make_config(""), HTNet()).names == ("mosaic",)

@@ -84,6 +84,13 @@ def test_options_and_weights_reach_the_loss():
             {"cross_entropy": {"smoothing": 0.1}},
             "config.loss_options.cross_entropy.smoothing is unknown; there are label_smoothing",
         ),
+        ({"cross_entropy": "a"}, {}, "config.losses.cross_entropy=a must be at least 0"),
+        ({"cross_entropy": 1.0}, {"cross_entropy": 3}, "=3 must be options and their values"),
+        (
+            {"cross_entropy": 1.0},
+            {"cross_entropy": {"label_smoothing": "x"}},
+            "label_smoothing='x' must be of type float",
+        ),
         (
             {"cross_entropy": 1.0},
             {"cross_entropy": {"label_smoothing": 1.0}},
