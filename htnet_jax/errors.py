@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+
+def shown(text: object, keep: str = "") -> str:
+    r"""Text as it can be printed: what is not printable becomes `\x1b`, `\n` or `\u202e`.
+
+    Names of clips, subjects and files come from foreign folders and sheets: raw, they could steer
+    the terminal, and a name that is not UTF-8 could not be written at all.
+
+    Args:
+        text: What to show.
+        keep: Characters to leave as they are.
+    """
+    return "".join(
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
 
 
 class UserError(Exception):
     """A mistake in the input, not in the program: one message that names the place and the remedy.
 
-    Commands print it without a traceback and exit with status 2.
+    Commands print it without a traceback and exit with status 2. Only its lines are its own: other
+    control characters come from names, and are shown escaped.
     """
+
+    def __init__(self, message: object) -> None:
+        """`message`: what is wrong, where, and the remedy."""
+        super().__init__(shown(message, keep="\n\t"))
 
 
 class Problems:
@@ -47,7 +71,40 @@ class Problems:
 
 def say(message: object) -> None:
     """Tells the user something on standard error, at once: standard output is for results."""
-    print(message, file=sys.stderr, flush=True)
+    print(shown(message, keep="\n\t"), file=sys.stderr, flush=True)
+
+
+class _Escaping:
+    """A text stream that lets no control characters through but those of our own lines and bars."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # A progress bar's text begins with \r; within the text it would hide what is before it.
+        start = text[: len(text) - len(text.lstrip("\r"))]
+        safe = shown(text[len(start) :], keep="\n\t")
+        encoding = self._stream.encoding or "utf-8"
+        safe = safe.encode(encoding, "backslashreplace").decode(encoding)
+        self._stream.write(start + safe)
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _safe_output() -> Iterator[None]:
+    """Whatever is printed meanwhile can neither steer the terminal nor fail for its encoding."""
+    with (
+        contextlib.redirect_stdout(_Escaping(sys.stdout)),
+        contextlib.redirect_stderr(_Escaping(sys.stderr)),
+    ):
+        yield
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -87,11 +144,12 @@ def run_command(
         logging.set_verbosity(logging.WARNING)
         return main(argv)
 
-    try:
-        app.run(guarded, flags_parser=flags_parser or parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        print("\ninterrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(128 + getattr(interrupt, "signal", signal.SIGINT))
+    with _safe_output():
+        try:
+            app.run(guarded, flags_parser=flags_parser or parse_flags)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt as interrupt:
+            print("\ninterrupted; what was finished is kept", file=sys.stderr)
+            sys.exit(128 + getattr(interrupt, "signal", signal.SIGINT))

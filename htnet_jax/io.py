@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from htnet_jax import foreign
 from htnet_jax.errors import UserError
 
 _VERSION_KEY = "format_version"
@@ -34,11 +34,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             at `path` before is then untouched, and no temporary file stays behind.
     """
     path = Path(path)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In the same folder, because a rename is atomic only within one file system. Its name cannot be
+    # guessed and it must be new, so that nobody's link is followed.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,6 +52,25 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             f"{path}: cannot be written ({reason}). "
             "Free some space or choose a folder you can write to; the old file, if any, is kept."
         ) from error
+
+
+def inner_folder(folder: Path, name: str) -> Path:
+    """A folder inside a chosen one, made if missing.
+
+    Raises:
+        UserError: It is a link, which could lead out of the chosen folder, or cannot be made.
+    """
+    path = folder / name
+    try:
+        if path.is_symlink():
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, and nothing outside {folder} is "
+                "written or deleted. Remove the link, or move the folder here."
+            )
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror})") from error
+    return path
 
 
 def typed(name: str, value: object, dtype: type) -> np.ndarray:
@@ -97,15 +117,25 @@ def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[s
         UserError: The file is missing, truncated, of another kind or of another version.
     """
     path = Path(path)
-    arrays = _read(path, what)
-    found = arrays.pop(_VERSION_KEY, None)
-    if found is None or found.shape != () or found.dtype.kind not in "iu":
+    if not path.is_file():
         raise UserError(
-            f"{path}: not a {what} (no {_VERSION_KEY!r}). Give a file that a training run wrote."
+            f"{path}: no such file. Give the folder of a training run that has finished."
         )
-    if int(found) != version:
+
+    def check(headers: Mapping[str, foreign.Header]) -> None:
+        found = headers.get(_VERSION_KEY)
+        if found is None or found.shape != () or found.dtype.kind not in "iu":
+            raise UserError(
+                f"{path}: not a {what} (no {_VERSION_KEY!r}). Give a file that a training run "
+                "wrote."
+            )
+
+    remedy = "Copy it again, or train the run again."
+    arrays = foreign.read_arrays(path, what, remedy, check)
+    found = int(arrays.pop(_VERSION_KEY))
+    if found != version:
         raise UserError(
-            f"{path}: format version {int(found)}, but this program reads version {version}. "
+            f"{path}: format version {found}, but this program reads version {version}. "
             "Use the version of htnet_jax that wrote the file, or train the run again."
         )
     return arrays
@@ -118,31 +148,3 @@ def check_names(path: Path, arrays: Mapping[str, np.ndarray], expected: set[str]
         raise UserError(
             f"{path}: missing or unknown arrays: {', '.join(wrong)}. Train the run again."
         )
-
-
-def _read(path: Path, what: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file. Give the folder of a training run that has finished."
-        )
-    try:
-        # Checksums first: np.load would try other formats on a file that is not a zip, and would
-        # parse the array headers of a damaged one before it compares their checksum.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,  # zipfile's word for encrypted or unknown compression
-    ) as error:
-        raise UserError(
-            f"{path}: damaged, or not a {what} ({error}). Copy it again, or train the run again."
-        ) from error
