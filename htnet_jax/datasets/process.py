@@ -12,7 +12,11 @@ import dataclasses
 import functools
 import hashlib
 import multiprocessing
+import multiprocessing.forkserver
+import os
 import shutil
+import signal
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -405,7 +409,9 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         yield from tqdm(map(function, items), **bar)
         return
     context = _context()
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=_begin
+    )
     try:
         yield from tqdm(pool.map(function, items), **bar)
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -427,7 +433,26 @@ def _context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "htnet_jax.motion.flow"])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    except OSError:  # Its socket is a file in TMPDIR, whose path may be too long for one.
+        return multiprocessing.get_context("spawn")
     return context
+
+
+def _begin() -> None:
+    """What a worker does first: it leaves Ctrl-C to its parent, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process once its parent has ended, in whatever way, even before this one began.
+
+    A worker would not notice: it waits at a queue that it and the other workers hold open.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class Kept:
