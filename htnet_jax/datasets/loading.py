@@ -378,7 +378,7 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
             f"{name} cannot be built in {folder} ({_one_line(error)}); give a data folder that "
             "can be written (dataset.data_dir)"
         ) from error
-    errors.say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
+    errors.say(f"{name}: built, {errors.count(builder.info.splits['train'].num_examples, 'clip')}")
 
 
 def _label_set(name: str, labels: str) -> LabelSet:
