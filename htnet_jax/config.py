@@ -58,8 +58,11 @@ def default_config() -> ConfigDict:
     # data sets with face frames "onset" and "apex", RGB normalised by ImageNet's mean and standard
     # deviation.
     config.inputs = ""
-    # A new order of the training clips every epoch; False: file order, as the release.
+    # A new order of the training clips every epoch; False: always that of the next key.
     config.shuffle = False
+    # Without shuffle: "release" (class by class, in a class by subject and clip name, so that most
+    # batches hold one class, as HTNet's release) or "file" (as the data set has the clips).
+    config.order = "release"
     # Repetitions of the whole run, with the seeds seed, seed + 1, ...; they train side by side.
     config.seeds = 1
     # Who is left out: "loso" (a fold for each subject), "lodo" (a fold for each data set), "kfold"

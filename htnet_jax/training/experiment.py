@@ -31,7 +31,7 @@ from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
-from htnet_jax.training.plan import Plan, Result, Store, Unit
+from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
 from htnet_jax.training.state import Snapshots, fold_folder, save_fold
 
 if TYPE_CHECKING:
@@ -359,6 +359,7 @@ def make_trainer(
         batch_size=config.batch_size,
         seed=config.seed,
         shuffle=config.shuffle,
+        order=None if config.shuffle else ORDERS[config.order](plan),
         folds_per_device=folds_per_device,
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,

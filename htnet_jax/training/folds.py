@@ -157,6 +157,7 @@ class FoldTrainer:
         batch_size: int,
         seed: int,
         shuffle: bool = False,
+        order: np.ndarray | None = None,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
         devices_at_once: int = 0,
@@ -172,7 +173,9 @@ class FoldTrainer:
             folds: The folds to train, in order.
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
             seed: Root of all random numbers.
-            shuffle: Draw a new order of the training clips every epoch; else file order.
+            shuffle: Draw a new order of the training clips every epoch; else always `order`.
+            order: `(N,)` int, all clips in the order in which they are trained on; None: as they
+                are.
             folds_per_device: Folds trained side by side on one device, if the memory suffices; 0
                 picks it from the free memory (on a CPU: 1) and balances the groups over the
                 devices.
@@ -189,6 +192,7 @@ class FoldTrainer:
         self.folds = list(folds)
         _check(self.folds, batch_size)
         self._seed = seed
+        self._order = np.arange(len(labels)) if order is None else np.asarray(order)
         counts = [int(fold.train.sum()) for fold in self.folds]
         self._longest = max(counts)
         self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
@@ -273,16 +277,20 @@ class FoldTrainer:
         Places that no fold has are filled up with copies of the last fold.
         """
 
-        def padded(mask: np.ndarray, length: int) -> np.ndarray:
-            rows = np.flatnonzero(mask)
+        every = np.arange(len(self._order))
+
+        def padded(mask: np.ndarray, order: np.ndarray, length: int) -> np.ndarray:
+            rows = order[mask[order]]
             return np.pad(rows, (0, length - len(rows))).astype(np.int32)
 
         origins = [origin(self._seed + fold.repetition, fold.stream or fold.name) for fold in folds]
         table = {
             "origin": np.array(origins, np.uint32),
-            "train_rows": np.stack([padded(fold.train, self._longest) for fold in folds]),
+            "train_rows": np.stack(
+                [padded(fold.train, self._order, self._longest) for fold in folds]
+            ),
             "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
-            "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
+            "test_rows": np.stack([padded(fold.test, every, self._longest_test) for fold in folds]),
         }
         own = len(self._devices)
         chosen = np.full((own * jax.process_count(), self.folds_per_device), len(folds) - 1)

@@ -174,6 +174,19 @@ class Plan:
         return cls(**found)
 
 
+def _as_release(plan: Plan) -> np.ndarray:
+    """Class by class, in a class by subject and clip name: the folders of HTNet's release."""
+    names = np.array([clip.rpartition("/")[2] for clip in plan.clips])
+    return np.lexsort((names, plan.subjects, plan.labels))
+
+
+ORDERS: dict[str, Callable[[Plan], np.ndarray]] = {
+    "release": _as_release,
+    "file": lambda plan: np.arange(len(plan.clips)),
+}
+"""`config.order` -> `(N,)` int: the order in which clips are trained on if it is not drawn."""
+
+
 class Store:
     """The results of the units that are finished: a folder with one small file for each.
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from htnet_jax.errors import UserError
-from htnet_jax.training.plan import Plan, Result, Store, Unit
+from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
 
 CLIPS = ["a1", "b1", "a2", "c1"]
 
@@ -162,3 +162,15 @@ def test_a_folder_that_cannot_be_made(make_plan, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be created"):
         Store(tmp_path / "file", make_plan())
+
+
+def test_orders(make_plan):
+    """As the release's folders: class by class, then by the files' names, `<subject>_<clip>`."""
+    plan = make_plan(
+        clips=["casme2/sub02/EP01", "smic/s1/s1_b", "smic/s1/s1_a", "casme2/sub01/EP09"],
+        subjects=["sub02", "s1", "s1", "sub01"],
+        sources=["casme2", "smic", "smic", "casme2"],
+        labels=[1, 0, 0, 1],
+    )
+    assert ORDERS["release"](plan).tolist() == [2, 1, 3, 0]
+    assert ORDERS["file"](plan).tolist() == [0, 1, 2, 3]
