@@ -58,7 +58,7 @@ def inner_folder(folder: Path, name: str) -> Path:
     """A folder inside a chosen one, made if missing.
 
     Raises:
-        UserError: It is a link, which could lead out of the chosen folder, or cannot be made.
+        UserError: It is a link, which could lead out of the chosen folder, or cannot be created.
     """
     path = folder / name
     try:
@@ -69,8 +69,12 @@ def inner_folder(folder: Path, name: str) -> Path:
             )
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be created ({error.strerror})") from error
     return path
+
+
+class OtherVersion(UserError):
+    """A file of arrays of another format version."""
 
 
 def typed(name: str, value: object, dtype: type) -> np.ndarray:
@@ -114,7 +118,8 @@ def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[s
         what: What the file should be ("predictions file"), for messages.
 
     Raises:
-        UserError: The file is missing, truncated, of another kind or of another version.
+        UserError: The file is missing, truncated or of another kind.
+        OtherVersion: It is of another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -134,7 +139,7 @@ def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[s
     arrays = foreign.read_arrays(path, what, remedy, check)
     found = int(arrays.pop(_VERSION_KEY))
     if found != version:
-        raise UserError(
+        raise OtherVersion(
             f"{path}: format version {found}, but this program reads version {version}. "
             "Use the version of htnet_jax that wrote the file, or train the run again."
         )

@@ -142,10 +142,13 @@ class FoldTrainer:
     """Trains folds of one experiment in groups.
 
     Attributes:
+        fits_once: False: it trains for epochs.
         folds: All folds, in order.
         parameter_bytes: Size of one fold's variables.
         program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
+
+    fits_once = False
 
     def __init__(
         self,

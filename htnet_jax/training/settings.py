@@ -33,6 +33,7 @@ _PLACE_KEYS = (
     "processes",
     "cpu_devices",
     "tensorboard",
+    "tensorboard_folds",
     "checkpoint_every",
     "checkpoint_seconds",
 )
