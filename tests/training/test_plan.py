@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -146,11 +149,135 @@ def test_a_result_that_does_not_fit_the_plan(make_plan, tmp_path):
     store = Store(tmp_path, plan)
     unit = Unit(0, 0, None)
     store.write(unit, result(plan, Unit(1, 0, None)))
+    assert store.finished() == set()
     with pytest.raises(UserError, match=r"fold-a-seed5\.npz: holds logits of shape \(2, 1, 2\)"):
         store.read(unit)
     (tmp_path / "fold-a-seed5.npz").write_bytes(b"half")
     with pytest.raises(UserError, match=r"fold-a-seed5\.npz: damaged"):
         store.read(unit)
+
+
+def swapped(folder, plan):
+    (folder / "fold-a-seed5.npz").rename(folder / "kept")
+    (folder / "fold-a-seed9.npz").rename(folder / "fold-a-seed5.npz")
+    (folder / "kept").rename(folder / "fold-a-seed9.npz")
+
+
+def of_another_fold(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes((folder / "fold-x%2Fb-seed5.npz").read_bytes())
+
+
+def of_another_inner_fold(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes((folder / "fold-a-seed5-inner0.npz").read_bytes())
+
+
+def of_another_run(folder, plan):
+    other = Store(folder.parent / "other", plan(run="other settings"))
+    finish(other, Unit(0, 0, None))
+    (other.folder / "fold-a-seed5.npz").rename(folder / "fold-a-seed5.npz")
+
+
+def changed(folder, plan):
+    with np.load(folder / "fold-a-seed5.npz") as file:
+        content = dict(file)
+    content["logits"] = content["logits"] + np.float32(1e-6)
+    np.savez(folder / "fold-a-seed5.npz", **content)
+
+
+def half(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes(b"half")
+
+
+def without_an_owner(folder, plan):
+    """As an earlier version wrote them."""
+    found = result(plan(), Unit(0, 0, None))
+    np.savez(folder / "fold-a-seed5.npz", format_version=np.int32(1), **found._asdict())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "lost"),
+    [
+        (swapped, "fold-a-seed5.npz: of another model of this run (fold a, seed 9, inner -1)", 2),
+        (of_another_fold, "of another model of this run (fold x/b, seed 5, inner -1)", 1),
+        (of_another_inner_fold, "of another model of this run (fold a, seed 5, inner 0)", 1),
+        (of_another_run, "fold-a-seed5.npz: of another run, with other settings or data", 1),
+        (changed, "fold-a-seed5.npz: damaged, it has changed since it was written", 1),
+        (half, "fold-a-seed5.npz: damaged, or not a result of a fold", 1),
+        (without_an_owner, ": 1 result of another version of htnet_jax", 1),
+    ],
+)
+def test_what_does_not_belong_is_named_and_not_taken(spoil, message, lost, make_plan, tmp_path):
+    def plan(**changes):
+        return make_plan(seeds=[5, 9], **{"run": "r", **changes})
+
+    store = Store(tmp_path / "unfinished", plan())
+    every = {*store.plan.units(inner=False), *store.plan.units(inner=True)}
+    finish(store, *every)
+    assert store.survey() == (every, [])
+    spoil(store.folder, plan)
+    found, problems = store.survey()
+    assert len(problems) == len(every - found) == lost
+    assert message in problems[0]
+    assert Unit(0, 0, None) not in found
+    assert 0 not in store.finished_folds()
+    # Trained again, it takes the place of the foreign file.
+    finish(store, *(every - found))
+    assert store.survey() == (every, [])
+
+
+def test_a_result_of_no_model_of_the_run_is_named(make_plan, tmp_path):
+    store = Store(tmp_path / "unfinished", make_plan())
+    (store.folder / "fold-\x1b[2J-seed5.npz").write_bytes(b"")
+    assert store.survey() == (
+        set(),
+        [rf"{store.folder}/fold-\x1b[2J-seed5.npz: of no model of this run"],
+    )
+
+
+@pytest.mark.parametrize("name", ["fold-a-seed5.npz", "fold-zz-seed1.npz", "plan.npz", "state-1"])
+def test_links_in_the_folder_are_refused(name, make_plan, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "unfinished" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name}: is a link, and no result of this run"):
+        Store(tmp_path / "unfinished", make_plan())
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused(make, make_plan, tmp_path):
+    """A folder could not be replaced after all the work."""
+    (tmp_path / "unfinished").mkdir()
+    make(tmp_path / "unfinished/fold-a-seed5.npz")
+    with pytest.raises(UserError, match=r"fold-a-seed5\.npz: is not a file"):
+        Store(tmp_path / "unfinished", make_plan())
+
+
+def test_a_folder_elsewhere_is_refused(make_plan, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "unfinished").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"unfinished: is a link to .*elsewhere"):
+        Store(tmp_path / "unfinished", make_plan())
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(UserError, match="disk: is a disk of its own"):
+        Store(tmp_path / "disk", make_plan())
+
+
+def test_a_foreign_plan_is_replaced(make_plan, tmp_path):
+    Store(tmp_path, make_plan(run="other"))
+    Store(tmp_path, make_plan(run="own"))
+    assert Store.open(tmp_path).plan.run == "own"
+    (tmp_path / "plan.npz").write_bytes(b"half")
+    Store(tmp_path, make_plan(run="own"))
+    assert Store.open(tmp_path).plan.same(make_plan(run="own"))
+
+
+def test_long_names_of_folds(make_plan, tmp_path):
+    """A file's name has 255 bytes at most; two that begin alike stay apart."""
+    names = ["\u00e9" * 300 + end for end in "ab"]
+    store = Store(tmp_path, make_plan(folds=names, protocol_folds=[*names, "c"]))
+    finish(store, Unit(0, 0, None), Unit(1, 0, None))
+    assert store.survey() == ({Unit(0, 0, None), Unit(1, 0, None)}, [])
 
 
 def test_a_folder_without_a_plan(tmp_path):
@@ -160,7 +287,7 @@ def test_a_folder_without_a_plan(tmp_path):
 
 def test_a_folder_that_cannot_be_made(make_plan, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be created"):
+    with pytest.raises(UserError, match=r"file: cannot be created \(File exists\)"):
         Store(tmp_path / "file", make_plan())
 
 
