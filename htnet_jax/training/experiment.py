@@ -415,8 +415,10 @@ def _shower(bar: Bar, title: str, epochs: int) -> Any:
         loss = f"loss={progress.loss:.4f}"
         note = f"epoch={progress.epoch}/{epochs}, {loss}" if epochs else loss
         # A log gets a line a round; fits take a moment each.
-        is_whole = progress.epoch == epochs
-        bar.update(progress.fold_epochs, title=title, note=note, line=is_whole)
+        line = progress.epoch == epochs or progress.is_resumed
+        bar.update(progress.fold_epochs, title=title, note=note, line=line)
+        if progress.is_resumed:
+            bar.restart()
 
     return show
 

@@ -88,12 +88,14 @@ class Progress:
             compiling.
         loss: Mean training loss of the folds at `epoch`; NaN after compiling.
         compiling_s: Seconds that compiling took, if it was that; else 0.
+        is_resumed: The epochs are those of a snapshot.
     """
 
     epoch: int
     fold_epochs: int
     loss: float
     compiling_s: float = 0.0
+    is_resumed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,7 +415,8 @@ class FoldTrainer:
         if state is None:
             state = init(tables["origin"])
         else:
-            on_progress(Progress(done, done * len(folds), float(losses[-1][:, -1].mean())))
+            loss = float(losses[-1][:, -1].mean())
+            on_progress(Progress(done, done * len(folds), loss, is_resumed=True))
         saved, saved_at = done, time.monotonic()
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)

@@ -1,7 +1,6 @@
 """Runs whose unfinished results were swapped, copied, changed or deleted; shown with a baseline."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -212,19 +211,13 @@ def test_a_baseline_speaks_as_one(fitted, run_quickly, tmp_path, capfd):
     assert json.loads((tmp_path / "environment.json").read_text())["fits_once"] is True
 
 
-def test_training_has_no_child_processes(fitted, run_quickly, tmp_path, monkeypatch):
+def test_fitting_has_no_child_processes(children, fitted, run_quickly, tmp_path, monkeypatch):
     """So none is left behind, however it ends."""
-
-    def children():
-        tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-        return {pid for task in tasks for pid in task.read_text().split()}
 
     def write(store, unit, result):
         seen.append(children())
         original(store, unit, result)
 
-    if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
-        pytest.skip("this system does not list the children of a process")
     seen, before, original = [], children(), Store.write
     monkeypatch.setattr(Store, "write", write)
     run_quickly(fitted(folds="a01"), tmp_path)
