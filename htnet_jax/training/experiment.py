@@ -37,6 +37,9 @@ from htnet_jax.training.state import Snapshots, fold_folder, save_fold
 if TYPE_CHECKING:
     from htnet_jax.training.baselines import BaselineTrainer
 
+# A message names this many models.
+_SHOWN = 20
+
 Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 
 
@@ -251,30 +254,29 @@ class _Experiment:
             self._write_record()
 
     def _train_all(self, store: Store, events: Events, stop: StopRequest) -> None:
-        """Trains what has no result, until all are there.
+        """Trains what has no result, and once more what has lost it meanwhile.
 
         Raises:
-            UserError: Results that were written are gone or changed, twice.
+            UserError: Results that were written are gone or changed again.
         """
         every = [*self.plan.units(inner=False), *self.plan.units(inner=True)]
-        written: set[Unit] = set()
         for attempt in range(3):
             done = {every[i] for i in _first(lambda: _positions(every, _sound(store)))}
-            lost = sorted(self.plan.name(unit) for unit in written - done)
-            if len(done) == len(every):
+            missing = [unit for unit in every if unit not in done]
+            if not missing:
                 return
+            names = shortened([self.plan.name(unit) for unit in missing], _SHOWN)
             if attempt == 2:
                 raise UserError(
                     f"{store.folder}: results disappear or change as soon as they are written "
-                    f"({shortened(lost, 20)}). Find out what cleans up or changes this folder, or "
-                    "choose another --workdir; then give the same command again."
+                    f"({names}). Find out what cleans up or changes this folder, or choose another "
+                    "--workdir; then give the same command again."
                 )
-            if lost:
-                hosts.tell(f"training again, the results are gone: {shortened(lost, 20)}")
+            if attempt == 1:
+                hosts.tell(f"training again, the results are gone: {names}")
             elif done:
                 hosts.tell(f"resuming: {len(done)} of {count(len(every), 'model')} are trained")
             self._train(done, store, events, stop)
-            written = set(every)
 
     def _train(self, done: set[Unit], store: Store, events: Events, stop: StopRequest) -> None:
         """Trains all units but those that are done; after every round all are saved."""
@@ -304,13 +306,8 @@ class _Experiment:
                 )
                 wanted = [name for name in (f.name for f in folds) if self._keeps(stage, name)]
                 try:
-                    trained = stage.trainer.train(
-                        folds,
-                        config.epochs,
-                        _shower(bar, title, epochs),
-                        keeping,
-                        wanted,
-                    )
+                    show = _shower(bar, title, epochs)
+                    trained = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
                 except Regrouped as change:
                     bar.write(change)
                     # Before the new size is on disk: no run may find the state of another one.

@@ -173,15 +173,16 @@ def test_a_result_deleted_at_the_very_end_is_an_error(fitted, run_quickly, tmp_p
     assert not (tmp_path / "predictions.npz").exists()
 
 
+@pytest.mark.parametrize("name", ["unfinished", "tensorboard"])
 def test_a_folder_that_leads_elsewhere_is_refused_before_any_training(
-    fitted, run_quickly, tmp_path, monkeypatch
+    name, fitted, run_quickly, tmp_path, monkeypatch
 ):
     (tmp_path / "run").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run/unfinished").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
     monkeypatch.setattr(Store, "write", pytest.fail)
-    with pytest.raises(UserError, match=r"unfinished: is a link to .*elsewhere"):
-        run_quickly(fitted(), tmp_path / "run")
+    with pytest.raises(UserError, match=rf"{name}: is a link to .*elsewhere"):
+        run_quickly(fitted(tensorboard=True), tmp_path / "run")
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
