@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -109,13 +110,16 @@ def save_arrays(
     write_atomically(path, lambda file: write(file, **content))
 
 
-def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[str, np.ndarray]:
+def load_arrays(
+    path: str | os.PathLike[str], version: int, what: str, *, most: int = foreign.MAX_ARRAYS
+) -> dict[str, np.ndarray]:
     """Reads what `save_arrays` wrote, without its version.
 
     Args:
         path: The file.
         version: The version of the format that is understood.
         what: What the file should be ("predictions file"), for messages.
+        most: Bytes that its arrays may take together.
 
     Raises:
         UserError: The file is missing, truncated or of another kind.
@@ -133,6 +137,11 @@ def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[s
             raise UserError(
                 f"{path}: not a {what} (no {_VERSION_KEY!r}). Give a file that a training run "
                 "wrote."
+            )
+        size = sum(math.prod(one.shape) * one.dtype.itemsize for one in headers.values())
+        if size > most:
+            raise UserError(
+                f"{path}: {size:,} bytes of arrays, more than the {most:,} of a {what} of this run"
             )
 
     remedy = "Copy it again, or train the run again."

@@ -363,8 +363,8 @@ class BaselineTrainer:
         if not self.folds:
             raise UserError("no fold to train: the data set has no subject to leave out")
         lacking = [
-            f"  {fold.name}: {int(fold.train.sum())} training clips, {int(fold.test.sum())} "
-            "test clips"
+            f"  {shown(fold.name)}: {count(int(fold.train.sum()), 'training clip')}, "
+            + count(int(fold.test.sum()), "test clip")
             for fold in self.folds
             if not fold.train.any() or not fold.test.any()
         ]
@@ -374,7 +374,7 @@ class BaselineTrainer:
         if len(bad):
             clips = ", ".join(f"{row} ({self._subjects[row]})" for row in bad)
             raise UserError(
-                f"inputs of {len(bad)} clips are not finite: row {clips}; correct these clips' "
+                f"inputs of {count(len(bad), 'clip')} are not finite: row {clips}; correct the "
                 "data and build the data set again"
             )
 

@@ -259,7 +259,11 @@ class Store:
             UserError: The file is missing or damaged, or of another model or run.
         """
         path, owner = self._path(unit), self._owner(unit)
-        found = io.load_arrays(path, FORMAT_VERSION, "result of a fold")
+        epochs, classes = len(self.plan.epochs), len(self.plan.class_names)
+        shape = (epochs, int(self.plan.predicted(unit).sum()), classes)
+        # As large as that of any model of this run, and what is written with it.
+        most = 4 * epochs * (len(self.plan.clips) * classes + 1) + 2**16
+        found = io.load_arrays(path, FORMAT_VERSION, "result of a fold", most=most)
         io.check_names(path, found, {*Result._fields, *owner, "digest"})
         if str(found.pop("digest")) != _digest(found):
             raise UserError(f"{path}: damaged, it has changed since it was written")
@@ -269,8 +273,6 @@ class Store:
         if not all(np.array_equal(theirs[name], owner[name]) for name in owner):
             words = ", ".join(f"{name} {shown(value)}" for name, value in theirs.items())
             raise UserError(f"{path}: of another model of this run ({words})")
-        epochs, classes = len(self.plan.epochs), len(self.plan.class_names)
-        shape = (epochs, int(self.plan.predicted(unit).sum()), classes)
         if found["logits"].shape != shape or found["train_loss"].shape != (epochs,):
             raise UserError(
                 f"{path}: holds logits of shape {found['logits'].shape}, the run expects {shape}"

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from htnet_jax.errors import UserError
 from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
@@ -10,29 +12,31 @@ from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
 CLIPS = ["a1", "b1", "a2", "c1"]
 
 
+FIELDS = {
+    "seeds": [5],
+    "epochs": [1, 2],
+    "folds": ["a", "x/b"],
+    "tested": [0, 1, 0, -1],
+    "validated": [[-1, 0, -1, -1], [-1, -1, -1, 0]],
+    "refit": True,
+    "clips": CLIPS,
+    "subjects": ["a", "b", "a", "c"],
+    "sources": ["smic"] * 4,
+    "labels": [0, 1, 1, 0],
+    "class_names": ["n", "p"],
+    "protocol": "loso",
+    "protocol_folds": ["a", "c", "x/b"],
+    "dataset": "d/1",
+    "fingerprint": "f",
+}
+
+
 @pytest.fixture
 def make_plan():
     """Folds "a" and "x/b" (clips a1 a2; b1), one inner fold each; c1 is never tested."""
 
     def make(**changes):
-        fields = {
-            "seeds": [5],
-            "epochs": [1, 2],
-            "folds": ["a", "x/b"],
-            "tested": [0, 1, 0, -1],
-            "validated": [[-1, 0, -1, -1], [-1, -1, -1, 0]],
-            "refit": True,
-            "clips": CLIPS,
-            "subjects": ["a", "b", "a", "c"],
-            "sources": ["smic"] * 4,
-            "labels": [0, 1, 1, 0],
-            "class_names": ["n", "p"],
-            "protocol": "loso",
-            "protocol_folds": ["a", "c", "x/b"],
-            "dataset": "d/1",
-            "fingerprint": "f",
-        }
-        return Plan(**(fields | changes))
+        return Plan(**(FIELDS | changes))
 
     return make
 
@@ -188,6 +192,13 @@ def half(folder, plan):
     (folder / "fold-a-seed5.npz").write_bytes(b"half")
 
 
+def gigantic(folder, plan):
+    """Refused before memory is taken."""
+    np.savez_compressed(
+        folder / "fold-a-seed5.npz", format_version=2, logits=np.zeros((2, 10**6, 2), np.float32)
+    )
+
+
 def without_an_owner(folder, plan):
     """As an earlier version wrote them."""
     found = result(plan(), Unit(0, 0, None))
@@ -202,6 +213,7 @@ def without_an_owner(folder, plan):
         (of_another_inner_fold, "of another model of this run (fold a, seed 5, inner 0)", 1),
         (of_another_run, "fold-a-seed5.npz: of another run, with other settings or data", 1),
         (changed, "fold-a-seed5.npz: damaged, it has changed since it was written", 1),
+        (gigantic, "fold-a-seed5.npz: 16,000,008 bytes of arrays, more than the ", 1),
         (half, "fold-a-seed5.npz: damaged, or not a result of a fold", 1),
         (without_an_owner, ": 1 result of another version of htnet_jax", 1),
     ],
@@ -223,6 +235,27 @@ def test_what_does_not_belong_is_named_and_not_taken(spoil, message, lost, make_
     # Trained again, it takes the place of the foreign file.
     finish(store, *(every - found))
     assert store.survey() == (every, [])
+
+
+@given(data=st.data())
+def test_whatever_is_changed_in_a_result_is_seen(data, tmp_path_factory):
+    """No bytes of a file can be changed so that it is read as something else."""
+    plan = Plan(**FIELDS)
+    store = Store(tmp_path_factory.getbasetemp() / "mutated", plan)
+    unit = Unit(0, 0, None)
+    finish(store, unit)
+    path = store.folder / "fold-a-seed5.npz"
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    sound, problems = store.survey()
+    if sound:  # the bytes of the archive that say nothing, such as its dates
+        assert problems == []
+        for one, other in zip(store.read(unit), result(plan, unit), strict=True):
+            np.testing.assert_array_equal(one, other)
+    else:
+        assert len(problems) == 1
 
 
 def test_a_result_of_no_model_of_the_run_is_named(make_plan, tmp_path):
