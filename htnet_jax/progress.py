@@ -67,8 +67,9 @@ class Bar:
         self._done = self._clock_done = self._done if done is None else done
         self._clock = time.monotonic()
         if self._bar is not None:
-            self._bar.reset()
+            # Not `reset`, which would show 0 for a moment.
             self._bar.initial = self._bar.n = self._bar.last_print_n = self._done
+            self._bar.start_t = self._bar.last_print_t = time.time()
 
     def update(
         self, count: int = 1, *, title: str = "", note: str = "", line: bool = False

@@ -98,6 +98,7 @@ def test_a_terminal_gets_a_bar():
     shown = terminal.getvalue()
     assert "\r" in shown
     assert "a word\n" in shown
+    assert "0/4" not in shown
     last = shown.splitlines()[-1]
     assert "round 2: 100%" in last
     assert "4/4" in last
