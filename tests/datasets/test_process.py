@@ -1,5 +1,6 @@
 """From frames to flow tensors and face frames, by one process or several."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -7,6 +8,10 @@ import json
 import operator
 import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 import types
 from unittest import mock
 
@@ -905,6 +910,58 @@ def test_a_run_that_is_left_early_ends_its_workers():
     assert next(results)[0] == 0
     results.close()
     assert list(results) == []
+
+
+_PARENT = """
+import pathlib, sys
+from htnet_jax.datasets import process
+from fakes import work
+
+def main(argv):
+    items = [(pathlib.Path(sys.argv[1]), number) for number in range(8)]
+    list(process.run(work.begin_and_sleep, items, workers=4, title="test"))
+
+if __name__ == "__main__":
+    from htnet_jax import errors
+    errors.run_command(main, lambda argv: argv[:1])
+"""
+
+
+@pytest.mark.parametrize("folder_name", ["tmp", "a-long-name" * 10])
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, folder_name):
+    """Also where TMPDIR is too long for a socket, so that workers start in another way."""
+    temporary = tmp_path / folder_name
+    temporary.mkdir()
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    tests = pathlib.Path(__file__).parents[1]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(begun)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(begun.iterdir())) < 4 and parent.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert parent.poll() is None, parent.stdout.read()
+        parent.kill()
+        # Whoever still runs would hold the other end of the pipe.
+        output, _ = parent.communicate(timeout=5)
+        assert b"Traceback" not in output
+        with pytest.raises(ProcessLookupError):
+            os.killpg(parent.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
 
 
 def test_the_cores_of_this_process():
