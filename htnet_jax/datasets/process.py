@@ -12,11 +12,13 @@ import dataclasses
 import functools
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import shutil
 import signal
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -408,11 +410,17 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         yield from progress(map(function, items), len(items), title, "clip")
         return
     context = _context()
+    lifeline, ours = context.Pipe(duplex=False)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_begin
+        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(lifeline,)
     )
     try:
         yield from progress(pool.map(function, items), len(items), title, "clip")
+    except KeyboardInterrupt:
+        # Whoever interrupts does not want to wait for the clips at hand.
+        pool.shutdown(wait=False, cancel_futures=True)
+        ours.close()
+        raise
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; give fewer --workers. "
@@ -420,6 +428,8 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        ours.close()
+        lifeline.close()
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -439,18 +449,21 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin() -> None:
+def _begin(lifeline: multiprocessing.connection.Connection) -> None:
     """What a worker does first: it leaves Ctrl-C to its parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Ends this process once its parent has ended, in whatever way, even before this one began.
+def _end_with(lifeline: multiprocessing.connection.Connection) -> None:
+    """Ends this process once no one holds the other end, which only the parent has.
 
-    A worker would not notice: it waits at a queue that it and the other workers hold open.
+    However the parent ends, even before this process has begun. By itself a worker would not
+    notice: it waits at a queue that it and the other workers hold open.
     """
-    multiprocessing.parent_process().join()
+    multiprocessing.connection.wait([lifeline])
+    # An interrupted parent first forgets what is not begun: its pool would stumble over that.
+    time.sleep(1)
     os._exit(1)
 
 
