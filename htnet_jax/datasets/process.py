@@ -75,7 +75,8 @@ class Inspection:
         apex: Number of the apex frame that is used.
         apex_rule: "sheet", "midpoint" or "estimate".
         points: `(5, 2)` float64 (x, y) on the onset frame, pixels.
-        apex_points: The same on the apex frame, for `align=head`.
+        apex_points: The same on the apex frame, of the face nearest to the onset's; None where the
+            points do not come from the images.
         found: How the points were found: "detector", "upsampled", "whole picture", "csv" or
             "template".
         unusable: Numbers of frames that the recipe wants stored and that cannot be.
@@ -152,7 +153,8 @@ def inspect(job: Job) -> Inspection:
         image = _read(clip, apex)
         if image.shape != onset.shape:
             raise _Bad("image", f"apex is {_size(image)} pixels, onset is {_size(onset)}")
-        apex_points = _points(job, image)[0] if recipe.align == "head" else None
+        # Looked at in any case: without a face there, the flow means nothing.
+        apex_points = _apex_points(job, apex, image, points)
         unusable = {}
         if recipe.frames != "none":
             unusable = _unusable(clip, apex, recipe.frames, onset)
@@ -172,7 +174,7 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     points = inspection.points
     transforms = None
     if recipe.align != "none":
-        own = points if inspection.apex_points is None else inspection.apex_points
+        own = inspection.apex_points if recipe.align == "head" else points
         transforms = tuple(alignment.face_transform(each, FACE_SIZE) for each in (points, own))
         onset = alignment.warp(onset, transforms[0], FACE_SIZE)
         apex = alignment.warp(apex, transforms[1], FACE_SIZE)
@@ -260,6 +262,17 @@ def _read(clip: RawClip, number: int) -> np.ndarray:
 
 def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _apex_points(job: Job, apex: int, image: np.ndarray, near: np.ndarray) -> np.ndarray | None:
+    if job.recipe.landmarks != "dlib":
+        return None
+    from htnet_jax.motion import landmarks
+
+    try:
+        return _detector(job.model).follow(image, near).astype(np.float64)
+    except landmarks.NoFace as error:
+        raise _Bad("landmarks", f"apex frame {apex}: {error}") from error
 
 
 def _points(job: Job, image: np.ndarray) -> tuple[np.ndarray, str]:

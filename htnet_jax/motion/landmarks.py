@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ _MOUTH_SKEW = 0.3  # the same of the mouth; at most 0.23
 # just fits; a face of half the image's width would have been detected.
 _EYES_OF_CROP = (0.25, 0.8)
 
+# Between an onset and its apex, at most half a second apart, a head moves by millimetres to
+# centimetres. Two heads cannot be nearer to each other than one is wide: 2.4 eye distances (153 mm
+# of 64 mm, both the means of Farkas, "Anthropometry of the head and face", 1994). A face that has
+# moved by more than half of this, or that is larger by a third, is another.
+_MOST_MOVED = 1.2
+_MOST_GROWN = 4 / 3
+
 
 class NoFace(ValueError):
     """There is no frontal, upright face in the image; the message says why."""
@@ -95,7 +102,7 @@ class Face:
 
 
 class Detector:
-    """Finds the largest face of an image whose points are plausible.
+    """Finds the largest face of an image whose points are plausible, and follows it.
 
     It holds no more than the model's path, so it can be sent to worker processes; each loads dlib
     and the model once, at its first image.
@@ -134,17 +141,11 @@ class Detector:
             ValueError: Wrong dtype or shape.
             UserError: The model file is not one of 68 points.
         """
-        if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
-            raise ValueError(
-                f"the image must be grayscale, (H, W) uint8; got shape {gray.shape}, {gray.dtype}"
-            )
-        height, width = gray.shape
-        if min(height, width) < _SMALLEST:
-            raise NoFace(f"an image of {width}x{height} pixels is too small for a face")
+        _check_image(gray)
         detector, predictor = _load(self.model)
         image, scale = _resized(gray)
         reasons = []
-        for box, how in _boxes(detector, image):
+        for box, how in _boxes(detector, image, order=lambda box: -box.area()):
             points, scatter = _five_points(predictor, image, box)
             reason = _doubt(points, scatter, image.shape)
             if not reason:
@@ -161,6 +162,69 @@ class Detector:
         if reason:
             raise NoFace(f"the detector finds no face, and in the image taken for one {reason}")
         return _face(points, box, "whole picture", scale)
+
+    def follow(self, gray: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """The points of a face in another frame of its recording.
+
+        Of several faces the nearest is taken. Where the detector misses it, as it does in one of
+        two frames that hardly differ, the predictor looks where the face was.
+
+        Args:
+            gray: `(H, W)` uint8, grayscale: the other frame.
+            points: `(5, 2)` of the face, pixels.
+
+        Returns:
+            `(5, 2)` float32 (x, y) in pixels.
+
+        Raises:
+            NoFace: No face, or none that can be the same, see `apart`; the message says why.
+            ValueError: Wrong dtype or shape.
+            UserError: The model file is not one of 68 points.
+        """
+        _check_image(gray)
+        detector, predictor = _load(self.model)
+        image, scale = _resized(gray)
+        known = (np.asarray(points, np.float64) + 0.5) * scale - 0.5
+        x, y = known.mean(axis=0)
+        boxes = _boxes(
+            detector, image, order=lambda box: math.hypot(box.center().x - x, box.center().y - y)
+        )
+        reasons = []
+        for box, how in (*boxes, (_box_about(known), "known place")):
+            found, scatter = _five_points(predictor, image, box)
+            reason = _doubt(found, scatter, image.shape) or apart(known, found)
+            if not reason:
+                return _face(found, box, how, scale).points
+            reasons.append(reason)
+        raise NoFace(f"the face is no longer there: {reasons[0]}")
+
+
+def apart(points: np.ndarray, others: np.ndarray) -> str:
+    """Why two frames' faces cannot be one face from the onset to the apex, or "".
+
+    Args:
+        points: `(5, 2)` in the first frame, pixels.
+        others: `(5, 2)` in the second.
+    """
+    points, others = np.asarray(points, np.float64), np.asarray(others, np.float64)
+    eyes = math.hypot(*(points[1] - points[0]))
+    moved = math.hypot(*(others.mean(axis=0) - points.mean(axis=0))) / eyes
+    if moved > _MOST_MOVED:
+        return f"it is {moved:.1f} eye distances from where it was before"
+    grown = math.hypot(*(others[1] - others[0])) / eyes
+    if not 1 / _MOST_GROWN <= grown <= _MOST_GROWN:
+        return f"it is {grown:.2f} times as large as before"
+    return ""
+
+
+def _check_image(gray: np.ndarray) -> None:
+    if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
+        raise ValueError(
+            f"the image must be grayscale, (H, W) uint8; got shape {gray.shape}, {gray.dtype}"
+        )
+    height, width = gray.shape
+    if min(height, width) < _SMALLEST:
+        raise NoFace(f"an image of {width}x{height} pixels is too small for a face")
 
 
 def implausible(points: np.ndarray, shape: tuple[int, int], *, whole: bool = False) -> str:
@@ -225,11 +289,12 @@ def _resized(gray: np.ndarray) -> tuple[np.ndarray, float]:
     return cv2.resize(np.ascontiguousarray(gray), (width, height), interpolation=how), scale
 
 
-def _boxes(detector: Any, image: np.ndarray) -> Iterator[tuple[tuple[float, ...], str]]:
-    """The boxes that the detector finds, large ones first, without and then with upsampling."""
+def _boxes(
+    detector: Any, image: np.ndarray, order: Callable[[Any], float]
+) -> Iterator[tuple[tuple[float, ...], str]]:
+    """The boxes that the detector finds, in an order, without and then with upsampling."""
     for upsampling, how in enumerate(("detector", "upsampled")):
-        found = detector(image, upsampling)
-        for box in sorted(found, key=lambda box: -box.area()):
+        for box in sorted(detector(image, upsampling), key=order):
             yield (box.left(), box.top(), box.right(), box.bottom()), how
 
 
@@ -260,12 +325,17 @@ def _whole_image(
     """
     height, width = image.shape
     first, scatter = _five_points(predictor, image, (0, 0, width - 1, height - 1))
-    distance = math.hypot(*(first[1] - first[0]))
-    x, y = (first[0] + first[1]) / 2 + (0, _BOX_BELOW * distance)
-    half = _BOX_HALF * distance
-    box = (x - half, y - half, x + half, y + half)
+    box = _box_about(first)
     points, rest = _five_points(predictor, image, box)
     return box, points, np.maximum(scatter, rest)
+
+
+def _box_about(points: np.ndarray) -> tuple[float, ...]:
+    """Where the detector's box would lie, see `_BOX_BELOW`."""
+    distance = math.hypot(*(points[1] - points[0]))
+    x, y = (points[0] + points[1]) / 2 + (0, _BOX_BELOW * distance)
+    half = _BOX_HALF * distance
+    return x - half, y - half, x + half, y + half
 
 
 def _five_points(

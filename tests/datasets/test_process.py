@@ -277,6 +277,30 @@ def test_a_flat_image_has_no_face(tmp_path):
 
 
 @needs_dlib
+@pytest.mark.parametrize("align", ["onset", "head", "none"])
+@pytest.mark.parametrize("shown", ["nothing", "upside down", "aside"])
+def test_an_apex_without_the_face_is_a_finding(tmp_path, faces, align, shown):
+    rendered = faces(0, 1)
+    folder = tmp_path / "clip"
+    wide = [
+        cv2.copyMakeBorder(frame, 0, 0, 0, 160, cv2.BORDER_REPLICATE) for frame in rendered.frames
+    ]
+    apex = wide[rendered.apex]
+    shown = {
+        "nothing": np.full_like(apex, 90),
+        "upside down": np.ascontiguousarray(apex[::-1]),
+        "aside": np.roll(apex, 120, axis=1),
+    }[shown]
+    clip = _write(folder, dataclasses.replace(rendered, frames=wide))
+    job = process.Job(clip, recipe.make(align=align))
+    assert process.inspect(job).findings == ()
+    assert cv2.imwrite(str(_image(clip, clip.apex)), shown)
+    (finding,) = process.inspect(job).findings
+    assert (finding.kind, finding.drops) == ("landmarks", True)
+    assert f"apex frame {clip.apex}: " in finding.what
+
+
+@needs_dlib
 def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
     rendered = faces(0, 1)
     clip = _still(tmp_path / "clip", rendered.frames[rendered.onset], [1, 2, 3])

@@ -83,6 +83,36 @@ def test_the_larger_of_two_faces_wins(detector, photograph, half_first):
     assert _distance(detector.find(both).points, (MARKED + 0.5) / 2 - 0.5 + (beside, 0)) < TOLERANCE
 
 
+@pytest.mark.parametrize("other", [250, 262, 276, 400])
+@pytest.mark.parametrize("is_left", [True, False])
+def test_the_nearest_of_two_faces(detector, photograph, other, is_left):
+    """Whichever is larger, by a few pixels or by many."""
+    sides = (270, other)
+    places = [MARKED * side / 512 + (side / 512 - 1) / 2 for side in sides]
+    places[1] += (270, 0)
+    both = np.full((max(sides), sum(sides)), 128, np.uint8)
+    for side, left in zip(sides, (0, 270), strict=True):
+        face = cv2.resize(photograph, (side, side), interpolation=cv2.INTER_AREA)
+        both[:side, left : left + side] = face
+    near = places[0] if is_left else places[1]
+    found = detector.follow(both, near + np.array([3, -2]))
+    assert _distance(found, near) < TOLERANCE
+    # Where one was covered meanwhile, the other does not take its place.
+    hidden = both.copy()
+    hidden[:, slice(0, 270) if is_left else slice(270, None)] = 128
+    with pytest.raises(landmarks.NoFace, match="the face is no longer there"):
+        detector.follow(hidden, near)
+
+
+def test_what_one_face_can_do_between_two_frames():
+    eyes = 40
+    assert landmarks.apart(PLAUSIBLE, PLAUSIBLE + np.array([0.5, -0.5]) * eyes) == ""
+    assert landmarks.apart(PLAUSIBLE, 50 + 1.2 * (_turned(20) - 50)) == ""
+    assert "1.5 eye distances" in landmarks.apart(PLAUSIBLE, PLAUSIBLE + np.array([1.5, 0]) * eyes)
+    assert "2.00 times as large" in landmarks.apart(PLAUSIBLE, 2 * PLAUSIBLE - 50)
+    assert "0.50 times as large" in landmarks.apart(PLAUSIBLE, PLAUSIBLE / 2 + 25)
+
+
 @pytest.mark.parametrize("enlarged", [1, 4])
 def test_a_tight_crop_is_taken_for_a_face(detector, photograph, enlarged):
     # Chin, forehead and the sides are cut off.
