@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from fakes import fourdme, samm, work
 from htnet_jax import io
 from htnet_jax.datasets import builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
-from htnet_jax.motion import alignment, flow
+from htnet_jax.motion import alignment, flow, regions
 
 needs_dlib = pytest.mark.skipif(
     importlib.util.find_spec("dlib") is None, reason="dlib is an optional dependency"
@@ -316,6 +317,71 @@ def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
         median[align] = np.median(tensor[8:20, 8:20, 0])
     assert median["onset"] > 0.7
     assert abs(median["head"]) < median["onset"] / 4
+
+
+def _swapped(tmp_path, rendered, how):
+    """A clip whose apex image is another than it should be."""
+    clip = _write(tmp_path / "clip", rendered)
+    apex = rendered.frames[rendered.apex]
+    rng = np.random.default_rng(0)
+    shown = {
+        "as it is": apex,
+        "aside": np.roll(apex, 30, axis=1),
+        "clouds": cv2.GaussianBlur(rng.normal(128, 900, (128, 128)), (0, 0), 6)
+        .clip(0, 255)
+        .astype(np.uint8),
+    }[how]
+    assert cv2.imwrite(str(_image(clip, clip.apex)), np.ascontiguousarray(shown))
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("align", "how"),
+    [("onset", "as it is"), ("onset", "aside"), *(("none", h) for h in ("aside", "clouds"))],
+)
+def test_flow_that_no_face_can_make_is_a_finding(tmp_path, faces, align, how):
+    rendered = faces(0, 1)
+    clip = _swapped(tmp_path, rendered, how)
+    points = rendered.landmarks[rendered.onset]
+    job = process.Job(clip, recipe.make(landmarks="csv", align=align), points=points)
+    inspection = process.inspect(job)
+    assert inspection.findings == ()
+    path = tmp_path / "kept.npz"
+    finding = process.keep_tensor((path, job, inspection))
+    assert path.exists() == (how == "as it is") == (finding is None)
+    if finding:
+        assert (finding.kind, finding.drops, finding.clip) == ("flow", True, clip.id)
+        assert "pixels of 28" in finding.what
+
+
+@pytest.mark.parametrize("size", [28, 56, 112])
+def test_the_limit_of_flow_is_relative_to_the_face(clip, size):
+    job = process.Job(clip, TEMPLATE)
+    points = regions.TEMPLATE_POINTS * size / 28
+    eyes = np.linalg.norm(points[1] - points[0])
+    tensor = np.zeros((size, size, 3), np.float32)
+    for scale in (1, 0.5):
+        small = (points - size / 2) * scale + size / 2
+        for share in (0.3, 0.4):
+            tensor[size // 2, size // 2, 0] = -share * eyes * scale
+            steps = process.Steps(None, None, tensor, small)
+            assert (process.impossible_flow(job, steps) is None) == (share < 0.35)
+    # Beside the face anything may move.
+    tensor[:] = 0
+    tensor[0, 0] = size
+    assert process.impossible_flow(job, process.Steps(None, None, tensor, small)) is None
+
+
+def test_a_clip_with_impossible_flow_is_reported_and_left_out(tmp_path, copy):
+    manual = tmp_path / "samm"
+    shutil.copytree(copy, manual)
+    path = manual / "SAMM" / "006" / "006_1_2" / "006_01040.png"
+    assert cv2.imwrite(str(path), np.roll(cv2.imread(str(path)), 30, axis=1))
+    config = "tvl1_28+align-none+landmarks-template"
+    arrays, folder = _prepare(manual, tmp_path / "data", config, workers=2)
+    assert len(arrays.labels) == 4
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert any("flow samm/006/006_1_2" in line for line in metadata["incomplete"])
 
 
 # Tensors.
