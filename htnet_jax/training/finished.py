@@ -110,6 +110,11 @@ def _read(folder: Path, partial: bool) -> Content:
     if inside and not (folder / FILE_NAME).exists():
         names = shortened([str(path) for path in inside], _SHOWN)
         raise UserError(f"{folder}: is not a run, but holds some: {names}. Give these.")
+    if not holds_run(folder):
+        raise UserError(
+            f"{folder}: holds no run, there is no {FILE_NAME}. Give the --workdir of a training "
+            "run."
+        )
     if not (folder / FILE_NAME).exists() and (folder / Store.FOLDER).is_dir():
         predictions = _read_unfinished(folder, partial)
     else:
