@@ -13,6 +13,7 @@ The data set is not needed. Where it is built, the reports show images of the wo
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -127,7 +128,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
     Never the whole path, which tells of the machine: a number stands behind names that stay alike.
     """
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [Path(os.path.realpath(folder)) for folder in folders]
     twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
     if twice:
         raise UserError(f"{', '.join(twice)}: given more than once. Give each run once.")
@@ -151,13 +152,13 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
     if output is None:
         parts = [name.strip("/").replace("/", "_") for name in names[:_NAMED]]
         more = f"_and_{len(names) - _NAMED}_more" if len(names) > _NAMED else ""
-        output = folders[0].resolve().parent / ("_vs_".join(parts) + more)
-    own = len(folders) == 1 and output.resolve() == folders[0].resolve()
+        output = Path(os.path.realpath(folders[0])).parent / ("_vs_".join(parts) + more)
+    own = len(folders) == 1 and os.path.realpath(output) == os.path.realpath(folders[0])
     if not own and finished.holds_run(output):
         raise UserError(
             f"{output}: holds a run, whose report this would overwrite. Give another --output."
         )
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not output.is_dir():
         raise UserError(f"{output}: is a file, not a folder. Give another --output.")
     return output
 

@@ -157,7 +157,10 @@ def test_the_flow_snippet_feeds_the_network_as_it_was_trained(folder, monkeypatc
     assert [data[key] for key in same] == [demo[key] for key in same]
     assert f'method="{recipe_name.partition("_")[0]}", size=28' in block[3]
     arrays = SimpleNamespace(
-        flow=space["tensor"][None], landmarks=space["points"][None], clips=np.array(["a"])
+        name="demo",
+        flow=space["tensor"][None],
+        landmarks=space["points"][None],
+        clips=np.array(["a"]),
     )
     channels = data.channels.split(",")
     inputs = loading.network_inputs(

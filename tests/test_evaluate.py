@@ -451,6 +451,17 @@ def test_outputs_that_cannot_be(make_folder, drawn, tmp_path, monkeypatch):
         evaluate.evaluate([first], output=tmp_path / "out")
 
 
+def test_names_that_are_too_long(make_folder, drawn, tmp_path):
+    folder, long = make_folder(), tmp_path / ("x" * 300)
+    with pytest.raises(UserError, match=r"x: no such folder"):
+        evaluate.evaluate([long])
+    with pytest.raises(UserError, match=r"x: cannot be created \(File name too long\)"):
+        evaluate.evaluate([folder], output=long)
+    folders = [make_folder(letter * 200, seeds=[seed]) for seed, letter in enumerate("ab")]
+    with pytest.raises(UserError, match=r"b: cannot be created .*Give another --output"):
+        evaluate.evaluate(folders)
+
+
 def test_disk_full(make_folder, drawn, monkeypatch):
     folder = make_folder()
 
