@@ -224,7 +224,7 @@ def test_measurement(measured, benchmark):
 def test_each_case_is_printed_as_it_is_done(measured):
     """With how long to expect, what it took, and what is left."""
     lines = measured[1].stderr.splitlines()
-    done = [line for line in lines if "PyTorch" in line and "ratio" in line]
+    done = [line for line in lines if ", ratio " in line]
     assert [line.split(":")[0] for line in done] == ["train_step", "forward_3", "folds"]
     assert [line.split("; ")[-1] for line in done] == [
         *("2 cases left)", "1 case left)", "0 cases left)")
