@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from htnet_jax.datasets import png, process, recording, sheets
+from htnet_jax.datasets import images, png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.errors import Problems, UserError
@@ -437,7 +437,7 @@ def _points_on(detector: landmarks.Detector, path: Path) -> np.ndarray | str:
     The flow image shows the same part of the face, whatever the photograph's proportions.
     """
     try:
-        gray = recording.read_gray(path)
+        gray = images.read_gray(path)
         face = detector.find(gray)
     except ValueError as error:  # NoFace is one
         return str(error)

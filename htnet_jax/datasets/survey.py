@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.datasets import sheets
+from htnet_jax.datasets import images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
-from htnet_jax.datasets.recording import IMAGES, is_inside
+from htnet_jax.datasets.recording import is_inside
 from htnet_jax.datasets.sheets import Row
 from htnet_jax.errors import UserError
 from htnet_jax.io import write_atomically
@@ -172,7 +172,7 @@ class Tree:
             self._files += [
                 Path(folder, name)
                 for name in files
-                if not name.startswith(("~$", "._")) and not name.lower().endswith(IMAGES)
+                if not name.startswith(("~$", "._")) and not name.lower().endswith(images.SUFFIXES)
             ]
             for name in names:
                 path = Path(folder, name)
