@@ -79,7 +79,7 @@ def decode(path: Path) -> np.ndarray:
         what = said[0][_DAMAGE.search(said[0]).start() :]
         raise ValueError(f"damaged: the decoder says {what!r}")
     if image is None:
-        raise ValueError("no image that OpenCV can read, or a truncated one")
+        raise ValueError("no image that OpenCV can read")
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"an image of {image.dtype} values; 8 or 16 bits are expected")
     return image
@@ -115,7 +115,7 @@ def _check_header(data: bytes) -> None:
     except Exception as error:  # the parsers of foreign headers raise anything
         if isinstance(error, Image.DecompressionBombError):
             raise ValueError(f"too large ({error})") from error
-        raise ValueError("no image that OpenCV can read, or a truncated one") from error
+        raise ValueError("no image that OpenCV can read") from error
     try:
         foreign.check_size(3 * width * height, foreign.MAX_IMAGE)
     except ValueError as error:

@@ -35,11 +35,16 @@ def is_inside(path: Path, real_root: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
 
 
-def folded(name: str) -> str:
-    """A name as names are compared: letter case ignored, and how Unicode composes its letters.
+def composed(name: str) -> str:
+    """A name with its letters in Unicode's composed form.
 
-    macOS writes an `é` in a folder's name as two characters, a sheet as one.
+    macOS writes an `é` in a folder's name as two characters, most sheets have it as one.
     """
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """A name as names are compared where letter case does not matter, nor how letters compose."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
@@ -92,8 +97,8 @@ def _listing(folder: Path, _changed: int) -> Listing:
             elif int(found[2]) > _LARGEST_NUMBER:
                 left_out[entry.name] = f"its number is above {_LARGEST_NUMBER:,}"
             else:
-                composed = (unicodedata.normalize("NFC", found[group]) for group in (1, 3))
-                alike[*composed, extension.lower()][entry.name] = found[2]
+                around = composed(found[1]), composed(found[3]), extension.lower()
+                alike[around][entry.name] = found[2]
     patterns = [
         (names, _described(*around, width))
         for around, numbers in alike.items()

@@ -382,11 +382,14 @@ def test_frames_after_the_first_damage_of_a_video_are_not_used(tmp_path, name, c
     source = open_frames(path)
     last = source.numbers[-1]
     assert last < 12
-    assert list(source.left_out) == [f"frame {last + 1} and later"]
     for number, image in source:
         np.testing.assert_array_equal(image, frames[number])
-    with pytest.raises(UserError, match=rf"frame {last + 1} and later: the decoder reports damage"):
+    # Where the damage ends the decoding, the video is a shorter one than its header claims.
+    said = r"the decoder reports damage \(.+\)" if source.left_out else "12 that its header claims"
+    with pytest.raises(UserError, match=said):
         source.read(12)
+    assert list(source.left_out) in ([], [f"frame {last + 1} and later"])
+    assert source.left_out or codec != "FFV1"
 
 
 def test_a_folder_that_holds_a_video_says_so(tmp_path):
