@@ -21,7 +21,7 @@ from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
 from htnet_jax.datasets.recording import OUTSIDE
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, shown
 from htnet_jax.io import core_count
 
 LANDMARKS = "landmarks.csv"
@@ -445,7 +445,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         jobs = self._jobs(folder, audit)
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
-        def shown() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
+        def processed() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
             for job in tqdm(chosen, desc="preview", unit="clip"):
                 inspection = process.inspect(job)
                 audit.extend(inspection.findings)
@@ -454,7 +454,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
 
         path = self.audit_path.with_name(f"preview_{self.builder_config.name}.html")
         path.parent.mkdir(parents=True, exist_ok=True)
-        steps = list(shown())
+        steps = list(processed())
         notes = [self.recipe.canonical, *audit.report().splitlines()]
         preview.write_preview(path, self.info.full_name, steps, notes)
         return path
@@ -514,7 +514,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
             "incomplete": [
-                f"{f.kind} {f.clip or f.where}: {f.what}" for f in prepared.audit.errors
+                shown(f"{f.kind} {f.clip or f.where}: {f.what}") for f in prepared.audit.errors
             ],
         }
 

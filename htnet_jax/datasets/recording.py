@@ -229,7 +229,7 @@ def open_frames(path: Path | str, *, fps: float | None = None, first: int = 1) -
     except (OSError, ValueError) as error:
         why = f"cannot be opened as frames ({foreign.reason(error)})"
         raise UserError(f"{path}: {why}") from error
-    if path.suffix.lower() not in VIDEOS:
+    if path.suffix.lower() not in VIDEOS or not path.is_file():  # A pipe would be waited for.
         known = ", ".join(VIDEOS)
         raise UserError(f"{path}: neither a folder of images nor a video file ({known})")
     return _open_video(path, changed, fps, first)
@@ -375,7 +375,8 @@ def _capture(path: Path) -> Any:
     """OpenCV's reader; FFmpeg only, as another backend would take `img1.jpg` for a series."""
     import cv2
 
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    with foreign.reading(path, "video"):
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(f"{path}: no video that OpenCV can read, or a truncated one")
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

@@ -358,6 +358,14 @@ def test_files_that_are_no_video(tmp_path, name):
 def test_paths_that_hold_no_frames(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: cannot be opened as frames \(No such file"):
         open_frames(tmp_path / "nowhere")
+    (tmp_path / "film.avi").mkdir()
+    os.mkfifo(tmp_path / "pipe.avi")
+    for name in ("pipe.avi", "x" * 300, "\udcff.avi", "a\0b.avi", "film.avi"):
+        with pytest.raises(UserError):
+            open_frames(tmp_path / name)
+    (tmp_path / "\udcff.avi").write_text("this is a text")
+    with pytest.raises(UserError, match=r"^.*\.avi: "):
+        open_frames(tmp_path / "\udcff.avi")
     # A single image is no series of images.
     image = _folder(tmp_path / "clip", _images(2)) / "img1.png"
     with pytest.raises(UserError, match="neither a folder of images nor a video"):
