@@ -120,8 +120,19 @@ def _check_header(data: bytes) -> None:
         foreign.check_size(3 * width * height, foreign.MAX_IMAGE)
     except ValueError as error:
         raise ValueError(f"{width}x{height} pixels take {error}") from error
+    if data.startswith(b"\x89PNG"):
+        _check_chunks(data)
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
         raise ValueError(f"a JPEG of more than {_MOST_SCANS} scans")
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raises a ValueError for a PNG whose chunks claim more than the file has: memory for 2 GiB."""
+    place = 8
+    while data[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(data[place : place + 4])
+        if place + 12 > len(data):
+            raise ValueError("a PNG without its end, no image that OpenCV can read")
 
 
 _LOCK = threading.Lock()

@@ -375,7 +375,8 @@ def _capture(path: Path) -> Any:
     """OpenCV's reader; FFmpeg only, as another backend would take `img1.jpg` for a series."""
     import cv2
 
-    with foreign.reading(path, "video"):
+    with foreign.reading(path, "video", "Give it a name in UTF-8."):
+        str(path).encode()  # OpenCV ends the process where this fails.
         capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(f"{path}: no video that OpenCV can read, or a truncated one")

@@ -247,6 +247,17 @@ def test_nothing_but_regular_files_of_a_size_is_read(tmp_path, monkeypatch):
     assert time.monotonic() - start < 1
 
 
+def test_a_png_that_claims_a_huge_chunk_is_refused_soon(tmp_path):
+    data = cv2.imencode(".png", SMALL)[1].tobytes()
+    place = data.index(b"IDAT") - 4
+    for size in (b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"):
+        (tmp_path / "1.png").write_bytes(data[:place] + size + data[place + 4 :])
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="no image that OpenCV can read"):
+            images.read_gray(tmp_path / "1.png")
+        assert time.monotonic() - start < 0.5
+
+
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
     data = cv2.imencode(".jpg", SMALL, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
     start = data.rindex(b"\xff\xda")
