@@ -61,8 +61,11 @@ def default_config() -> ConfigDict:
     # data sets with face frames "onset" and "apex", RGB normalised by ImageNet's mean and standard
     # deviation.
     config.inputs = ""
-    # A new order of the training clips every epoch; False: file order, as the release.
+    # A new order of the training clips every epoch; False: always that of the next key.
     config.shuffle = False
+    # Without shuffle: "release" (class by class, in a class by subject and clip name, so that most
+    # batches hold one class, as HTNet's release) or "file" (as the data set has the clips).
+    config.order = "release"
     # Repetitions of the whole run, with the seeds seed, seed + 1, ...; they train side by side.
     config.seeds = 1
     # Who is left out: "loso" (a fold for each subject), "lodo" (a fold for each data set), "kfold"
@@ -107,8 +110,11 @@ def default_config() -> ConfigDict:
     # At least this many seconds between snapshots: fast epochs would otherwise wait for the disk.
     config.checkpoint_seconds = 300
     # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
-    # "tensorboard"): training loss, and UF1 of validation subjects; never scores of test subjects.
+    # "tensorboard"): mean training loss over folds, and UF1 and UAR of validation subjects, when
+    # all folds are trained; never scores of test subjects.
     config.tensorboard = False
+    # With config.tensorboard: also the curves of each fold, as soon as it is trained.
+    config.tensorboard_folds = False
 
     # Augmentation of the training clips, drawn in every epoch: all face frames and whole flows of a
     # clip are moved alike, the flow's vectors with them. Predictions are made on the exact clip.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,11 @@ def shown(text: object, keep: str = "") -> str:
         else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 fold`, `2 folds`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 class UserError(Exception):
@@ -64,9 +70,8 @@ class Problems:
         """Raises one `UserError` with every problem and the remedy, if there is any."""
         if self.found:
             lines = "\n".join(f"  {where}: {what}" for where, what in self.found)
-            count = len(self.found)
-            noun = "problem" if count == 1 else "problems"
-            raise UserError(f"{self.subject}: {count} {noun}\n{lines}\n{remedy}")
+            number = count(len(self.found), "problem")
+            raise UserError(f"{self.subject}: {number}\n{lines}\n{remedy}")
 
 
 def say(message: object) -> None:
@@ -151,5 +156,9 @@ def run_command(
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
-            print("\ninterrupted; what was finished is kept", file=sys.stderr)
+            print(
+                "\ninterrupted; what was finished is kept. To resume, give this command again:\n ",
+                shlex.join(sys.orig_argv),
+                file=sys.stderr,
+            )
             sys.exit(128 + getattr(interrupt, "signal", signal.SIGINT))

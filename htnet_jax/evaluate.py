@@ -20,7 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
-from htnet_jax.errors import UserError, run_command, say
+from htnet_jax.errors import UserError, count, run_command, say
 from htnet_jax.evaluation import report, tables
 from htnet_jax.evaluation.summary import Run, compare
 from htnet_jax.training import finished
@@ -143,8 +143,8 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
 def _score(name: str, content: finished.Content, data_dir: str) -> Run:
     found = content.predictions
     say(
-        f"{name}: scoring {len(found.labels)} clips, {len(found.epochs)} recorded epochs, "
-        f"{len(found.seeds)} seeds"
+        f"{name}: scoring {count(len(found.labels), 'clip')}, "
+        f"{count(len(found.epochs), 'recorded epoch')}, {count(len(found.seeds), 'seed')}"
     )
     images = None
     try:

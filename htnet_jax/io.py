@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def inner_folder(folder: Path, name: str) -> Path:
     """A folder inside a chosen one, made if missing.
 
     Raises:
-        UserError: It is a link, which could lead out of the chosen folder, or cannot be made.
+        UserError: It is a link, which could lead out of the chosen folder, or cannot be created.
     """
     path = folder / name
     try:
@@ -69,8 +70,12 @@ def inner_folder(folder: Path, name: str) -> Path:
             )
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be created ({error.strerror})") from error
     return path
+
+
+class OtherVersion(UserError):
+    """A file of arrays of another format version."""
 
 
 def typed(name: str, value: object, dtype: type) -> np.ndarray:
@@ -105,16 +110,20 @@ def save_arrays(
     write_atomically(path, lambda file: write(file, **content))
 
 
-def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[str, np.ndarray]:
+def load_arrays(
+    path: str | os.PathLike[str], version: int, what: str, *, most: int = foreign.MAX_ARRAYS
+) -> dict[str, np.ndarray]:
     """Reads what `save_arrays` wrote, without its version.
 
     Args:
         path: The file.
         version: The version of the format that is understood.
         what: What the file should be ("predictions file"), for messages.
+        most: Bytes that its arrays may take together.
 
     Raises:
-        UserError: The file is missing, truncated, of another kind or of another version.
+        UserError: The file is missing, truncated or of another kind.
+        OtherVersion: It is of another version.
     """
     path = Path(path)
     if not path.is_file():
@@ -129,12 +138,17 @@ def load_arrays(path: str | os.PathLike[str], version: int, what: str) -> dict[s
                 f"{path}: not a {what} (no {_VERSION_KEY!r}). Give a file that a training run "
                 "wrote."
             )
+        size = sum(math.prod(one.shape) * one.dtype.itemsize for one in headers.values())
+        if size > most:
+            raise UserError(
+                f"{path}: {size:,} bytes of arrays, more than the {most:,} of a {what} of this run"
+            )
 
     remedy = "Copy it again, or train the run again."
     arrays = foreign.read_arrays(path, what, remedy, check)
     found = int(arrays.pop(_VERSION_KEY))
     if found != version:
-        raise UserError(
+        raise OtherVersion(
             f"{path}: format version {found}, but this program reads version {version}. "
             "Use the version of htnet_jax that wrote the file, or train the run again."
         )

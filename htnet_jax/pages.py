@@ -15,6 +15,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from htnet_jax.errors import count
+
 
 class Row(NamedTuple):
     """A row of a table, for the macro `table` of `parts.html`.
@@ -61,11 +63,6 @@ def data_uri(image: bytes | np.ndarray) -> str:
     """A PNG file, or pixels as `png` takes them, as the `src` of an `img` element."""
     data = image if isinstance(image, bytes) else png(image)
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """`1 fold`, `2 folds`."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def flow_colours(vectors: np.ndarray, largest: float | None = None) -> np.ndarray:

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from htnet_jax.datasets import recipe as recipes
-from htnet_jax.errors import UserError, run_command
+from htnet_jax.errors import UserError, count, run_command
 
 _DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Folder with the data set as distributed.")
@@ -85,8 +85,9 @@ def main(argv: Sequence[str]) -> None:
         data_dir=_DATA_DIR.value,
         options=options,
     )
-    subjects = len({(example["source"], example["subject"]) for example in stored.examples})
-    print(f"built {stored.folder}: {len(stored.examples)} clips, {subjects} subjects")
+    subjects = {(example["source"], example["subject"]) for example in stored.examples}
+    counts = f"{count(len(stored.examples), 'clip')}, {count(len(subjects), 'subject')}"
+    print(f"built {stored.folder}: {counts}")
 
 
 def _config() -> str:

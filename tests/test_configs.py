@@ -105,6 +105,7 @@ def test_published_settings():
     config = load("megc2019_htnet").get_config()
     assert (config.epochs, config.batch_size, config.learning_rate) == (800, 256, 5e-5)
     assert not config.shuffle
+    assert config.order == "release"  # class by class, see the release
     assert (config.dataset.layout, config.dataset.channels) == ("release", "strain,v,u")
     assert config.dataset.scaling == "none"
     assert (config.model.dim, config.model.heads, config.model.dropout) == (256, 3, 0.0)

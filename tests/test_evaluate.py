@@ -94,7 +94,7 @@ def test_one_run(make_folder, drawn, capsys):
     ((run,), pairs) = drawn[0]
     assert (run.name, run.config, pairs) == ("my_run", {"epochs": 2}, ())
     # Said on the other stream, so that the tables can be piped.
-    assert "scoring 6 clips, 2 recorded epochs, 1 seeds" in shown.err
+    assert "scoring 6 clips, 2 recorded epochs, 1 seed" in shown.err
     assert "no images of mistakes in the report: the run has no config.json that" in shown.err
 
 
@@ -205,6 +205,18 @@ def test_an_unfinished_run(tmp_path, drawn, capsys):
     assert "report.html" in files(folder)
 
 
+def test_a_foreign_result_of_an_unfinished_run_is_named_and_left_out(tmp_path, drawn, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    start_run(folder, 2)
+    own, other = (folder / "unfinished" / f"fold-s{number}-seed0.npz" for number in (1, 2))
+    other.write_bytes(own.read_bytes())
+    evaluate.evaluate([folder], partial=True)
+    shown = capsys.readouterr()
+    assert "PARTIAL: 1 of 2 folds" in shown.out
+    assert f"left out, not a result of this run: {other}: of another model of this" in shown.err
+
+
 def test_predictions_of_another_data_set(make_folder):
     folder = make_folder()
     (folder / "environment.json").write_text('{"data_fingerprint": "e"}')
@@ -273,10 +285,17 @@ def test_all_runs_that_cannot_be_read_are_named_at_once(make_folder, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "environment.json"])
 def test_damaged_records(make_folder, name):
     folder = make_folder()
-    for content, message in (("{", "cannot be read as JSON"), ("[]", "not a JSON object")):
-        (folder / name).write_text(content)
-        with pytest.raises(UserError, match=rf"{name}: {message}"):
+    for content, message in (
+        *(("{", "Expecting property"), ("[]", "not a JSON object")),
+        *(("[" * 100_000, "nested too deep"), ("\ud800", "utf-8")),
+    ):
+        (folder / name).write_bytes(content.encode(errors="surrogatepass"))
+        with pytest.raises(UserError, match=rf"{name}: damaged, or not a record.*{message}"):
             evaluate.evaluate([folder])
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=rf"{name}: damaged, or not a record.*pipe"):
+        evaluate.evaluate([folder])
 
 
 def test_outputs_that_cannot_be(make_folder, drawn, tmp_path, monkeypatch):

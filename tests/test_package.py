@@ -17,6 +17,7 @@ FLOORS = {
     "config": 1,
     "io": 1,
     "pages": 1,
+    "progress": 1,
     "models": 2,
     "motion": 2,
     "evaluation": 2,

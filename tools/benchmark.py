@@ -38,7 +38,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
@@ -46,6 +45,7 @@ from htnet_jax.features.features import Feed
 from htnet_jax.io import core_count, write_atomically
 from htnet_jax.learn import step as learn
 from htnet_jax.learn.optim import Moment
+from htnet_jax.progress import Bar
 from htnet_jax.training import folds as training
 from htnet_jax.training.state import build_module
 
@@ -542,9 +542,9 @@ def ceilings(bench: Bench, dtype: str) -> dict[tuple[str, str], tuple[int, Measu
 def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> dict[str, Any]:
     """The figures of all cases; the ceilings take their turns in each, so load meets them alike."""
     limits, figures = {}, {}
-    with tqdm(total=len(builders) * (1 + 6 * _REPEATS.value), mininterval=1) as bar:
+    with Bar(len(builders) * (1 + 6 * _REPEATS.value), "benchmark", "measurements") as bar:
         for name, build in builders.items():
-            bar.set_description(name)
+            bar.update(0, title=name)
             case = build(bench)
             # After the first case, whose memory peak would otherwise include them.
             limits = limits or ceilings(bench, _CONFIG.value.model.dtype)

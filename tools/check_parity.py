@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from htnet_jax.config import parser_for
 from htnet_jax.errors import UserError, run_command
+from htnet_jax.progress import Bar
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -96,11 +96,10 @@ def main(argv: Sequence[str]) -> int:
     dtypes = sorted(set(_DTYPE.value), reverse=True)
     modes = _MODE.value or (MODES if "batch_stats" in variables else MODES[:1])
     reports = []
-    with tqdm(total=len(modes) * parity.parts(dtypes, _STEPS.value), mininterval=1) as bar:
+    with Bar(len(modes) * parity.parts(dtypes, _STEPS.value), "comparing", "parts") as bar:
 
         def say(text: str) -> None:
-            bar.set_description(text, refresh=False)
-            bar.update()
+            bar.update(title=text)
 
         for mode in modes:
             reports += parity.run(

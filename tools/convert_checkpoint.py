@@ -137,8 +137,8 @@ def from_torch() -> None:
         if name not in known:
             remedy = "--heads=N" if name == "heads" else f"--config with model.{name}"
             print(
-                f"  {name}={sizes[name]} is assumed, as in the release: shapes do not determine "
-                f"it; {remedy} sets it"
+                f"  {name}={sizes[name]} is assumed (the release's, if one has these sizes): "
+                f"shapes do not determine it; {remedy} sets it"
             )
 
 

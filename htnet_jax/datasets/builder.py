@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import dataset_metadata
-from tqdm import tqdm
 
 from htnet_jax.datasets import process, recipe, sheets
 from htnet_jax.datasets.frames import example_keys
@@ -22,6 +21,7 @@ from htnet_jax.datasets.labels import CLASSES, LabelSet
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
 from htnet_jax.errors import Problems, UserError
 from htnet_jax.io import core_count
+from htnet_jax.progress import progress
 
 LANDMARKS = "landmarks.csv"
 # README.md, CITATIONS.bib and TAGS.txt of each data set, in a folder of its name.
@@ -436,7 +436,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
         def shown() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
-            for job in tqdm(chosen, desc="preview", unit="clip"):
+            for job in progress(chosen, len(chosen), "preview", "clips"):
                 inspection = process.inspect(job)
                 if not any(finding.drops for finding in inspection.findings):
                     yield job, inspection, process.compute(job, inspection)

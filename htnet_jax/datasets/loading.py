@@ -370,7 +370,8 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # TFDS writes into a folder of another name and renames it when all is done. What it
-        # prints on standard output would mix with a command's result.
+        # prints on standard output would mix with a command's result, and its bars with ours.
+        tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()), _same_bytes():
             builder.download_and_prepare(download_config=settings, file_format="array_record")
     except (OSError, RuntimeError) as error:  # array_record reports a full disk as the latter
@@ -378,7 +379,9 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
             f"{name} cannot be built in {folder} ({_one_line(error)}); give a data folder that "
             "can be written (dataset.data_dir)"
         ) from error
-    errors.say(f"{name}: built, {builder.info.splits['train'].num_examples} clips")
+    finally:
+        tfds.enable_progress_bar()
+    errors.say(f"{name}: built, {errors.count(builder.info.splits['train'].num_examples, 'clip')}")
 
 
 def label_sets(name: str) -> Mapping[str, LabelSet]:

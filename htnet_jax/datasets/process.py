@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from htnet_jax.datasets import frames
 from htnet_jax.datasets.recipe import FACE_SIZE, Recipe
@@ -29,6 +28,7 @@ from htnet_jax.datasets.survey import Finding, RawClip
 from htnet_jax.errors import UserError
 from htnet_jax.io import write_atomically
 from htnet_jax.motion import regions
+from htnet_jax.progress import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -400,14 +400,13 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
     Raises:
         UserError: A worker was killed.
     """
-    bar = {"total": len(items), "desc": title, "unit": "clip", "mininterval": 0.5}
     if workers <= 1 or len(items) <= 1:
-        yield from tqdm(map(function, items), **bar)
+        yield from progress(map(function, items), len(items), title, "clips")
         return
     context = _context()
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
     try:
-        yield from tqdm(pool.map(function, items), **bar)
+        yield from progress(pool.map(function, items), len(items), title, "clips")
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; give fewer --workers. "

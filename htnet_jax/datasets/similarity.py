@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
-from tqdm import tqdm
+
+from htnet_jax.progress import progress
 
 # From this similarity on, two flows are taken for one clip. Measured on 28-pixel flows, u and v:
 # different clips of the MEGC 2019 release reach 0.936 within a subject and 0.858 between subjects,
@@ -119,7 +120,7 @@ def alike(flows: np.ndarray, owners: Sequence[str] | np.ndarray, threshold: floa
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     best: dict[bool, Closest] = {}
     starts = range(0, len(vectors), _BLOCK)
-    for start in tqdm(starts, desc="comparing flows", unit="block", delay=2, leave=False):
+    for start in progress(starts, len(starts), "comparing flows", "blocks", brief=True):
         rows = np.arange(start, min(start + _BLOCK, len(vectors)))
         similarity = vectors[rows] @ vectors[start:].T
         columns = np.arange(start, len(vectors))

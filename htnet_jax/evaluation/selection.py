@@ -75,9 +75,9 @@ def select(predictions: Predictions, selection: Selection | str) -> Selected:
     of their probabilities.
 
     `oracle` takes, for each seed and fold, the epoch with the most correct test clips of that fold
-    (ties: the earliest). Released code often does so: it scores the held-out subject after every
-    epoch and keeps the best. This looks at the test labels, so it overstates what the model can do
-    on a new subject.
+    (ties: the latest). HTNet's release does so: it scores the held-out subject after every epoch
+    and keeps what is at least as good as the best so far. This looks at the test labels, so it
+    overstates what the model can do on a new subject.
 
     Args:
         predictions: A run.
@@ -136,10 +136,8 @@ def oracle_choices(predictions: Predictions) -> np.ndarray:
         axis=-1,
     )
     index = np.arange(hits.shape[1])[:, None]
-    before = np.maximum.accumulate(hits, axis=1)
-    # An epoch is a new best where it exceeds all before it: ties stay with the earliest.
-    new = np.ones_like(hits, bool)
-    new[:, 1:] = hits[:, 1:] > before[:, :-1]
+    # An epoch is a new best where none before it exceeds it: ties go to the latest.
+    new = hits == np.maximum.accumulate(hits, axis=1)
     return np.maximum.accumulate(np.where(new, index, 0), axis=1)
 
 

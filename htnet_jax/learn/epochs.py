@@ -67,7 +67,7 @@ class FoldProgram:
             feed: The inputs of all clips.
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
             longest: Training clips of the largest fold; the rows of others are padded.
-            shuffle: Draw a new order of the training clips every epoch; else file order.
+            shuffle: Draw a new order of the training clips every epoch; else that of the table.
             classes: Outputs to keep of the predictions; 0: all that the network has.
         """
         self._learner, self._feed = learner, feed

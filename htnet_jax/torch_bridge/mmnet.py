@@ -23,6 +23,8 @@ from htnet_jax.torch_bridge.layers import Attention, DropPath
 
 # The release's; the shapes of a file leave several possible.
 RELEASE_HEADS = 4
+# By depth and mlp_mult: the network for five classes, and the one for three.
+RELEASE_DROP_PATH = {(2, 4): 0.0, (3, 2): 0.3}
 # Of the vision transformer's layer norms, as usual there; a tenth of PyTorch's default.
 VIT_EPS = 1e-6
 
@@ -376,8 +378,8 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
     Args:
         shapes: Shape of every entry, by name. All must be names of MMNet.
         known: Attributes known from elsewhere (a config, a flag). `heads` and `drop_path` are taken
-            from here, else 4 and 0, because shapes say nothing of them; any other attribute must
-            agree with the shapes.
+            from here, because shapes say nothing of them, else the release's (of sizes that no
+            release has, no drop path); any other attribute must agree with the shapes.
         channels: Channels of the flow, which it does not see.
 
     Returns:
@@ -391,7 +393,8 @@ def sizes(shapes: Mapping[str, Shape], known: Mapping[str, Any], channels: int) 
     found = _measured(shapes, problems)
     problems.raise_if_any("Convert a state_dict of MMNet, or give the right --config.")
     found["heads"] = int(known.get("heads", RELEASE_HEADS))
-    found["drop_path"] = float(known.get("drop_path", 0.0))
+    released = RELEASE_DROP_PATH.get((found["depth"], found["mlp_mult"]), 0.0)
+    found["drop_path"] = float(known.get("drop_path", released))
     width = found["widths"][-1]
     if found["heads"] < 1 or width % found["heads"]:
         problems.add(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -24,8 +23,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import check_X_y
 
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, count, shown
 from htnet_jax.evaluation import metrics, protocols
+from htnet_jax.training import hosts
 from htnet_jax.training.baseline_steps import (
     GaussianKernel,
     MirroredKernelRidge,
@@ -308,12 +308,14 @@ class BaselineTrainer:
     training clips. (`GridSearchCV` would average the parts' scores instead of pooling their clips.)
 
     Attributes:
+        fits_once: True: there are no epochs.
         folds: All folds, in order.
         choices: Fold name -> hyper-parameter -> the value chosen, for the folds trained so far.
         parameter_bytes: 0: a baseline leaves no checkpoint.
         folds_per_device: 0: no accelerator is used.
     """
 
+    fits_once = True
     parameter_bytes = 0
     folds_per_device = 0
 
@@ -361,8 +363,8 @@ class BaselineTrainer:
         if not self.folds:
             raise UserError("no fold to train: the data set has no subject to leave out")
         lacking = [
-            f"  {fold.name}: {int(fold.train.sum())} training clips, {int(fold.test.sum())} "
-            "test clips"
+            f"  {shown(fold.name)}: {count(int(fold.train.sum()), 'training clip')}, "
+            + count(int(fold.test.sum()), "test clip")
             for fold in self.folds
             if not fold.train.any() or not fold.test.any()
         ]
@@ -372,7 +374,7 @@ class BaselineTrainer:
         if len(bad):
             clips = ", ".join(f"{row} ({self._subjects[row]})" for row in bad)
             raise UserError(
-                f"inputs of {len(bad)} clips are not finite: row {clips}; correct these clips' "
+                f"inputs of {count(len(bad), 'clip')} are not finite: row {clips}; correct the "
                 "data and build the data set again"
             )
 
@@ -456,9 +458,8 @@ def _pass_on(caught: Sequence[warnings.WarningMessage], fold: Fold) -> None:
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if unconverged:
-        print(
-            f"fold {fold.name}: {len(unconverged)} fits did not converge, its results are rough: "
-            f"{unconverged[0]}",
-            file=sys.stderr,
-            flush=True,
+        fits = count(len(unconverged), "fit")
+        hosts.tell(
+            f"fold {shown(fold.name)}: {fits} did not converge, its results are rough: "
+            f"{unconverged[0]}"
         )

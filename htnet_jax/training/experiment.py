@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,28 +14,32 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from htnet_jax import models
 from htnet_jax.config import split_private
 from htnet_jax.datasets import loading
-from htnet_jax.errors import UserError, say
+from htnet_jax.errors import UserError, count
 from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.protocols import unique_subjects
-from htnet_jax.evaluation.summary import Run
+from htnet_jax.evaluation.summary import Run, shortened
 from htnet_jax.features import Feed, check_names, make_feed
+from htnet_jax.io import inner_folder
 from htnet_jax.learn import step
+from htnet_jax.progress import Bar
 from htnet_jax.training import hosts, settings, workdir
 from htnet_jax.training import plan as plans
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
-from htnet_jax.training.plan import Plan, Result, Store, Unit
+from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
 from htnet_jax.training.state import Snapshots, fold_folder, save_fold
 
 if TYPE_CHECKING:
     from htnet_jax.training.baselines import BaselineTrainer
+
+# A message names this many models.
+_SHOWN = 20
 
 Trainer: TypeAlias = "FoldTrainer | BaselineTrainer"
 
@@ -140,7 +143,10 @@ class _Experiment:
         self.arrays = plans.of_sources(arrays, config.dataset.sources)
         self.feed = make_feed(self.arrays, config, model)
         settings.check_fit(config, model, self.arrays, self.feed)
-        self.plan = plans.make_plan(config, self.arrays, _labels(self.arrays, config))
+        self.digest = settings.digest(self.as_json)
+        labels = _labels(self.arrays, config)
+        self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
         if self.record and self.record.get("data_fingerprint") != self.arrays.fingerprint:
             raise UserError(
@@ -172,10 +178,14 @@ class _Experiment:
             Store(self.folder / Store.FOLDER, self.plan)  # makes it, before the others look
         hosts.texts("prepared")
         store = Store(self.folder / Store.FOLDER, self.plan)
-        logged = self.folder / "tensorboard" if self.config.tensorboard and hosts.leads() else None
+        logs = self.config.tensorboard and hosts.leads()
+        logged = inner_folder(self.folder, "tensorboard") if logs else None
+        singly = self.config.tensorboard_folds
         try:
-            with Events(logged, self.plan) as events, StopRequest() as stop:
-                self._train(store, events, stop)
+            with Events(logged, self.plan, singly=singly) as events, StopRequest() as stop:
+                self._train_all(store, events, stop)
+                if hosts.leads():
+                    events.write_means(store.read)
         finally:
             if hosts.leads():
                 self._record_choices()
@@ -185,7 +195,7 @@ class _Experiment:
             return None
         finished = Run.of(
             self.folder.resolve().name,
-            store.assemble(),
+            plans.joined(self.plan, store.read, [*range(len(self.plan.folds))]),
             config=self.as_json,
             environment=self.record,
             images=loading.images(
@@ -194,7 +204,10 @@ class _Experiment:
         )
         report.write_run(finished, self.folder)
         finished.predictions.save(self.folder / predictions.FILE_NAME)
-        shutil.rmtree(store.folder)
+        try:
+            shutil.rmtree(store.folder)
+        except OSError as error:  # the results are written all the same
+            hosts.tell(f"{store.folder}: cannot be removed ({error}); remove it yourself")
         hosts.texts("written")
         return finished
 
@@ -224,14 +237,12 @@ class _Experiment:
             self.record.update(
                 workdir.environment(self.arrays.name, self.arrays.fingerprint, groups)
             )
-            self.record["run"] = self._run_digest()
+            self.record["run"] = self.run_digest
+            self.record["fits_once"] = self.stages[0].trainer.fits_once
             self._write_record()
             workdir.write_json(self.folder / "config.json", self.as_json)
         # Where it was resumed last.
         workdir.write_private(self.folder, self.private)
-
-    def _run_digest(self) -> str:
-        return workdir.run_digest(settings.digest(self.as_json), self.arrays.fingerprint)
 
     def _write_record(self) -> None:
         workdir.write_json(self.folder / "environment.json", self.record)
@@ -247,50 +258,70 @@ class _Experiment:
             self.record["hyperparameters"] = {**before, **chosen}
             self._write_record()
 
-    def _train(self, store: Store, events: Events, stop: StopRequest) -> None:
-        """Trains the units that are not finished; after every round all finished ones are saved."""
+    def _train_all(self, store: Store, events: Events, stop: StopRequest) -> None:
+        """Trains what has no result, and once more what has lost it meanwhile.
+
+        Raises:
+            UserError: Results that were written are gone or changed again.
+        """
+        every = [*self.plan.units(inner=False), *self.plan.units(inner=True)]
+        for attempt in range(3):
+            done = {every[i] for i in _first(lambda: _positions(every, _sound(store)))}
+            missing = [unit for unit in every if unit not in done]
+            if not missing:
+                return
+            names = shortened([self.plan.name(unit) for unit in missing], _SHOWN)
+            if attempt == 2:
+                raise UserError(
+                    f"{store.folder}: results disappear or change as soon as they are written "
+                    f"({names}). Find out what cleans up or changes this folder, or choose another "
+                    "--workdir; then give the same command again."
+                )
+            if attempt == 1:
+                hosts.tell(f"training again, the results are gone: {names}")
+            elif done:
+                hosts.tell(f"resuming: {len(done)} of {count(len(every), 'model')} are trained")
+            self._train(done, store, events, stop)
+
+    def _train(self, done: set[Unit], store: Store, events: Events, stop: StopRequest) -> None:
+        """Trains all units but those that are done; after every round all are saved."""
         config, plan = self.config, self.plan
-        every = [*plan.units(inner=False), *plan.units(inner=True)]
-        done = {every[i] for i in _first(lambda: _positions(every, store.finished()))}
-        identity = workdir.identity(settings.digest(self.as_json), self.arrays.fingerprint)
+        identity = workdir.identity(self.digest, self.arrays.fingerprint)
         rounds = [(stage, folds) for stage in self.stages for folds in stage.rounds(done)]
         if hosts.leads():
             _discard_others(store, rounds)
-        if done and hosts.leads():
-            say(f"resuming: {len(done)} of {plan.unit_count} models are trained")
+        is_fitted = self.stages[0].trainer.fits_once
+        epochs = 0 if is_fitted else config.epochs
         number = 0
-        with tqdm(
-            total=plan.unit_count * config.epochs,
-            initial=len(done) * config.epochs,
-            unit="epoch",
-            desc="compiling",
-            mininterval=1,
-            smoothing=0.1,
-            disable=not hosts.leads(),
+        with Bar(
+            plan.unit_count * config.epochs,
+            "fitting" if is_fitted else "compiling",
+            "fits" if is_fitted else "epochs",
+            done=len(done) * config.epochs,
+            hidden=not hosts.leads(),
         ) as bar:
             while rounds:
                 stage, folds = rounds.pop(0)
                 number += 1
-                title = f"{stage.title}round {number}/{number + len(rounds)}, {len(folds)} folds"
+                part = f"round {number}/{number + len(rounds)}, {count(len(folds), 'fold')}"
+                title = stage.title + ("fitting" if is_fitted else part)
                 snapshots = Snapshots(_state_folder(store, folds), identity)
                 keeping = Keeping(
                     snapshots, config.checkpoint_every, stop, config.checkpoint_seconds
                 )
                 wanted = [name for name in (f.name for f in folds) if self._keeps(stage, name)]
                 try:
-                    trained = stage.trainer.train(
-                        folds, config.epochs, _shower(bar, title, config.epochs), keeping, wanted
-                    )
+                    show = _shower(bar, title, epochs)
+                    trained = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
                 except Regrouped as change:
-                    bar.write(str(change), file=sys.stderr)
+                    bar.write(change)
                     # Before the new size is on disk: no run may find the state of another one.
                     snapshots.clear()
                     stage.record_change(self.record, str(change), done)
                     self._write_record()
                     rounds = [(one, f) for one in self.stages for f in one.rounds(done)]
                     number -= 1
-                    bar.reset()
-                    bar.update(len(done) * config.epochs)
+                    bar.restart(len(done) * config.epochs)
                     continue
                 for result in trained:
                     unit = stage.units[result.fold.name]
@@ -320,7 +351,7 @@ class _Experiment:
         dataset = self.config.dataset
         about = {
             "fold": name,
-            "run": self._run_digest(),
+            "run": self.run_digest,
             "dataset": self.arrays.name,
             "fingerprint": self.arrays.fingerprint,
             "labels": dataset.labels or next(iter(loading.label_sets(dataset.name))),
@@ -376,6 +407,7 @@ def make_trainer(
         batch_size=config.batch_size,
         seed=config.seed,
         shuffle=config.shuffle,
+        order=None if config.shuffle else ORDERS[config.order](plan),
         folds_per_device=folds_per_device,
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
@@ -383,24 +415,37 @@ def make_trainer(
     )
 
 
-def _shower(bar: tqdm, title: str, epochs: int) -> Any:
+def _shower(bar: Bar, title: str, epochs: int) -> Any:
+    """What shows the progress of a round; `epochs` 0: of something that is fitted once."""
+
     def show(progress: Progress) -> None:
         if progress.compiling_s:
-            bar.write(f"compiled in {progress.compiling_s:.0f} s", file=sys.stderr)
+            bar.write(f"compiled in {progress.compiling_s:.0f} s")
             # The remaining time is estimated from the epochs alone.
-            bar.unpause()
+            bar.restart()
             return
-        bar.set_description(title, refresh=False)
-        bar.set_postfix(
-            epoch=f"{progress.epoch}/{epochs}", loss=f"{progress.loss:.4f}", refresh=False
-        )
-        bar.update(progress.fold_epochs)
+        loss = f"loss={progress.loss:.4f}"
+        note = f"epoch={progress.epoch}/{epochs}, {loss}" if epochs else loss
+        # A log gets a line a round; fits take a moment each.
+        line = progress.epoch == epochs or progress.is_resumed
+        bar.update(progress.fold_epochs, title=title, note=note, line=line)
+        if progress.is_resumed:
+            bar.restart()
 
     return show
 
 
 def _positions(every: list[Unit], done: set[Unit]) -> list[int]:
     return [i for i, unit in enumerate(every) if unit in done]
+
+
+def _sound(store: Store) -> set[Unit]:
+    """The units that have a sound result; names the files that are none."""
+    done, problems = store.survey()
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        hosts.tell(f"not results of this run; models that lack theirs are trained again:\n{lines}")
+    return done
 
 
 def _state_folder(store: Store, folds: list[Fold]) -> Path:
@@ -416,9 +461,9 @@ def _discard_others(store: Store, rounds: list[tuple[_Stage, list[Fold]]]) -> No
     for found in others:
         shutil.rmtree(found)
     if others:
-        say(
-            f"discarding the state of {len(others)} unfinished rounds: their folds were grouped "
-            "differently"
+        hosts.tell(
+            f"discarding the state of {count(len(others), 'unfinished round')}: their folds were "
+            "grouped differently"
         )
 
 
@@ -436,5 +481,5 @@ def _load(config: ConfigDict) -> loading.ClipArrays:
 def _labels(arrays: loading.ClipArrays, config: ConfigDict) -> np.ndarray:
     if not config.dataset.shuffle_labels:
         return arrays.labels
-    say("control experiment: the labels are permuted over all clips")
+    hosts.tell("control experiment: the labels are permuted over all clips")
     return np.random.default_rng(config.seed).permutation(arrays.labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from htnet_jax import foreign
 from htnet_jax.config import read_private, split_private
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.evaluation.summary import Images, shortened
@@ -157,20 +156,19 @@ def _read_unfinished(folder: Path, partial: bool) -> Predictions:
             f"folds are{inner}. Give its training command again to resume, or give --partial to "
             "score the finished folds."
         )
+    for problem in store.survey()[1]:
+        say(f"left out, not a result of this run: {problem}")
     return store.assemble()
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     """A JSON object that the page shows; None where the run has no such file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON ({error}). Restore it, or remove it: "
-            "the scores do not need it."
-        ) from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: not a JSON object. Restore it, or remove it.")
-    return record
+
+    def check(record: Any) -> None:
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+
+    remedy = "Restore it, or remove it: the scores do not need it."
+    return foreign.read_json(path, "record of a run", remedy, check)

@@ -88,12 +88,14 @@ class Progress:
             compiling.
         loss: Mean training loss of the folds at `epoch`; NaN after compiling.
         compiling_s: Seconds that compiling took, if it was that; else 0.
+        is_resumed: The epochs are those of a snapshot.
     """
 
     epoch: int
     fold_epochs: int
     loss: float
     compiling_s: float = 0.0
+    is_resumed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +144,13 @@ class FoldTrainer:
     """Trains folds of one experiment in groups.
 
     Attributes:
+        fits_once: False: it trains for epochs.
         folds: All folds, in order.
         parameter_bytes: Size of one fold's variables.
         program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
+
+    fits_once = False
 
     def __init__(
         self,
@@ -157,6 +162,7 @@ class FoldTrainer:
         batch_size: int,
         seed: int,
         shuffle: bool = False,
+        order: np.ndarray | None = None,
         folds_per_device: int = 0,
         devices: Sequence[jax.Device] | None = None,
         devices_at_once: int = 0,
@@ -172,7 +178,9 @@ class FoldTrainer:
             folds: The folds to train, in order.
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
             seed: Root of all random numbers.
-            shuffle: Draw a new order of the training clips every epoch; else file order.
+            shuffle: Draw a new order of the training clips every epoch; else always `order`.
+            order: `(N,)` int, all clips in the order in which they are trained on; None: as they
+                are.
             folds_per_device: Folds trained side by side on one device, if the memory suffices; 0
                 picks it from the free memory (on a CPU: 1) and balances the groups over the
                 devices.
@@ -189,6 +197,7 @@ class FoldTrainer:
         self.folds = list(folds)
         _check(self.folds, batch_size)
         self._seed = seed
+        self._order = np.arange(len(labels)) if order is None else np.asarray(order)
         counts = [int(fold.train.sum()) for fold in self.folds]
         self._longest = max(counts)
         self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
@@ -273,16 +282,20 @@ class FoldTrainer:
         Places that no fold has are filled up with copies of the last fold.
         """
 
-        def padded(mask: np.ndarray, length: int) -> np.ndarray:
-            rows = np.flatnonzero(mask)
+        every = np.arange(len(self._order))
+
+        def padded(mask: np.ndarray, order: np.ndarray, length: int) -> np.ndarray:
+            rows = order[mask[order]]
             return np.pad(rows, (0, length - len(rows))).astype(np.int32)
 
         origins = [origin(self._seed + fold.repetition, fold.stream or fold.name) for fold in folds]
         table = {
             "origin": np.array(origins, np.uint32),
-            "train_rows": np.stack([padded(fold.train, self._longest) for fold in folds]),
+            "train_rows": np.stack(
+                [padded(fold.train, self._order, self._longest) for fold in folds]
+            ),
             "train_count": np.array([fold.train.sum() for fold in folds], np.float32),
-            "test_rows": np.stack([padded(fold.test, self._longest_test) for fold in folds]),
+            "test_rows": np.stack([padded(fold.test, every, self._longest_test) for fold in folds]),
         }
         own = len(self._devices)
         chosen = np.full((own * jax.process_count(), self.folds_per_device), len(folds) - 1)
@@ -402,7 +415,8 @@ class FoldTrainer:
         if state is None:
             state = init(tables["origin"])
         else:
-            on_progress(Progress(done, done * len(folds), float(losses[-1][:, -1].mean())))
+            loss = float(losses[-1][:, -1].mean())
+            on_progress(Progress(done, done * len(folds), loss, is_resumed=True))
         saved, saved_at = done, time.monotonic()
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)

@@ -134,6 +134,12 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
+def tell(message: object) -> None:
+    """Tells the user something once, not in every process."""
+    if leads():
+        say(message)
+
+
 def check_devices() -> None:
     """Checks that the processes have equally many devices of one kind.
 

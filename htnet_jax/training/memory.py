@@ -123,7 +123,7 @@ class GroupSize:
         size, count = self.size, len(devices)
         if self._processes > 1:
             raise UserError(
-                f"{why} with {size} folds a device. Several processes cannot change that by "
+                f"{why} with folds_per_device={size}. Several processes cannot change that by "
                 "themselves: start again in another --workdir with a smaller "
                 "--config.folds_per_device, or with fewer devices in each process."
             )

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax import io
 from htnet_jax.config import chosen_in
-from htnet_jax.errors import UserError, say
+from htnet_jax.errors import UserError, count, say, shown
 from htnet_jax.evaluation import protocols
 from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
 
 if TYPE_CHECKING:
     from htnet_jax.datasets.loading import ClipArrays
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# A longer name of a fold is cut in the name of its file.
+_LONGEST = 100
 
 _FIELDS: dict[str, type] = {
     "seeds": np.int64,
@@ -39,6 +43,7 @@ _FIELDS: dict[str, type] = {
     "protocol_folds": np.str_,
     "dataset": np.str_,
     "fingerprint": np.str_,
+    "run": np.str_,
 }
 
 
@@ -107,6 +112,7 @@ class Plan:
         protocol_folds: `(P,)` str, all folds of the protocol.
         dataset: str scalar.
         fingerprint: str scalar.
+        run: str scalar, a digest of the settings and the data: to whom a result belongs.
     """
 
     seeds: np.ndarray
@@ -124,6 +130,7 @@ class Plan:
     protocol_folds: np.ndarray
     dataset: np.ndarray
     fingerprint: np.ndarray
+    run: np.ndarray = dataclasses.field(default_factory=lambda: np.array(""))
 
     def __post_init__(self) -> None:
         for name, dtype in _FIELDS.items():
@@ -162,6 +169,10 @@ class Plan:
         test = self.tested == unit.fold
         return test if unit.inner is None else test | (self.validated[unit.fold] == unit.inner)
 
+    def same(self, other: Plan) -> bool:
+        """Whether two plans are alike in everything."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _FIELDS)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as `.npz`; errors as `io.save_arrays`."""
         io.save_arrays(path, {name: getattr(self, name) for name in _FIELDS}, FORMAT_VERSION)
@@ -174,10 +185,25 @@ class Plan:
         return cls(**found)
 
 
+def _as_release(plan: Plan) -> np.ndarray:
+    """Class by class, in a class by subject and clip name: the folders of HTNet's release."""
+    names = np.array([clip.rpartition("/")[2] for clip in plan.clips])
+    return np.lexsort((names, plan.subjects, plan.labels))
+
+
+ORDERS: dict[str, Callable[[Plan], np.ndarray]] = {
+    "release": _as_release,
+    "file": lambda plan: np.arange(len(plan.clips)),
+}
+"""`config.order` -> `(N,)` int: the order in which clips are trained on if it is not drawn."""
+
+
 class Store:
     """The results of the units that are finished: a folder with one small file for each.
 
-    A file appears complete or not at all, so a run can stop at any moment and resume later.
+    A file appears complete or not at all, so a run can stop at any moment and resume later. Each
+    says of which model and run it is, with a digest of its content: what was swapped, changed or
+    copied here from another run is not taken.
     """
 
     FOLDER = "unfinished"
@@ -188,15 +214,28 @@ class Store:
         """`folder`: made if missing, and the plan written there.
 
         Raises:
-            UserError: The folder cannot be written.
+            UserError: The folder cannot be written, leads elsewhere, or holds what cannot be a
+                result.
         """
         self.folder, self.plan = folder, plan
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be created ({error.strerror})") from error
-        if not (folder / self.PLAN).exists():
+        io.inner_folder(folder.parent, folder.name)
+        if os.path.ismount(folder):
+            raise UserError(
+                f"{folder}: is a disk of its own, but a run's folder must be on one disk. Unmount "
+                "it, and choose a --workdir on that disk instead."
+            )
+        for path in sorted(folder.iterdir()):
+            if path.is_symlink() or (path.suffix == ".npz" and not path.is_file()):
+                what = "a link" if path.is_symlink() else "not a file"
+                raise UserError(f"{path}: is {what}, and no result of this run. Remove it.")
+        if not self._has_plan():
             plan.save(folder / self.PLAN)
+
+    def _has_plan(self) -> bool:
+        try:
+            return self.plan.same(Plan.load(self.folder / self.PLAN))
+        except UserError:
+            return False
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -209,33 +248,65 @@ class Store:
 
     def write(self, unit: Unit, result: Result) -> None:
         """Keeps a unit's result; errors as `io.save_arrays`."""
-        io.save_arrays(self._path(unit), result._asdict(), FORMAT_VERSION, compress=False)
+        content = {**result._asdict(), **self._owner(unit)}
+        content["digest"] = _digest(content)
+        io.save_arrays(self._path(unit), content, FORMAT_VERSION, compress=False)
 
     def read(self, unit: Unit) -> Result:
         """A unit's result.
 
         Raises:
-            UserError: The file is missing or damaged, or does not fit the plan.
+            UserError: The file is missing or damaged, or of another model or run.
         """
-        path = self._path(unit)
-        try:
-            found = io.load_arrays(path, FORMAT_VERSION, "result of a fold")
-            io.check_names(path, found, set(Result._fields))
-        except UserError as error:
-            raise UserError(f"{error}\nDelete this file to train only this fold again.") from error
+        path, owner = self._path(unit), self._owner(unit)
         epochs, classes = len(self.plan.epochs), len(self.plan.class_names)
         shape = (epochs, int(self.plan.predicted(unit).sum()), classes)
+        # As large as that of any model of this run, and what is written with it.
+        most = 4 * epochs * (len(self.plan.clips) * classes + 1) + 2**16
+        found = io.load_arrays(path, FORMAT_VERSION, "result of a fold", most=most)
+        io.check_names(path, found, {*Result._fields, *owner, "digest"})
+        if str(found.pop("digest")) != _digest(found):
+            raise UserError(f"{path}: damaged, it has changed since it was written")
+        theirs = {name: found.pop(name) for name in owner}
+        if not np.array_equal(theirs.pop("run"), owner.pop("run")):
+            raise UserError(f"{path}: of another run, with other settings or data")
+        if not all(np.array_equal(theirs[name], owner[name]) for name in owner):
+            words = ", ".join(f"{name} {shown(value)}" for name, value in theirs.items())
+            raise UserError(f"{path}: of another model of this run ({words})")
         if found["logits"].shape != shape or found["train_loss"].shape != (epochs,):
             raise UserError(
-                f"{path}: holds logits of shape {found['logits'].shape}, the run expects {shape}; "
-                "delete this file to train the fold again"
+                f"{path}: holds logits of shape {found['logits'].shape}, the run expects {shape}"
             )
         return Result(**found)
 
     def finished(self) -> set[Unit]:
-        """The units that have a result."""
+        """The units that have a sound result of this run."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[set[Unit], list[str]]:
+        """Reads all results.
+
+        Returns:
+            The units that have a sound one of this run, and a line on each other file (on all of an
+            earlier version of the program together).
+        """
         units = [*self.plan.units(inner=False), *self.plan.units(inner=True)]
-        return {unit for unit in units if self._path(unit).is_file()}
+        at = {self._path(unit): unit for unit in units}
+        sound, problems, earlier = set(), [], 0
+        for path in sorted(self.folder.glob("fold-*.npz")):
+            try:
+                if path not in at:
+                    raise UserError(f"{path}: of no model of this run")
+                self.read(at[path])
+                sound.add(at[path])
+            except io.OtherVersion:
+                earlier += 1
+            except UserError as error:
+                problems.append(str(error))
+        if earlier:
+            files = count(earlier, "result")
+            problems.append(f"{self.folder}: {files} of another version of htnet_jax")
+        return sound, problems
 
     def finished_folds(self) -> list[int]:
         """Indices of the folds all of whose units are finished."""
@@ -263,10 +334,31 @@ class Store:
             )
         return joined(self.plan, self.read, folds)
 
+    def _owner(self, unit: Unit) -> dict[str, Any]:
+        """Of which model and run a result is: what is written with it, besides the arrays."""
+        return {
+            "fold": self.plan.folds[unit.fold],
+            "seed": self.plan.seeds[unit.seed],
+            "inner": np.int32(-1 if unit.inner is None else unit.inner),
+            "run": self.plan.run,
+        }
+
     def _path(self, unit: Unit) -> Path:
         fold = urllib.parse.quote(str(self.plan.folds[unit.fold]), safe=" ")
+        if len(fold) > _LONGEST:
+            fold = f"{fold[:_LONGEST]}-{hashlib.sha256(fold.encode()).hexdigest()[:16]}"
         part = "" if unit.inner is None else f"-inner{unit.inner}"
         return self.folder / f"fold-{fold}-seed{self.plan.seeds[unit.seed]}{part}.npz"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of named arrays: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        array = np.ascontiguousarray(content[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def joined(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Predictions:
@@ -354,13 +446,21 @@ def of_sources(arrays: ClipArrays, wanted: str) -> ClipArrays:
     return arrays.of(np.isin(arrays.sources, sorted(sources)))
 
 
-def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Plan:
+def make_plan(
+    config: ConfigDict,
+    arrays: ClipArrays,
+    labels: np.ndarray,
+    settings: str = "",
+    warn: Callable[[str], object] = say,
+) -> Plan:
     """The folds, inner folds and seeds of a run.
 
     Args:
         config: The settings.
         arrays: The clips.
         labels: `(N,)` int32, their classes (permuted, in the control experiment).
+        settings: Digest of the settings.
+        warn: Gets a line on each fold that trains without a class.
 
     Raises:
         UserError: Settings that the data do not allow.
@@ -374,7 +474,7 @@ def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Pla
     run = [split for split in splits if split.name in wanted]
     for name, lost in protocols.classes_lost(labels, run).items():
         classes = ", ".join(arrays.class_names[label] for label in lost)
-        say(f"warning: fold {name} has no training clip of class {classes}")
+        warn(f"warning: fold {shown(name)} has no training clip of class {classes}")
     tested = np.full(len(labels), -1)
     for index, split in enumerate(run):
         tested[split.test] = index
@@ -405,6 +505,7 @@ def make_plan(config: ConfigDict, arrays: ClipArrays, labels: np.ndarray) -> Pla
         protocol_folds=np.array(names),
         dataset=arrays.name,
         fingerprint=arrays.fingerprint,
+        run=hashlib.sha256(f"{settings}\n{arrays.fingerprint}".encode()).hexdigest(),
     )
 
 

@@ -20,6 +20,7 @@ from htnet_jax.features import FEATURES, Feed
 from htnet_jax.learn import losses, optim
 from htnet_jax.learn.step import logits_of
 from htnet_jax.training.folds import MATMUL_PRECISIONS
+from htnet_jax.training.plan import ORDERS
 from htnet_jax.training.state import attributes_of, build_module
 
 # Keys that do not change what a run computes: it may be resumed with other values.
@@ -32,6 +33,7 @@ _PLACE_KEYS = (
     "processes",
     "cpu_devices",
     "tensorboard",
+    "tensorboard_folds",
     "checkpoint_every",
     "checkpoint_seconds",
 )
@@ -97,6 +99,8 @@ def check(config: ConfigDict) -> None:
             f"config.model.dtype={config.model.dtype!r} is not for training; use "
             f"{' or '.join(_DTYPES)} (parameters, loss and optimizer are float32 always)"
         )
+    if config.order not in ORDERS:
+        raise UserError(f"config.order={config.order!r} is unknown; use {' or '.join(ORDERS)}")
     if config.protocol not in PROTOCOLS:
         raise UserError(
             f"config.protocol={config.protocol!r} is unknown; use one of {', '.join(PROTOCOLS)}"

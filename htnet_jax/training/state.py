@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from htnet_jax import foreign, models
 from htnet_jax.config import read_private, split_private
-from htnet_jax.errors import UserError, say
+from htnet_jax.errors import UserError
 from htnet_jax.foreign import reading
 from htnet_jax.io import write_atomically
 from htnet_jax.training import hosts
@@ -355,25 +355,46 @@ class Snapshots:
 
         Raises:
             UserError: A snapshot belongs to other data, settings or versions; names what differs.
+                Or the processes see different snapshots.
         """
         if not hosts.gather(np.array([self._folder.is_dir()]))[0]:
             return None
         self.wait()
-        for epoch in sorted(self._manager.all_steps(), reverse=True):
+        for epoch in self._epochs():
             folder = self._folder / f"epoch_{epoch}"
             # Process 0 looks at all files for all.
             found = json.loads(hosts.texts(json.dumps(self._facts(folder)))[0])
+            wrong, snapshot = "", None
             try:
                 if "damaged" in found:
                     raise DamagedError(found["damaged"])
                 self._check_identity(folder, found["identity"])
-                return self._restored(epoch, like)
+                snapshot = self._restored(epoch, like)
             except UserError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many types
-                say(f"{folder}: damaged ({_one_line(error)}); resuming from an older one")
-                self._manager.delete(epoch)
+                wrong = _one_line(error) or type(error).__name__
+            # What one process cannot read, none resumes from.
+            wrong = next(filter(None, hosts.texts(wrong)), "")
+            if not wrong:
+                if snapshot is None:
+                    hosts.tell(f"Discarding {self._folder}: its folds were grouped differently.")
+                    self.clear()
+                return snapshot
+            hosts.tell(f"{folder}: damaged ({wrong}); resuming from an older one")
+            self._manager.delete(epoch)
         return None
+
+    def _epochs(self) -> list[int]:
+        """Those of the snapshots on disk, the newest first; the same in all processes."""
+        seen = hosts.texts(json.dumps(sorted(self._manager.all_steps(), reverse=True)))
+        if len({*seen}) > 1:
+            raise UserError(
+                f"{self._folder}: the processes see different snapshots there (of the epochs "
+                f"{' and '.join(seen)}). Give all of them one --workdir that all hosts share; if "
+                "it is one, give the same commands again in a minute."
+            )
+        return json.loads(seen[0])
 
     def clear(self) -> None:
         """Deletes all snapshots, when the round is finished; waits for the one being written."""
@@ -388,8 +409,6 @@ class Snapshots:
         leaves, structure = jax.tree.flatten(_everywhere(like))
         stored = self._manager.item_metadata(epoch).tree
         if [tuple(leaf.shape) for leaf in stored["state"].values()] != [a.shape for a in leaves]:
-            say(f"Discarding {self._folder}: its folds were grouped differently.")
-            self.clear()
             return None
         restore_args = {
             "state": {

@@ -341,3 +341,14 @@ def test_looking_for_a_data_set_builds_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
     with pytest.raises(errors.UserError, match="unknown data set 'nothing'"):
         loading.built("nothing", data_dir=str(tmp_path))
+
+
+def test_a_build_says_in_a_log_what_it_does(tmp_path, capfd):
+    """In plain lines: TFDS's own bars would move the cursor."""
+    loading.load("synthetic", config="tiny", data_dir=str(tmp_path))
+    shown = capfd.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].partition(",")[0] for line in shown] == [
+        f"building in {tmp_path}/synthetic/tiny/1.0.0",
+        "24/24 clips",
+        "built",
+    ]

@@ -206,7 +206,7 @@ def test_network_of_frames_is_known_by_its_names(tmp_path, accepts, refuses):
     assert "17 x num_batches_tracked" in shown
     assert "widths=(4, 4, 4, 4), depth=1" in shown
     assert "heads=4 is assumed" in shown
-    assert "drop_path=0.0 is assumed" in shown
+    assert "drop_path=0.0 is assumed (the release's, if one has these sizes)" in shown
     assert "input: (B, 3, 32, 32), (B, 3, 32, 32)" in shown
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["model"]["name"] == "MMNet"

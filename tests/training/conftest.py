@@ -1,5 +1,7 @@
 """What runs of whole experiments share: the tiny data set, and a network that compiles quickly."""
 
+import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -65,3 +67,10 @@ def run_quickly():
             return experiment.run(config, workdir)
 
     return run
+
+
+@pytest.fixture
+def children():
+    """A function that gives the child processes of this one, as Linux lists them."""
+    own = Path(f"/proc/{os.getpid()}/task")
+    return lambda: {pid for task in own.glob("*/children") for pid in task.read_text().split()}

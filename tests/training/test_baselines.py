@@ -648,7 +648,7 @@ def test_other_warnings_are_not_swallowed(capsys):
         with pytest.warns(FutureWarning, match="something else"):
             trainer.train(trainer.folds, 1)
     assert capsys.readouterr().err == (
-        "fold p0: 1 fits did not converge, its results are rough: not yet there\n"
+        "fold p0: 1 fit did not converge, its results are rough: not yet there\n"
     )
 
 

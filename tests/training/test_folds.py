@@ -311,7 +311,7 @@ class Recorder(nn.Module):
 
 
 @functools.cache
-def recorded(shuffle, seed=3, names=ALL, dropout=0.0, epochs=3):
+def recorded(shuffle, seed=3, names=ALL, dropout=0.0, epochs=3, order=None):
     """Fold name -> (steps, clips): each clip's weight in the mean of each step; 0: not in it."""
     count = len(SUBJECTS)
     steps = epochs * 4 + 1
@@ -322,6 +322,7 @@ def recorded(shuffle, seed=3, names=ALL, dropout=0.0, epochs=3):
         names=names,
         seed=seed,
         shuffle=shuffle,
+        order=order,
         devices=4,
     )
     # With a zero kernel every clip's gradient is softmax - one-hot: this long.
@@ -359,6 +360,15 @@ def test_file_order(name):
     clips = np.flatnonzero(name != SUBJECTS).tolist()
     expected = [frozenset(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)]
     assert epochs_of(name, recorded(shuffle=False)[name]) == [expected] * 3
+
+
+def test_a_given_order():
+    backwards = tuple(range(len(SUBJECTS)))[::-1]
+    log = recorded(shuffle=False, order=backwards)
+    for name in NAMES:
+        clips = [clip for clip in backwards if SUBJECTS[clip] != name]
+        batches = [frozenset(clips[start : start + BATCH]) for start in range(0, len(clips), BATCH)]
+        assert epochs_of(name, log[name]) == [batches] * 3
 
 
 def test_shuffling_differs_by_epoch_fold_and_seed():

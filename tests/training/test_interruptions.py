@@ -85,8 +85,17 @@ def epochs_kept(folder):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_stops(number, stopped_at, config, run_quickly, whole, tmp_path, capfd):
-    stopped_at(tmp_path, 5, lambda: os.kill(os.getpid(), number), Stopped)
+def test_a_signal_saves_and_stops(
+    number, children, stopped_at, config, run_quickly, whole, tmp_path, capfd
+):
+    def stop():
+        seen.append(children())
+        os.kill(os.getpid(), number)
+
+    seen, before = [], children()
+    stopped_at(tmp_path, 5, stop, Stopped)
+    # Training has no child processes: none is left behind, however it ends.
+    assert seen == [before]
     assert "the state of training will be saved; once more stops at once" in capfd.readouterr().err
     assert epochs_kept(tmp_path) == [4, 5]  # by the clock, and at once
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -156,7 +165,10 @@ def test_a_run_resumes_from_the_snapshot_before_a_damaged_one(
     (newest,) = (tmp_path / "unfinished").glob(f"state-*/epoch_{kept[-1]}")
     damage_flip(newest)
     run_quickly(config, tmp_path)
-    assert f"{newest}: damaged" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert f"{newest}: damaged" in shown
+    # In a log, too, one sees where the round resumes.
+    assert f"epoch={kept[0]}/{EPOCHS}" in shown
     same_bits(tmp_path, whole)
 
 

@@ -1,10 +1,34 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from htnet_jax.errors import UserError
-from htnet_jax.training.plan import Plan, Result, Store, Unit
+from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
 
 CLIPS = ["a1", "b1", "a2", "c1"]
+
+
+FIELDS = {
+    "seeds": [5],
+    "epochs": [1, 2],
+    "folds": ["a", "x/b"],
+    "tested": [0, 1, 0, -1],
+    "validated": [[-1, 0, -1, -1], [-1, -1, -1, 0]],
+    "refit": True,
+    "clips": CLIPS,
+    "subjects": ["a", "b", "a", "c"],
+    "sources": ["smic"] * 4,
+    "labels": [0, 1, 1, 0],
+    "class_names": ["n", "p"],
+    "protocol": "loso",
+    "protocol_folds": ["a", "c", "x/b"],
+    "dataset": "d/1",
+    "fingerprint": "f",
+}
 
 
 @pytest.fixture
@@ -12,24 +36,7 @@ def make_plan():
     """Folds "a" and "x/b" (clips a1 a2; b1), one inner fold each; c1 is never tested."""
 
     def make(**changes):
-        fields = {
-            "seeds": [5],
-            "epochs": [1, 2],
-            "folds": ["a", "x/b"],
-            "tested": [0, 1, 0, -1],
-            "validated": [[-1, 0, -1, -1], [-1, -1, -1, 0]],
-            "refit": True,
-            "clips": CLIPS,
-            "subjects": ["a", "b", "a", "c"],
-            "sources": ["smic"] * 4,
-            "labels": [0, 1, 1, 0],
-            "class_names": ["n", "p"],
-            "protocol": "loso",
-            "protocol_folds": ["a", "c", "x/b"],
-            "dataset": "d/1",
-            "fingerprint": "f",
-        }
-        return Plan(**(fields | changes))
+        return Plan(**(FIELDS | changes))
 
     return make
 
@@ -146,11 +153,164 @@ def test_a_result_that_does_not_fit_the_plan(make_plan, tmp_path):
     store = Store(tmp_path, plan)
     unit = Unit(0, 0, None)
     store.write(unit, result(plan, Unit(1, 0, None)))
+    assert store.finished() == set()
     with pytest.raises(UserError, match=r"fold-a-seed5\.npz: holds logits of shape \(2, 1, 2\)"):
         store.read(unit)
     (tmp_path / "fold-a-seed5.npz").write_bytes(b"half")
     with pytest.raises(UserError, match=r"fold-a-seed5\.npz: damaged"):
         store.read(unit)
+
+
+def swapped(folder, plan):
+    (folder / "fold-a-seed5.npz").rename(folder / "kept")
+    (folder / "fold-a-seed9.npz").rename(folder / "fold-a-seed5.npz")
+    (folder / "kept").rename(folder / "fold-a-seed9.npz")
+
+
+def of_another_fold(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes((folder / "fold-x%2Fb-seed5.npz").read_bytes())
+
+
+def of_another_inner_fold(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes((folder / "fold-a-seed5-inner0.npz").read_bytes())
+
+
+def of_another_run(folder, plan):
+    other = Store(folder.parent / "other", plan(run="other settings"))
+    finish(other, Unit(0, 0, None))
+    (other.folder / "fold-a-seed5.npz").rename(folder / "fold-a-seed5.npz")
+
+
+def changed(folder, plan):
+    with np.load(folder / "fold-a-seed5.npz") as file:
+        content = dict(file)
+    content["logits"] = content["logits"] + np.float32(1e-6)
+    np.savez(folder / "fold-a-seed5.npz", **content)
+
+
+def half(folder, plan):
+    (folder / "fold-a-seed5.npz").write_bytes(b"half")
+
+
+def gigantic(folder, plan):
+    """Refused before memory is taken."""
+    np.savez_compressed(
+        folder / "fold-a-seed5.npz", format_version=2, logits=np.zeros((2, 10**6, 2), np.float32)
+    )
+
+
+def without_an_owner(folder, plan):
+    """As an earlier version wrote them."""
+    found = result(plan(), Unit(0, 0, None))
+    np.savez(folder / "fold-a-seed5.npz", format_version=np.int32(1), **found._asdict())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "lost"),
+    [
+        (swapped, "fold-a-seed5.npz: of another model of this run (fold a, seed 9, inner -1)", 2),
+        (of_another_fold, "of another model of this run (fold x/b, seed 5, inner -1)", 1),
+        (of_another_inner_fold, "of another model of this run (fold a, seed 5, inner 0)", 1),
+        (of_another_run, "fold-a-seed5.npz: of another run, with other settings or data", 1),
+        (changed, "fold-a-seed5.npz: damaged, it has changed since it was written", 1),
+        (gigantic, "fold-a-seed5.npz: 16,000,008 bytes of arrays, more than the ", 1),
+        (half, "fold-a-seed5.npz: damaged, or not a result of a fold", 1),
+        (without_an_owner, ": 1 result of another version of htnet_jax", 1),
+    ],
+)
+def test_what_does_not_belong_is_named_and_not_taken(spoil, message, lost, make_plan, tmp_path):
+    def plan(**changes):
+        return make_plan(seeds=[5, 9], **{"run": "r", **changes})
+
+    store = Store(tmp_path / "unfinished", plan())
+    every = {*store.plan.units(inner=False), *store.plan.units(inner=True)}
+    finish(store, *every)
+    assert store.survey() == (every, [])
+    spoil(store.folder, plan)
+    found, problems = store.survey()
+    assert len(problems) == len(every - found) == lost
+    assert message in problems[0]
+    assert Unit(0, 0, None) not in found
+    assert 0 not in store.finished_folds()
+    # Trained again, it takes the place of the foreign file.
+    finish(store, *(every - found))
+    assert store.survey() == (every, [])
+
+
+@given(data=st.data())
+def test_whatever_is_changed_in_a_result_is_seen(data, tmp_path_factory):
+    """No bytes of a file can be changed so that it is read as something else."""
+    plan = Plan(**FIELDS)
+    store = Store(tmp_path_factory.getbasetemp() / "mutated", plan)
+    unit = Unit(0, 0, None)
+    finish(store, unit)
+    path = store.folder / "fold-a-seed5.npz"
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    sound, problems = store.survey()
+    if sound:  # the bytes of the archive that say nothing, such as its dates
+        assert problems == []
+        for one, other in zip(store.read(unit), result(plan, unit), strict=True):
+            np.testing.assert_array_equal(one, other)
+    else:
+        assert len(problems) == 1
+
+
+def test_a_result_of_no_model_of_the_run_is_named(make_plan, tmp_path):
+    store = Store(tmp_path / "unfinished", make_plan())
+    (store.folder / "fold-\x1b[2J-seed5.npz").write_bytes(b"")
+    assert store.survey() == (
+        set(),
+        [rf"{store.folder}/fold-\x1b[2J-seed5.npz: of no model of this run"],
+    )
+
+
+@pytest.mark.parametrize("name", ["fold-a-seed5.npz", "fold-zz-seed1.npz", "plan.npz", "state-1"])
+def test_links_in_the_folder_are_refused(name, make_plan, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "unfinished" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name}: is a link, and no result of this run"):
+        Store(tmp_path / "unfinished", make_plan())
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused(make, make_plan, tmp_path):
+    """A folder could not be replaced after all the work."""
+    (tmp_path / "unfinished").mkdir()
+    make(tmp_path / "unfinished/fold-a-seed5.npz")
+    with pytest.raises(UserError, match=r"fold-a-seed5\.npz: is not a file"):
+        Store(tmp_path / "unfinished", make_plan())
+
+
+def test_a_folder_elsewhere_is_refused(make_plan, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "unfinished").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"unfinished: is a link to .*elsewhere"):
+        Store(tmp_path / "unfinished", make_plan())
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(UserError, match="disk: is a disk of its own"):
+        Store(tmp_path / "disk", make_plan())
+
+
+def test_a_foreign_plan_is_replaced(make_plan, tmp_path):
+    Store(tmp_path, make_plan(run="other"))
+    Store(tmp_path, make_plan(run="own"))
+    assert Store.open(tmp_path).plan.run == "own"
+    (tmp_path / "plan.npz").write_bytes(b"half")
+    Store(tmp_path, make_plan(run="own"))
+    assert Store.open(tmp_path).plan.same(make_plan(run="own"))
+
+
+def test_long_names_of_folds(make_plan, tmp_path):
+    """A file's name has 255 bytes at most; two that begin alike stay apart."""
+    names = ["\u00e9" * 300 + end for end in "ab"]
+    store = Store(tmp_path, make_plan(folds=names, protocol_folds=[*names, "c"]))
+    finish(store, Unit(0, 0, None), Unit(1, 0, None))
+    assert store.survey() == ({Unit(0, 0, None), Unit(1, 0, None)}, [])
 
 
 def test_a_folder_without_a_plan(tmp_path):
@@ -160,5 +320,17 @@ def test_a_folder_without_a_plan(tmp_path):
 
 def test_a_folder_that_cannot_be_made(make_plan, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be created"):
+    with pytest.raises(UserError, match=r"file: cannot be created \(File exists\)"):
         Store(tmp_path / "file", make_plan())
+
+
+def test_orders(make_plan):
+    """As the release's folders: class by class, then by the files' names, `<subject>_<clip>`."""
+    plan = make_plan(
+        clips=["casme2/sub02/EP01", "smic/s1/s1_b", "smic/s1/s1_a", "casme2/sub01/EP09"],
+        subjects=["sub02", "s1", "s1", "sub01"],
+        sources=["casme2", "smic", "smic", "casme2"],
+        labels=[1, 0, 0, 1],
+    )
+    assert ORDERS["release"](plan).tolist() == [2, 1, 3, 0]
+    assert ORDERS["file"](plan).tolist() == [0, 1, 2, 3]

@@ -133,6 +133,7 @@ def test_within_one_run_nothing_is_lost(config, run_quickly, run_of, tmp_path, c
     assert trained == NAMES
     found, single = Predictions.load(tmp_path / "predictions.npz"), run_of(1)
     np.testing.assert_array_equal(found.logits, single.logits)
-    assert "100%" in capfd.readouterr().err.splitlines()[-1]
+    total = len(NAMES) * config(3).epochs
+    assert f"{total}/{total} epochs" in capfd.readouterr().err.splitlines()[-1]
     record = json.loads((tmp_path / "environment.json").read_text())
     assert [change["models_trained_before"] for change in record["regrouped"]] == [0]

@@ -214,6 +214,7 @@ def test_event_files(settings, run_quickly, tmp_path):
     run_quickly(settings(folds="a01", tensorboard=True), tmp_path)
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
-    for tag in (b"train_loss/a01", b"validation_uf1/a01/inner_fold_2"):
+    for tag in (b"mean/train_loss", b"mean/validation_uf1", b"mean/validation_uar"):
         assert tag in content
+    assert b"a01" not in content
     assert b"test" not in content

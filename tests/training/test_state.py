@@ -361,6 +361,28 @@ def test_a_damaged_snapshot_is_passed_over(damage, tmp_path, capfd):
     assert Snapshots(tmp_path, {}).latest(some_state(0)[1]) is None
 
 
+def test_what_one_process_cannot_read_none_resumes_from(tmp_path, monkeypatch, capfd):
+    """As over a network: the other process says that the newest is damaged there."""
+    kept = keep(tmp_path, 2, 4)
+    asked = []
+
+    def texts(text):
+        asked.append(text)
+        # The list of epochs, then the facts and the outcome of each.
+        return [text, "stale file handle" if len(asked) == 3 else text]
+
+    monkeypatch.setattr(state.hosts, "texts", texts)
+    assert kept.latest(some_state(0)[1]).epoch == 2
+    assert "epoch_4: damaged (stale file handle); resuming from an older" in capfd.readouterr().err
+
+
+def test_processes_that_see_different_snapshots(tmp_path, monkeypatch):
+    kept = keep(tmp_path, 2, 4)
+    monkeypatch.setattr(state.hosts, "texts", lambda text: [text, "[2]"])
+    with pytest.raises(UserError, match=r"the epochs \[4, 2\] and \[2\]\).*--workdir that all"):
+        kept.latest(some_state(0)[1])
+
+
 def test_snapshots_belong_to_something(tmp_path):
     keep(tmp_path, 2, identity={"data": "a"})
     with pytest.raises(UserError, match=r"cannot be resumed(?s:.*)data: a there, b now"):

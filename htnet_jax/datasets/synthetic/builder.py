@@ -15,6 +15,7 @@ from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.datasets.synthetic.anatomy import SIZE
 from htnet_jax.datasets.synthetic.recipe import SOURCES, PlannedClip, plan
 from htnet_jax.errors import UserError
+from htnet_jax.progress import progress
 
 if TYPE_CHECKING:
     from htnet_jax.datasets.synthetic.rendering import RenderedClip
@@ -146,7 +147,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         planned = plan(config.seed, config.subjects_per_source, config.clips_per_subject)
-        for key, clip in enumerate(planned):
+        for key, clip in enumerate(progress(planned, len(planned), "rendering", "clips")):
             yield key, make_example(config, clip)
 
 
