@@ -122,6 +122,8 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
             with _checkpointer() as checkpointer:
                 checkpointer.save((temporary / "variables").absolute(), variables)
+            # Orbax writes down where on this machine it wrote.
+            (temporary / "variables" / "commit_success.txt").write_text("")
             _write_manifest(temporary, "variables")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
