@@ -492,11 +492,11 @@ def test_a_pth_file_with_the_settings_of_its_run(tmp_path, run_folder, accepts, 
     assert kept.pop("converted_from") == "w.pth"
     assert kept == {**json.loads(settings), "checkpoint": {"name": "model"}}
     (workdir / "config.json").write_text("[1]")
-    assert "is no run's config" in refuses(
+    assert "not a run's config" in refuses(
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
     (workdir / "config.json").unlink()
-    assert "cannot be read" in refuses(
+    assert "config.json: damaged, or not a run's config (No such file" in refuses(
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
 
