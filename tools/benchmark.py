@@ -542,7 +542,7 @@ def ceilings(bench: Bench, dtype: str) -> dict[tuple[str, str], tuple[int, Measu
 def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> dict[str, Any]:
     """The figures of all cases; the ceilings take their turns in each, so load meets them alike."""
     limits, figures = {}, {}
-    with Bar(len(builders) * (1 + 6 * _REPEATS.value), "benchmark", "measurements") as bar:
+    with Bar(len(builders) * (1 + 6 * _REPEATS.value), "benchmark", "measurement") as bar:
         for name, build in builders.items():
             bar.update(0, title=name)
             case = build(bench)

@@ -296,7 +296,7 @@ class _Experiment:
         with Bar(
             plan.unit_count * config.epochs,
             "fitting" if is_fitted else "compiling",
-            "fits" if is_fitted else "epochs",
+            "fit" if is_fitted else "epoch",
             done=len(done) * config.epochs,
             hidden=not hosts.leads(),
         ) as bar:
