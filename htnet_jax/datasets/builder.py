@@ -18,8 +18,9 @@ from tensorflow_datasets.core import dataset_metadata
 from htnet_jax.datasets import process, recipe, sheets
 from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
+from htnet_jax.datasets.recording import OUTSIDE
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, shown
 from htnet_jax.io import core_count
 from htnet_jax.progress import progress
 
@@ -288,8 +289,16 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         variant = cls.variant_of(variant)
         tree = Tree(folder)
         for path in tree.outside:
-            audit.add("path", tree.below(path), "a link that leads out of the chosen folder")
+            audit.add("path", tree.below(path), OUTSIDE)
+        for path, why in tree.unreadable.items():
+            audit.add("path", tree.below(path), f"the folder cannot be listed ({why})")
         found = cls.survey(tree, variant, audit)
+        if tree.videos and not found:
+            what = (
+                f"{len(tree.videos)} videos, but no clip's images: extract the frames of each to "
+                "numbered images in a folder of its name first"
+            )
+            audit.add("folder", tree.below(tree.videos[0]), what)
         check_counts(found, cls.counts(found, variant), audit)
         for clip in found:
             audit.extend(process.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
@@ -432,18 +441,22 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         """
         from htnet_jax.datasets import preview
 
-        jobs = self._jobs(folder, Audit())
+        audit = Audit()
+        jobs = self._jobs(folder, audit)
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
-        def shown() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
+        def processed() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
             for job in progress(chosen, len(chosen), "preview", "clip"):
                 inspection = process.inspect(job)
+                audit.extend(inspection.findings)
                 if not any(finding.drops for finding in inspection.findings):
                     yield job, inspection, process.compute(job, inspection)
 
         path = self.audit_path.with_name(f"preview_{self.builder_config.name}.html")
         path.parent.mkdir(parents=True, exist_ok=True)
-        preview.write_preview(path, self.info.full_name, shown(), [self.recipe.canonical])
+        steps = list(processed())
+        notes = [self.recipe.canonical, *audit.report().splitlines()]
+        preview.write_preview(path, self.info.full_name, steps, notes)
         return path
 
     def _jobs(self, folder: Path, audit: Audit) -> list[process.Job]:
@@ -501,7 +514,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
             "incomplete": [
-                f"{f.kind} {f.clip or f.where}: {f.what}" for f in prepared.audit.errors
+                shown(f"{f.kind} {f.clip or f.where}: {f.what}") for f in prepared.audit.errors
             ],
         }
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
+from htnet_jax.datasets.recording import folded
 from htnet_jax.datasets.sheets import Row
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
@@ -83,7 +84,7 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
                 what = f"sub_ID, fold_name are {subject!r}, {name!r}: no clip"
                 audit.add("row", row.where, what)
                 continue
-            named.add((subject.casefold(), name.casefold()))
+            named.add((folded(subject), folded(name)))
             clip_id = f"{cls.name}/{subject}/{name}"
             emotions = cls.LABELS["own"].of_emotion
             fields = survey.values(_without_held(row), clip_id, audit, emotions, compound=True)
@@ -98,7 +99,7 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
             # Archives unpack into folders of their own name, one in the other.
             if not _holds_subjects(part) or _holds_subjects(subject) or _holds_subjects(name):
                 continue
-            if (_subject(subject).casefold(), name.casefold()) not in named:
+            if (folded(_subject(subject)), folded(name)) not in named:
                 audit.add("row", tree.below(folder), survey.WITHOUT_ROW)
         return sorted(found, key=lambda clip: (clip.subject, clip.name))
 
@@ -120,8 +121,7 @@ def _folders(tree: Tree, subject: str, name: str) -> list[Path]:
     found = [
         path
         for path in tree.folders(name)
-        if _subject(path.parent.name).casefold() == subject.casefold()
-        and _is_micro_gray(tree, path)
+        if folded(_subject(path.parent.name)) == folded(subject) and _is_micro_gray(tree, path)
     ]
     # Beside the distributed folders, crops that a user has made (`gray_micro_crop`).
     return [path for path in found if "crop" not in tree.below(path).casefold()] or found

@@ -15,6 +15,7 @@ from htnet_jax.datasets import megc2019_release as release
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.casme2 import Casme2
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
+from htnet_jax.datasets.recording import folded
 from htnet_jax.datasets.samm import Samm
 from htnet_jax.datasets.smic import Smic
 from htnet_jax.datasets.survey import Audit, RawClip
@@ -139,7 +140,7 @@ class Megc2019(RawBuilder):
             audit: Receives what is wrong, differences from the published counts included.
         """
         variant = cls.variant_of(variant)
-        inside = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+        inside = {folded(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
         found: list[RawClip] = []
         for source, part in PARTS.items():
             place = inside.get(source)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from htnet_jax.datasets.recording import composed
 from htnet_jax.errors import Problems, UserError
 
 # Notes may stand above the header: SAMM's is on row 14.
@@ -115,7 +116,7 @@ def read_csv(path: Path, columns: Sequence[str], problems: Problems) -> Iterator
         if len(row) != len(header):
             problems.add(where, f"{len(row)} cells, but the header has {len(header)}")
             continue
-        cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+        cells = {name: text(cell) for name, cell in zip(header, row, strict=True)}
         if empty := [name for name in columns if not cells[name]]:
             problems.add(where, f"empty cell in column {', '.join(empty)}")
             continue
@@ -142,12 +143,12 @@ def five_points(row: Row) -> tuple[np.ndarray, list[str]]:
 
 
 def text(cell: Any) -> str:
-    """A cell as text: "" for nothing, `46` for 46.0, blanks at the ends taken off."""
+    """A cell as text: "" for nothing, `46` for 46.0, no blanks at the ends, letters composed."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    return str(cell).strip()
+    return composed(str(cell)).strip()
 
 
 def _tables(path: Path, first: str) -> list[tuple[str, list[list[Any]]]]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
-from htnet_jax.datasets.recording import image_files
+from htnet_jax.datasets.recording import NoFrames, only_video, open_frames
 from htnet_jax.datasets.sheets import Row, read_sheet
 from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 from htnet_jax.errors import UserError
@@ -135,6 +135,13 @@ HS, VIS and NIR is taken as HS. The variants are hs, vis and nir."""
             ):
                 what = "no clip's name such as s1_ne_01: a clip in it is not used"
                 audit.add("row", tree.below(folder), what)
+        there = {clip.name for clip in found}
+        for film in tree.videos:
+            name = standard_name(film.stem)
+            of = _modality(tree, film.parent) or cls.VARIANTS[0]
+            if name and name not in there and of == variant and not _is_non_micro(tree, film):
+                what = only_video(film.name, film.stem)
+                audit.add("folder", tree.below(film), what, clip=_id(name))
         return sorted(found, key=lambda clip: (clip.subject, clip.name))
 
 
@@ -246,12 +253,10 @@ def _short_clips(tree: Tree, found: Mapping[str, list[Path]], audit: Audit) -> l
             continue
         where, clip = tree.below(folder), _id(name)
         try:
-            numbers = image_files(folder)
-        except (OSError, ValueError) as error:
-            audit.add("path", where, str(error), clip=clip)
-            continue
-        if not numbers:
-            audit.add("folder", where, "it holds no images", clip=clip)
+            numbers = open_frames(folder).numbers
+        except UserError as error:
+            kind = "folder" if isinstance(error, NoFrames) else "path"
+            audit.add(kind, where, str(error), clip=clip)
             continue
         if clip in Smic.KNOWN_GAPS and _images(tree, folder) == "cropped":
             audit.note(where, f"{Smic.KNOWN_GAPS[clip]}; it is taken as it is", clip=clip)

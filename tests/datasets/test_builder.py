@@ -1,5 +1,6 @@
 """From a tree as distributed to flow tensors, leave-one-subject-out and a report."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_tfds_knows_the_builders():
         ("tvl1_29", "size='29' is unknown"),
         ("tvl1_28+labels-six", "labels are chosen on loading"),
         ("tvl1_28+variant-uv", "has no variant 'uv'"),
-        ("tvl1_28+variant-../../../x", "has no variant '../../../x'"),
+        ("tvl1_28+variant-../../../x", "variant='../../../x' is no name"),
         ("tvl1_28+align-onset", "its usual name is 'tvl1_28'"),
         ("tvl1_28+landmarks-template", "add align=none"),
     ],
@@ -329,3 +330,37 @@ def test_a_data_set_is_one_class(faces, tmp_path):
     assert arrays.class_names == ("joy", "anger")
     assert arrays.labels.tolist() == [0, 1, 0]
     assert metadata(folder)["emotions"] == {"calm": 1, "joy": 2, "anger": 1}
+
+
+def test_strays_and_damage_are_in_every_report(faces, tmp_path, capfd):
+    root, data = tmp_path / "manual", tmp_path / "data"
+    clips = casme2.write(root, faces)
+    strays = ("39 (1).jpg", "mean_face2.jpg")
+    for name in strays:
+        (clips[0].folder / name).write_text("no image")
+    apex = clips[1].folder / f"img{clips[1].apex}.jpg"
+    content = bytearray(apex.read_bytes())
+    half = len(content) // 2
+    content[half : half + 300] = np.random.default_rng(0).bytes(300)
+    apex.write_bytes(content)
+    arguments = {"config": RECIPE, "manual_dir": str(root), "data_dir": str(data)}
+    with pytest.raises(UserError) as caught:
+        loading.build("casme2", **arguments, options=builder.Options(workers=1))
+    options = dataclasses.replace(INCOMPLETE, preview=len(clips))
+    stored = loading.build("casme2", **arguments, options=options)
+    # The strays do no harm; the clip with the damage is left out.
+    built = {example["clip"].decode() for example in stored.examples}
+    assert clips[0].id in built
+    assert clips[1].id not in built
+    places = {
+        "refusal": str(caught.value),
+        "audit": next(data.glob("**/audit_*.csv")).read_text(),
+        "preview": next(data.glob("**/preview_*.html")).read_text(),
+        "terminal": capfd.readouterr().err,
+        "built": json.dumps(metadata(stored.folder)),
+    }
+    for place, text in places.items():
+        for name in strays:
+            assert f"{name} is not used" in text, place
+        assert f"{apex.name}: damaged" in text, place
+        assert clips[1].id in text, place

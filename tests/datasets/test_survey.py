@@ -2,13 +2,16 @@
 
 import collections
 import dataclasses
+import re
 import shutil
+import time
+import unicodedata
 
 import pytest
-from fakes import casme2, casme3, fourdme, mmew, samm
+from fakes import casme2, casme3, fourdme, mmew, samm, smic
 
-from htnet_jax.datasets import BUILDERS, labels, survey
-from htnet_jax.errors import UserError
+from htnet_jax.datasets import BUILDERS, labels, recording, survey
+from htnet_jax.errors import UserError, shown
 
 # Data sets whose clips are listed in a sheet; SMIC has rules of its own.
 FAKES = {"casme2": casme2, "casme3": casme3, "fourdme": fourdme, "mmew": mmew, "samm": samm}
@@ -416,3 +419,114 @@ def test_links_within_the_tree_are_followed_once(tmp_path):
     assert below(tree, tree.folders("EP01")) == ["real/EP01", "sub01/EP01"]
     assert below(tree, tree.folders("sub01", "EP01")) == ["sub01/EP01"]
     assert tree.outside == []
+
+
+# Names with letters that have two forms: in the sheet composed, on disk not, and the reverse.
+@pytest.mark.parametrize(("of_sheet", "of_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("name", ["casme2", "fourdme"])
+def test_how_unicode_composes_a_name_does_not_matter(
+    name, of_sheet, of_disk, tmp_path, faces, monkeypatch
+):
+    fake = FAKES[name]
+    root = tmp_path / "manual"
+    clips = fake.write(root, faces)
+    copy = Copy(name, root, faces, clips)
+    new = f"{clips[2].name}_é"
+    clips[2].folder.rename(clips[2].folder.with_name(unicodedata.normalize(of_disk, new)))
+    copy.edit(name=unicodedata.normalize(of_sheet, new))
+    found, audit = copy.survey()
+    assert audit.errors == []
+    (changed,) = {clip.id for clip in found} - {clip.id for clip in clips}
+    assert changed == unicodedata.normalize("NFC", f"{clips[2].id}_é")
+
+
+def test_only_videos_where_frames_are_expected(copy):
+    clip = copy.clips[2]
+    names = {"casme3": f"{clip.subject}_{clip.name}"}
+    film = clip.folder.parent / f"{names.get(copy.name, clip.name)}.avi"
+    shutil.rmtree(clip.folder)
+    film.write_text("")
+    clips, audit = copy.survey()
+    assert clips == rest(copy)
+    (finding,) = audit.errors
+    assert (finding.kind, finding.clips) == ("folder", (clip.id,))
+    assert f"only the video {film.relative_to(copy.root)} is there; extract its" in finding.what
+
+
+@pytest.mark.parametrize("name", [*FAKES, "smic"])
+def test_a_copy_of_videos_alone(name, faces, tmp_path):
+    fake = FAKES.get(name, smic)
+    clips = fake.write(tmp_path, faces)
+    for folder in {clip.folder for clip in clips}:
+        shutil.rmtree(folder)
+        folder.with_name(f"{folder.name}.MP4").write_text("")
+    audit = survey.Audit()
+    assert BUILDERS[name].clips_in(tmp_path, "", audit) == []
+    said = [finding.what for finding in audit.errors]
+    assert any(re.search(r"^\d+ videos, but no clip's images: extract", what) for what in said)
+    # In a folder of its own a video is found too.
+    clips[0].folder.mkdir()
+    (clips[0].folder / "film.avi").write_text("")
+    audit = survey.Audit()
+    BUILDERS[name].clips_in(tmp_path, "", audit)
+    assert any("only the video film.avi is there" in finding.what for finding in audit.errors)
+
+
+def test_a_linked_sheet_or_folder_is_named_with_the_remedy(copy, tmp_path):
+    copy.sheet.rename(tmp_path / "sheet.xlsx")
+    copy.sheet.symlink_to(tmp_path / "sheet.xlsx")
+    (tmp_path / "elsewhere").mkdir()
+    (copy.root / "more").symlink_to(tmp_path / "elsewhere")
+    audit = survey.Audit()
+    assert BUILDERS[copy.name].clips_in(copy.root, "", audit) == []
+    said = {finding.where: finding.what for finding in audit.errors}
+    for name in (copy.sheet.name, "more"):
+        assert "is a link leading outside" in said[name]
+        assert "put a copy of what it leads to there" in said[name]
+
+
+@pytest.mark.parametrize("count", [9, 15])
+def test_folders_that_link_to_each_other_are_listed_soon(tmp_path, count):
+    names = [f"s{number}" for number in range(count)]
+    folders(tmp_path, *(f"{name}/EP01" for name in names))
+    for name in names:
+        for other in names:
+            if other != name:
+                (tmp_path / name / other).symlink_to(f"../{other}")
+    start = time.monotonic()
+    tree = survey.Tree(tmp_path)
+    assert time.monotonic() - start < 5
+    assert tree.folders("s0", "EP01")[0] == tmp_path / "s0" / "EP01"
+
+
+def test_a_walk_ends(tmp_path, monkeypatch):
+    folders(tmp_path, *map(str, range(20)))
+    monkeypatch.setattr(survey, "MOST_FOLDERS", 10)
+    with pytest.raises(UserError, match="more than 10 folders"):
+        survey.Tree(tmp_path)
+
+
+STRAYS = ("39 (1).jpg", "s3_po_01_flow.png", "mean_face2.jpg", "12_mask.png", "\x1b[2J\udcff.bmp")
+
+
+def test_stray_images_are_findings_and_never_frames(copy, tmp_path):
+    folder = copy.clips[2].folder
+    before = dict(recording.image_files(folder))
+    for name in STRAYS:
+        (folder / name).write_text("no image")
+    audit = survey.Audit()
+    clips = BUILDERS[copy.name].clips_in(copy.root, "", audit)
+    assert copy.clips[2] in clips
+    assert dict(recording.image_files(folder)) == before
+    named = [f for f in audit.errors if f.kind == "image"]
+    # A recording of CAS(ME)^3 has several clips.
+    concerned = {clip.id for clip in copy.clips if clip.folder == folder}
+    assert {f.clip for f in named} == concerned
+    assert {f.what.partition(" is not used: ")[0] for f in named} == set(map(shown, STRAYS))
+    assert not concerned & audit.dropped
+    audit.write_csv(tmp_path / "audit.csv")
+    text = (tmp_path / "audit.csv").read_text()
+    for name in STRAYS:
+        assert shown(name) in text
+        assert shown(name) in audit.report() or len(named) > survey.SHOWN
+    assert "\x1b" not in text + audit.report()
