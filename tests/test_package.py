@@ -193,8 +193,8 @@ def test_importing_an_experiment_needs_no_torch_dlib_or_tensorflow():
     assert not loaded & {"torch", "dlib", "tensorflow", "sklearn"}
 
 
-# Where files are written: `io` itself, and Orbax and TFDS by their own ways.
-WRITERS = {"htnet_jax/io.py"}
+# `io` itself, and `state`, which writes in an exclusive folder beside what Orbax does.
+WRITERS = {"htnet_jax/io.py", "htnet_jax/training/state.py"}
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
