@@ -233,6 +233,8 @@ def test_mutated_bytes(old, name, data):
         loads_or_is_refused(old)
 
 
+# Orbax leaves coroutines behind when a file is damaged.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_mutated_arrays_with_a_manifest_of_their_own(old, data):
