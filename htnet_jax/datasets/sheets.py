@@ -142,6 +142,11 @@ def five_points(row: Row) -> tuple[np.ndarray, list[str]]:
     return values.reshape(5, 2), bad
 
 
+def quoted(cell: str) -> str:
+    """A cell's text in quotes for a message, long ones shortened."""
+    return repr(cell if len(cell) <= 60 else f"{cell[:60]}...")
+
+
 def text(cell: Any) -> str:
     """A cell as text: "" for nothing, `46` for 46.0, no blanks at the ends, letters composed."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):

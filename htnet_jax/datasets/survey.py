@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.datasets import images, sheets
+from htnet_jax.datasets import action_units, images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.recording import OUTSIDE, VIDEOS, folded, is_inside, only_video
 from htnet_jax.datasets.sheets import Row
@@ -266,7 +266,7 @@ class RawClip:
         onset: Number of the onset frame.
         apex: Number of the apex frame; None where the sheet has none, or an impossible one.
         offset: Number of the offset frame.
-        aus: Action units, such as `("4", "L10", "T23")`.
+        aus: Action units as in `action_units.Parsed.stored`, such as `("4", "L10|12", "T23")`.
         objective: Objective class 1..7; 0 where none is given.
     """
 
@@ -322,13 +322,6 @@ class Counts:
     by: str = "the published data set"
     enforced: bool = True
     remark: str = ""
-
-
-def action_units(cell: str) -> tuple[str, ...]:
-    """A sheet's action units as a tuple: `R1+2 or 4` -> `("R1", "2", "4")`; "" and `?` -> ()."""
-    return tuple(
-        part for part in re.split(r"[+,\s&;]+|\bor\b", cell.strip()) if part and part != "?"
-    )
 
 
 def nearest(published: Sequence[Counts], emotions: Mapping[str, int]) -> Counts:
@@ -505,12 +498,18 @@ def values(
         audit.add("row", row.where, problem, clip=clip_id)
     if problems:
         return None
+    cell = row.cells.get("aus", "")
+    units = action_units.parse(cell)
+    if units.rest:
+        named = ", ".join(map(sheets.quoted, units.rest))
+        what = f"action units {sheets.quoted(cell)}: left out, because not understood: {named}"
+        audit.note(row.where, what, clip=clip_id)
     return {
         "emotion": "+".join(words),
         "onset": onset,
         "apex": row.whole("apex"),
         "offset": offset,
-        "aus": action_units(row.cells.get("aus", "")),
+        "aus": units.stored,
         "objective": numbers[objective],
     }
 

@@ -10,7 +10,7 @@ import unicodedata
 import pytest
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
 
-from htnet_jax.datasets import BUILDERS, labels, recording, survey
+from htnet_jax.datasets import BUILDERS, labels, recording, sheets, survey
 from htnet_jax.errors import UserError, shown
 
 # Data sets whose clips are listed in a sheet; SMIC has rules of its own.
@@ -288,12 +288,17 @@ def test_a_correction_changes_only_what_is_still_wrong():
     assert survey.correct(row, None) == (row, [])
 
 
-def test_action_units():
-    for cell, units in {
-        **{"4": ("4",), "R1+2 or 4": ("R1", "2", "4"), "?": (), "": (), "10A/B": ("10A/B",)},
-        **{"ref(7B)": ("ref(7B)",), "6+12 ": ("6", "12"), "4; L10,T23": ("4", "L10", "T23")},
-    }.items():
-        assert survey.action_units(cell) == units
+def test_what_is_no_action_unit_is_noted_with_its_row():
+    audit = survey.Audit()
+    cells = {"onset": "1", "apex": "2", "offset": "3", "emotion": "happy"}
+    row = sheets.Row(7, "codes.xlsx, sheet A, row 7", cells | {"aus": "R14+17+hard stare"})
+    assert survey.values(row, "x/1/a", audit, ["happy"])["aus"] == ("R14", "17")
+    (found,) = audit.findings
+    assert (found.kind, found.clip, found.is_problem) == ("note", "x/1/a", False)
+    assert found.where == row.where
+    assert found.what == (
+        "action units 'R14+17+hard stare': left out, because not understood: 'hard stare'"
+    )
 
 
 def test_an_audit_reports_by_kind_and_drops_only_clips(tmp_path):
