@@ -14,6 +14,7 @@ from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
 from htnet_jax.datasets.recording import folded
+from htnet_jax.datasets.sheets import quoted
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "4DME_Labelling_Micro_release v1.xlsx"
@@ -78,8 +79,8 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
         named: set[tuple[str, str]] = set()
         for row in rows:
             subject, name = _subject(row.cells["subject"]), row.cells["name"]
-            if not subject or not name or "/" in subject + name:
-                what = f"sub_ID, fold_name are {subject!r}, {name!r}: no clip"
+            if not survey.is_name(subject) or not survey.is_name(name):
+                what = f"sub_ID, fold_name are {quoted(subject)}, {quoted(name)}: no clip"
                 audit.add("row", row.where, what)
                 continue
             named.add((folded(subject), folded(name)))
@@ -104,7 +105,7 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
 
 def _subject(text: str) -> str:
     """`8`, `S8` and `s08` as `S08`; other names as they are."""
-    number = re.fullmatch(r"s?(\d+)", text, re.IGNORECASE)
+    number = re.fullmatch(r"s?(\d{1,9})", text, re.IGNORECASE)
     return f"S{int(number[1]):02d}" if number else text
 
 

@@ -39,6 +39,8 @@ KINDS = (
 SHOWN = 20
 # Far more than any data set has; a walk through links, or from the wrong root, must end.
 MOST_FOLDERS = 200_000
+# What a sheet may say for an apex that is not known.
+_NO_APEX = ("", "/", "na", "n/a", "nan", "none")
 WITHOUT_ROW = "a clip folder without a row in the sheet"
 
 
@@ -387,7 +389,7 @@ def sheet_rows(
     try:
         return sheets.read_sheet(path, columns, optional=optional, sheet=sheet)
     except UserError as error:
-        audit.add("sheet", tree.below(path), str(error))
+        audit.add("sheet", tree.below(path), str(error).removeprefix(f"{path}: "))
         return []
 
 
@@ -434,6 +436,11 @@ def correct(row: Row, correction: Correction | None) -> tuple[Row, list[str]]:
     return dataclasses.replace(row, cells=cells), words
 
 
+def is_name(text: str) -> bool:
+    """Whether a cell can be the name of a folder."""
+    return 0 < len(text.encode("utf-8", "replace")) <= 255 and not {"/", "\0"} & {*text}
+
+
 def is_repeated(
     first: dict[str, str], row: Row, clip_id: str, audit: Audit, *, drops: bool = True
 ) -> bool:
@@ -477,9 +484,9 @@ def values(
         emotion, onset, apex, offset, aus and objective, or None for a row with findings.
     """
     problems = [
-        f"{key} is {row.cells[key]!r}, no frame number"
+        f"{key} is {sheets.quoted(row.cells[key])}, no frame number"
         for key in ("onset", "apex", "offset")
-        if row.whole(key) is None and (key != "apex" or row.cells[key] not in ("", "/"))
+        if row.whole(key) is None and (key != "apex" or row.cells[key].casefold() not in _NO_APEX)
     ]
     onset, offset = row.whole("onset"), row.whole("offset")
     if onset is not None and offset is not None and offset < onset:
@@ -489,11 +496,15 @@ def values(
     words = [word.strip() for word in emotion.split("+")] if compound else [emotion]
     if not set(words) <= set(emotions):
         known = ", ".join(emotions)
-        problems.append(f"emotion is {row.cells['emotion']!r}, expected one of {known}")
+        problems.append(
+            f"emotion is {sheets.quoted(row.cells['emotion'])}, expected one of {known}"
+        )
     objective = row.cells.get("objective", "").upper()
     numbers = {"": 0} | {name: i for i, word in enumerate(OBJECTIVE, 1) for name in (word, str(i))}
     if objective not in numbers:
-        problems.append(f"objective class is {objective!r}, expected 1 to 7 or I to VII")
+        problems.append(
+            f"objective class is {sheets.quoted(objective)}, expected 1 to 7 or I to VII"
+        )
     for problem in problems:
         audit.add("row", row.where, problem, clip=clip_id)
     if problems:
@@ -607,9 +618,9 @@ def coded_clips(
     clips = []
     for row in rows:
         owner, name = subject(row.cells["subject"]), row.cells["name"]
-        if not owner or not name:
-            what = f"subject {row.cells['subject']!r}, file name {name!r}: no subject's clip"
-            audit.add("row", row.where, what)
+        if not owner or not is_name(name):
+            named = ", file name ".join(map(sheets.quoted, (row.cells["subject"], name)))
+            audit.add("row", row.where, f"subject {named}: no subject's clip")
             continue
         clip_id, key = f"{source}/{owner}/{name}", (owner, folded(name))
         if is_repeated(first, row, clip_id, audit):

@@ -200,7 +200,7 @@ def test_a_locked_or_damaged_sheet(copy, content):
     assert clips == []
     (finding,) = audit.findings
     assert (finding.kind, finding.where) == ("sheet", copy.sheet.name)
-    assert "cannot be read as a spreadsheet" in finding.what
+    assert "damaged, or not a spreadsheet" in finding.what
 
 
 def test_of_several_sheets_the_documented_one_is_used(copy):
