@@ -301,7 +301,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
                 "numbered images in a folder of its name first"
             )
             audit.add("folder", tree.below(tree.videos[0]), what)
-        check_counts(found, cls.counts(found, variant), audit)
+        # Without clips the reason is said already; that they are 0 would only bury it.
+        if found or not audit.errors:
+            check_counts(found, cls.counts(found, variant), audit)
         for clip in found:
             audit.extend(process.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
         return found

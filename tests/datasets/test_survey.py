@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import datetime
 import re
 import shutil
 import time
@@ -99,6 +100,29 @@ def test_a_bad_cell(copy, cells, what):
     assert finding.where.startswith(f"{copy.sheet.name}, sheet ")
     if "name no clip" not in what:
         assert audit.dropped == {copy.clips[2].id}
+
+
+@pytest.mark.parametrize(
+    ("apex", "offset"),
+    [("9" * 5000, datetime.datetime(2014, 5, 12)), (-1, 3e9), (4.5, True), ("1e3", "nan\n5")],
+)
+def test_numbers_that_no_frame_has(copy, apex, offset):
+    copy.edit(apex=apex, offset=offset)
+    clips, audit = copy.survey()
+    assert clips == rest(copy)
+    assert [f.what.partition(" ")[0] for f in audit.errors] == ["apex", "offset"]
+    for finding in audit.errors:
+        assert "no frame number" in finding.what and len(finding.what) < 200
+        assert re.search(r", row \d+$", finding.where)
+
+
+def test_names_of_5000_digits_are_found_with_their_row(copy):
+    for key in ("subject", "name"):
+        copy.edit(**{key: "9" * 5000})
+        clips, audit = copy.survey()
+        assert copy.clips[2] not in clips
+        whats = [f.what for f in audit.errors if re.search(r", row \d+$", f.where)]
+        assert whats and all(len(what) < 400 for what in whats)
 
 
 @pytest.mark.parametrize("cells", [{"apex": "/"}, {"apex": None}, {"apex": "999999999"}])
