@@ -23,6 +23,7 @@ from htnet_jax.errors import UserError
 # Largest files that are read, in bytes, far above what the data sets and runs of this field need.
 # The environment variable raises (or lowers) all of them.
 MAX_TEXT = 256 * 2**20
+MAX_SHEET = 32 * 2**20  # unpacked; the parsers take minutes and gigabytes for what MAX_TEXT allows
 MAX_IMAGE = 2**28  # as a file, and its pixels
 MAX_ARRAYS = 16 * 2**30
 LIMIT_VARIABLE = "HTNET_MAX_FILE_BYTES"
@@ -240,5 +241,5 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "more than fits into memory"
     # Some parsers quote the whole input.
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."

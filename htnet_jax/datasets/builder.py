@@ -71,9 +71,10 @@ def frame_features(side: int, rule: str) -> dict[str, Any]:
 def sheet_features() -> dict[str, Any]:
     """What the annotation sheet says about a clip besides its emotion.
 
-    `action_units` are joined by `+`; `objective` is the class 1..7 by action units, 0 where none is
-    given; frame numbers are those in the file names; `apex_rule` says where the apex comes from
-    (`sheet`, `midpoint`, `estimate`) and `landmarks_from` where the points do.
+    `action_units` are written as in `htnet_jax.datasets.action_units`; `objective` is the class
+    1..7 by action units, 0 where none is given; frame numbers are those in the file names;
+    `apex_rule` says where the apex comes from (`sheet`, `midpoint`, `estimate`) and
+    `landmarks_from` where the points do.
     """
     return {
         "action_units": tfds.features.Text(),
@@ -228,8 +229,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         KNOWN_GAPS: Clip id -> why its last frames are missing in the distributed copies.
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "3.0.0": "Action units are side, number and intensity; nothing else is stored as one.",
         "2.0.0": "All annotated clips, with what the sheet says; classes are formed on loading.",
         "1.0.0": "First release.",
     }
@@ -299,7 +301,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
                 "numbered images in a folder of its name first"
             )
             audit.add("folder", tree.below(tree.videos[0]), what)
-        check_counts(found, cls.counts(found, variant), audit)
+        # Without clips the reason is said already; that they are 0 would only bury it.
+        if found or not audit.errors:
+            check_counts(found, cls.counts(found, variant), audit)
         for clip in found:
             audit.extend(process.check_frames(clip, cls.KNOWN_GAPS.get(clip.id, "")))
         return found
@@ -379,16 +383,20 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         return Path(self.data_dir).parent.parent / f"unfinished_{self.builder_config.name}"
 
     def outdated(self) -> str:
-        """What to do about a folder that an older version built with classes baked in; or ""."""
+        """What to do about a folder that an older version of the builder filled; or ""."""
         folder = Path(self.data_dir)
-        old = folder.with_name("1.0.0")
-        if old == folder or not old.is_dir():
+        older = [old for old in folder.parent.glob("*.*.*") if old.name in self._older()]
+        if not older:
             return ""
         return (
-            f"{old} was built by an older version, which kept one label set's clips and classes; "
-            f"it cannot be read any more. Build it again:\n  "
+            f"{max(older)} was built by an older version and cannot be read any more "
+            f"({self.version}: {self.RELEASE_NOTES[str(self.version)]}) Build it again:\n  "
             f"{_command(self.name, self.builder_config.name)}"
         )
+
+    def _older(self) -> list[str]:
+        notes = list(self.RELEASE_NOTES)
+        return notes[notes.index(str(self.version)) + 1 :]
 
     def download_and_prepare(self, **kwargs: Any) -> None:
         """As TFDS's; what an interrupted build left behind is cleared away."""

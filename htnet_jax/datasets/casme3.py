@@ -14,6 +14,7 @@ from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
 from htnet_jax.datasets.recording import folded, image_files
+from htnet_jax.datasets.sheets import quoted
 from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
@@ -113,10 +114,10 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
         first: dict[str, str] = {}
         named: set[str] = set()
         for row in rows:
-            number = re.fullmatch(r"sp\s*no\.?\s*(\d+)", row.cells["subject"], re.IGNORECASE)
+            number = re.fullmatch(r"sp\s*no\.?\s*(\d{1,9})", row.cells["subject"], re.IGNORECASE)
             video, onset = row.cells["video"].lower(), row.whole("onset")
-            if number is None or not re.fullmatch(r"[a-z0-9]+", video) or onset is None:
-                key = ", ".join(repr(row.cells[k]) for k in ("subject", "video", "onset"))
+            if number is None or not re.fullmatch(r"[a-z0-9]{1,99}", video) or onset is None:
+                key = ", ".join(quoted(row.cells[k]) for k in ("subject", "video", "onset"))
                 what = f"Subject, Filename, Onset are {key}: they name no clip"
                 audit.add("row", row.where, what)
                 continue

@@ -51,6 +51,7 @@ class Megc2019Config(tfds.core.BuilderConfig):
             "file" gives; if not, they stop the build.
     """
 
+    version: str = "1.0.0"
     enforce_counts: bool = True
     landmarks: str = "file"
     fall_back: bool = False
@@ -76,8 +77,12 @@ class Megc2019(RawBuilder):
     Examples hold their class, because the challenge's list says it.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    # Of the recipes' configs, which store action units; the others have a version of their own.
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.0.0": RawBuilder.RELEASE_NOTES["3.0.0"],
+        "1.0.0": "First release.",
+    }
     HOMEPAGE = "https://github.com/Facial-Micro-ExpressionGC/MEGC2019"
     LABELS: ClassVar[Mapping[str, LabelSet]] = {"megc3": three_classes(*CLASSES)}
     VARIANTS = ("raw", "cropped")

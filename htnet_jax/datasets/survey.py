@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.datasets import images, sheets
+from htnet_jax.datasets import action_units, images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.recording import OUTSIDE, VIDEOS, folded, is_inside, only_video
 from htnet_jax.datasets.sheets import Row
@@ -39,6 +39,8 @@ KINDS = (
 SHOWN = 20
 # Far more than any data set has; a walk through links, or from the wrong root, must end.
 MOST_FOLDERS = 200_000
+# What a sheet may say for an apex that is not known.
+_NO_APEX = ("", "/", "na", "n/a", "nan", "none")
 WITHOUT_ROW = "a clip folder without a row in the sheet"
 
 
@@ -266,7 +268,7 @@ class RawClip:
         onset: Number of the onset frame.
         apex: Number of the apex frame; None where the sheet has none, or an impossible one.
         offset: Number of the offset frame.
-        aus: Action units, such as `("4", "L10", "T23")`.
+        aus: Action units as in `action_units.Parsed.stored`, such as `("4", "L10|12", "T23")`.
         objective: Objective class 1..7; 0 where none is given.
     """
 
@@ -322,13 +324,6 @@ class Counts:
     by: str = "the published data set"
     enforced: bool = True
     remark: str = ""
-
-
-def action_units(cell: str) -> tuple[str, ...]:
-    """A sheet's action units as a tuple: `R1+2 or 4` -> `("R1", "2", "4")`; "" and `?` -> ()."""
-    return tuple(
-        part for part in re.split(r"[+,\s&;]+|\bor\b", cell.strip()) if part and part != "?"
-    )
 
 
 def nearest(published: Sequence[Counts], emotions: Mapping[str, int]) -> Counts:
@@ -394,7 +389,7 @@ def sheet_rows(
     try:
         return sheets.read_sheet(path, columns, optional=optional, sheet=sheet)
     except UserError as error:
-        audit.add("sheet", tree.below(path), str(error))
+        audit.add("sheet", tree.below(path), str(error).removeprefix(f"{path}: "))
         return []
 
 
@@ -441,6 +436,11 @@ def correct(row: Row, correction: Correction | None) -> tuple[Row, list[str]]:
     return dataclasses.replace(row, cells=cells), words
 
 
+def is_name(text: str) -> bool:
+    """Whether a cell can be the name of a folder."""
+    return 0 < len(text.encode("utf-8", "replace")) <= 255 and not {"/", "\0"} & {*text}
+
+
 def is_repeated(
     first: dict[str, str], row: Row, clip_id: str, audit: Audit, *, drops: bool = True
 ) -> bool:
@@ -484,9 +484,9 @@ def values(
         emotion, onset, apex, offset, aus and objective, or None for a row with findings.
     """
     problems = [
-        f"{key} is {row.cells[key]!r}, no frame number"
+        f"{key} is {sheets.quoted(row.cells[key])}, no frame number"
         for key in ("onset", "apex", "offset")
-        if row.whole(key) is None and (key != "apex" or row.cells[key] not in ("", "/"))
+        if row.whole(key) is None and (key != "apex" or row.cells[key].casefold() not in _NO_APEX)
     ]
     onset, offset = row.whole("onset"), row.whole("offset")
     if onset is not None and offset is not None and offset < onset:
@@ -496,21 +496,31 @@ def values(
     words = [word.strip() for word in emotion.split("+")] if compound else [emotion]
     if not set(words) <= set(emotions):
         known = ", ".join(emotions)
-        problems.append(f"emotion is {row.cells['emotion']!r}, expected one of {known}")
+        problems.append(
+            f"emotion is {sheets.quoted(row.cells['emotion'])}, expected one of {known}"
+        )
     objective = row.cells.get("objective", "").upper()
     numbers = {"": 0} | {name: i for i, word in enumerate(OBJECTIVE, 1) for name in (word, str(i))}
     if objective not in numbers:
-        problems.append(f"objective class is {objective!r}, expected 1 to 7 or I to VII")
+        problems.append(
+            f"objective class is {sheets.quoted(objective)}, expected 1 to 7 or I to VII"
+        )
     for problem in problems:
         audit.add("row", row.where, problem, clip=clip_id)
     if problems:
         return None
+    cell = row.cells.get("aus", "")
+    units = action_units.parse(cell)
+    if units.rest:
+        named = ", ".join(map(sheets.quoted, units.rest))
+        what = f"action units {sheets.quoted(cell)}: left out, because not understood: {named}"
+        audit.note(row.where, what, clip=clip_id)
     return {
         "emotion": "+".join(words),
         "onset": onset,
         "apex": row.whole("apex"),
         "offset": offset,
-        "aus": action_units(row.cells.get("aus", "")),
+        "aus": units.stored,
         "objective": numbers[objective],
     }
 
@@ -608,9 +618,9 @@ def coded_clips(
     clips = []
     for row in rows:
         owner, name = subject(row.cells["subject"]), row.cells["name"]
-        if not owner or not name:
-            what = f"subject {row.cells['subject']!r}, file name {name!r}: no subject's clip"
-            audit.add("row", row.where, what)
+        if not owner or not is_name(name):
+            named = ", file name ".join(map(sheets.quoted, (row.cells["subject"], name)))
+            audit.add("row", row.where, f"subject {named}: no subject's clip")
             continue
         clip_id, key = f"{source}/{owner}/{name}", (owner, folded(name))
         if is_repeated(first, row, clip_id, audit):

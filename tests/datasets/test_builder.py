@@ -133,7 +133,7 @@ def test_without_permission_an_incomplete_copy_is_one_report(copies, tmp_path):
     assert "count" in str(caught.value)
     audit = tmp_path / "samm" / f"audit_{RECIPE}.csv"
     assert audit.read_text().startswith("kind,clip,where,what,drops\n")
-    assert not (tmp_path / "samm" / RECIPE / "2.0.0").exists()
+    assert not (tmp_path / "samm" / RECIPE / "3.0.0").exists()
 
 
 def digests(folder):
@@ -241,9 +241,10 @@ def test_unknown_label_sets_are_refused_before_anything_is_built(name, known, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_path):
-    """It holds the clips and classes of one label set."""
-    old = tmp_path / "samm" / RECIPE / "1.0.0"
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_path, version):
+    """It holds the clips and classes of one label set, or action units that are none."""
+    old = tmp_path / "samm" / RECIPE / version
     old.mkdir(parents=True)
     (old / "dataset_info.json").write_text("{}")
     command = "python -m htnet_jax.prepare --dataset=samm --recipe={} --manual_dir=FOLDER"
@@ -260,7 +261,7 @@ def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_pat
     # With the source files at hand it is built again, beside the old one.
     where = {"manual_dir": str(copies / "samm"), "data_dir": str(tmp_path)}
     arrays, folder = loading.prepare("samm", config=RECIPE, options=INCOMPLETE, **where)
-    assert (len(arrays.clips), folder.name) == (11, "2.0.0")
+    assert (len(arrays.clips), folder.name) == (11, "3.0.0")
 
 
 def test_tfds_knows_the_builders():

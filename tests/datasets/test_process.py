@@ -17,7 +17,7 @@ import pytest
 from fakes import fourdme, samm, work
 
 from htnet_jax import io
-from htnet_jax.datasets import builder, loading, process, recipe, recording, survey
+from htnet_jax.datasets import action_units, builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
 from htnet_jax.motion import alignment, flow
 
@@ -773,7 +773,7 @@ def test_what_was_built_is_loaded(copy, built, faces):
         assert np.abs(pixels[..., 0] - apex).max() <= 1
         assert np.abs(pixels[..., 1] - apex // 2).max() <= 1
         assert np.abs(pixels[..., 2] - apex // 4).max() <= 1
-        units = "+".join(survey.action_units(str(row["aus"])))
+        units = "+".join(action_units.parse(str(row["aus"])).stored)
         assert arrays.action_units[index] == units
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["frames"] == {

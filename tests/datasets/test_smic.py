@@ -323,7 +323,7 @@ def test_damaged_sheet(long, root):
     path.write_bytes(path.read_bytes()[:-300])
     clips, audit = _survey(root)
     assert not clips
-    assert "cannot be read as a spreadsheet" in _only(audit, "sheet").what
+    assert "damaged, or not a spreadsheet" in _only(audit, "sheet").what
 
 
 def test_the_documented_sheet_is_preferred(long, root):

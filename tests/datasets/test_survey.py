@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import datetime
 import re
 import shutil
 import time
@@ -10,7 +11,7 @@ import unicodedata
 import pytest
 from fakes import casme2, casme3, fourdme, mmew, samm, smic
 
-from htnet_jax.datasets import BUILDERS, labels, recording, survey
+from htnet_jax.datasets import BUILDERS, labels, recording, sheets, survey
 from htnet_jax.errors import UserError, shown
 
 # Data sets whose clips are listed in a sheet; SMIC has rules of its own.
@@ -99,6 +100,29 @@ def test_a_bad_cell(copy, cells, what):
     assert finding.where.startswith(f"{copy.sheet.name}, sheet ")
     if "name no clip" not in what:
         assert audit.dropped == {copy.clips[2].id}
+
+
+@pytest.mark.parametrize(
+    ("apex", "offset"),
+    [("9" * 5000, datetime.datetime(2014, 5, 12)), (-1, 3e9), (4.5, True), ("1e3", "nan\n5")],
+)
+def test_numbers_that_no_frame_has(copy, apex, offset):
+    copy.edit(apex=apex, offset=offset)
+    clips, audit = copy.survey()
+    assert clips == rest(copy)
+    assert [f.what.partition(" ")[0] for f in audit.errors] == ["apex", "offset"]
+    for finding in audit.errors:
+        assert "no frame number" in finding.what and len(finding.what) < 200
+        assert re.search(r", row \d+$", finding.where)
+
+
+def test_names_of_5000_digits_are_found_with_their_row(copy):
+    for key in ("subject", "name"):
+        copy.edit(**{key: "9" * 5000})
+        clips, audit = copy.survey()
+        assert copy.clips[2] not in clips
+        whats = [f.what for f in audit.errors if re.search(r", row \d+$", f.where)]
+        assert whats and all(len(what) < 400 for what in whats)
 
 
 @pytest.mark.parametrize("cells", [{"apex": "/"}, {"apex": None}, {"apex": "999999999"}])
@@ -200,7 +224,7 @@ def test_a_locked_or_damaged_sheet(copy, content):
     assert clips == []
     (finding,) = audit.findings
     assert (finding.kind, finding.where) == ("sheet", copy.sheet.name)
-    assert "cannot be read as a spreadsheet" in finding.what
+    assert "damaged, or not a spreadsheet" in finding.what
 
 
 def test_of_several_sheets_the_documented_one_is_used(copy):
@@ -288,12 +312,17 @@ def test_a_correction_changes_only_what_is_still_wrong():
     assert survey.correct(row, None) == (row, [])
 
 
-def test_action_units():
-    for cell, units in {
-        **{"4": ("4",), "R1+2 or 4": ("R1", "2", "4"), "?": (), "": (), "10A/B": ("10A/B",)},
-        **{"ref(7B)": ("ref(7B)",), "6+12 ": ("6", "12"), "4; L10,T23": ("4", "L10", "T23")},
-    }.items():
-        assert survey.action_units(cell) == units
+def test_what_is_no_action_unit_is_noted_with_its_row():
+    audit = survey.Audit()
+    cells = {"onset": "1", "apex": "2", "offset": "3", "emotion": "happy"}
+    row = sheets.Row(7, "codes.xlsx, sheet A, row 7", cells | {"aus": "R14+17+hard stare"})
+    assert survey.values(row, "x/1/a", audit, ["happy"])["aus"] == ("R14", "17")
+    (found,) = audit.findings
+    assert (found.kind, found.clip, found.is_problem) == ("note", "x/1/a", False)
+    assert found.where == row.where
+    assert found.what == (
+        "action units 'R14+17+hard stare': left out, because not understood: 'hard stare'"
+    )
 
 
 def test_an_audit_reports_by_kind_and_drops_only_clips(tmp_path):
