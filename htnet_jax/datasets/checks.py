@@ -20,7 +20,7 @@ from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
 from htnet_jax.datasets.survey import Finding
 from htnet_jax.evaluation.protocols import Split, classes_lost
-from htnet_jax.motion.regions import TEMPLATE_POINTS
+from htnet_jax.motion.regions import TEMPLATE_POINTS, outside
 
 # Kind of finding -> what it is about, in the order of the report.
 KINDS: Mapping[str, str] = {
@@ -356,9 +356,9 @@ def _check_landmarks(
 def _implausible(points: np.ndarray, side: int) -> str:
     from htnet_jax.motion import landmarks  # here, because it needs OpenCV
 
-    outside = float(max(-0.5 - points.min(), points.max() - (side - 0.5)))
-    if outside > 0:
-        return f"a point lies {outside:.2g} pixels outside the image"
+    farthest = float(outside(points, side).max())
+    if farthest > 0:
+        return f"a point lies {farthest:.2g} pixels outside the image"
     return landmarks.implausible(points, (side, side))
 
 

@@ -95,7 +95,7 @@ class FivePoints:
     Attributes:
         points: `(5, 2)` float32 (x, y), as in the file: before any clipping.
         detected: False where the file says that its points are the release's template.
-        outside: How far, in pixels, the farthest point lies outside the image (0: inside).
+        outside: How far the farthest point lies outside the image, see `regions.outside`.
     """
 
     points: np.ndarray
@@ -180,6 +180,8 @@ def read(folder: Path, *, enforce_counts: bool, search: Search | None = None) ->
 
     columns = _COLUMNS if search is None else (*_COLUMNS, PHOTOGRAPH)
     listed, named, photographs = _read_clips(folder / CLIP_LIST, columns, problems)
+    if not named:  # what follows from it would bury the reason
+        problems.raise_if_any(f"Correct or restore this file; {LAYOUT}")
     flows = _read_flows(folder / PNG_FOLDER, listed, problems)
     in_file = {}
     if (folder / LANDMARKS).is_file() and (search is None or search.fall_back):
@@ -322,7 +324,7 @@ def read_landmarks(
         values, bad = sheets.five_points(row)
         what += bad
         points = values.astype(np.float32)
-        beyond = np.maximum(-points, points - SIZE).max(axis=1)
+        beyond = regions.outside(values, SIZE)
         if not bad:
             what += [
                 f"{name} is outside the {SIZE}x{SIZE} image by {distance:g} pixels"
@@ -332,8 +334,7 @@ def read_landmarks(
         for text in what:
             problems.add(row.where, text)
         if not what:
-            outside = float(max(beyond.max(), 0.0))
-            found[clip] = FivePoints(points, row.cells["detected"] == "1", outside)
+            found[clip] = FivePoints(points, row.cells["detected"] == "1", float(beyond.max()))
     return found
 
 

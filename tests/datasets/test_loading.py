@@ -1,6 +1,7 @@
 """Loading: built on first use, read afterwards, and refused with one clear message."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from htnet_jax import errors
-from htnet_jax.datasets import loading
+from htnet_jax.datasets import checks, loading
 from htnet_jax.motion import regions
 
 
@@ -290,6 +291,12 @@ def test_the_real_release(tmp_path):
     assert "006" in arrays.subjects
     inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
     assert inputs.shape == (442, 28, 28, 3)
+    # The build and the check of built data count the same clips.
+    (folder,) = (tmp_path / "megc2019/release").iterdir()
+    noted = json.loads((folder / "metadata.json").read_text())["landmarks_outside"]
+    checkup = checks.check(arrays, arrays.subjects, [])
+    found = [f.clip for f in checkup.findings if "outside the image" in f.what]
+    assert len(found) == 33 and sorted(found) == sorted(noted)
 
 
 # What a report shows.
