@@ -23,6 +23,16 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def data_folder(given: str = "") -> Path:
+    """Where built data sets are: `given`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+        UserError: No such user, or no home folder, for `~`.
+    """
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return foreign.expanded(given or default)
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it in the place of `path`.
 
