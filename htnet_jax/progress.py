@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from htnet_jax.errors import say, shown
+from htnet_jax.errors import count, say, shown
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Bar:
         Args:
             total: How much there is to do, in units.
             title: What is being done.
-            unit: What is counted, in the plural ("clips").
+            unit: What is counted ("clip").
             done: What is done already.
             brief: Show nothing unless it takes long, and leave nothing behind.
             hidden: Show nothing at all, as in other processes than the leading one.
@@ -72,22 +72,22 @@ class Bar:
             self._bar.start_t = self._bar.last_print_t = time.time()
 
     def update(
-        self, count: int = 1, *, title: str = "", note: str = "", line: bool = False
+        self, number: int = 1, *, title: str = "", note: str = "", line: bool = False
     ) -> None:
         """Some more is done.
 
         Args:
-            count: How much, in units.
+            number: How much, in units.
             title: What is being done now; empty: as before.
             note: What else to show, such as a loss; empty: as before.
             line: Without a terminal, print a line now.
         """
         self._title, self._note = shown(title) or self._title, shown(note) or self._note
-        self._done += count
+        self._done += number
         if self._bar is not None:
             self._bar.set_description(self._title, refresh=False)
             self._bar.set_postfix_str(self._note, refresh=False)
-            self._bar.update(count)
+            self._bar.update(number)
         elif line or time.monotonic() - self._line_at >= INTERVAL_S:
             self._print()
 
@@ -112,13 +112,15 @@ class Bar:
         self._line_at, self._line_done = now, self._done
         if self._hidden:
             return
-        facts = [f"{self._done}/{self._total} {self._unit}"]
+        facts = [f"{self._done}/{count(self._total, self._unit)}"]
         facts += [self._note] if self._note else []
         facts.append(f"{tqdm.format_interval(now - self._began)} elapsed")
-        advanced = self._done - self._clock_done
-        if advanced and self._done < self._total:
-            left = (now - self._clock) / advanced * (self._total - self._done)
-            facts.append(f"{tqdm.format_interval(left)} left")
+        # Never 0: a clock may stand still for a moment.
+        rate = (self._done - self._clock_done) / max(now - self._clock, 1e-3)
+        if rate:
+            facts.append(f"{rate:.3g} {self._unit}/s")
+        if rate and self._done < self._total:
+            facts.append(f"{tqdm.format_interval((self._total - self._done) / rate)} left")
         say(f"{self._title}: {', '.join(facts)}")
 
 

@@ -30,17 +30,17 @@ def clock(monkeypatch):
 
 
 def test_a_log_gets_a_line_now_and_then(capfd, clock):
-    for _ in progress.progress(range(8), 8, "aligning", "clips"):
+    for _ in progress.progress(range(8), 8, "aligning", "clip"):
         clock.now += 10
     assert capfd.readouterr().err.splitlines() == [
-        "aligning: 3/8 clips, 00:30 elapsed, 00:50 left",
-        "aligning: 6/8 clips, 01:00 elapsed, 00:20 left",
-        "aligning: 8/8 clips, 01:20 elapsed",
+        "aligning: 3/8 clips, 00:30 elapsed, 0.1 clip/s, 00:50 left",
+        "aligning: 6/8 clips, 01:00 elapsed, 0.1 clip/s, 00:20 left",
+        "aligning: 8/8 clips, 01:20 elapsed, 0.1 clip/s",
     ]
 
 
 def test_a_log_gets_a_line_where_one_is_asked_for(capfd, clock):
-    with Bar(20, "starting", "epochs", done=10) as bar:
+    with Bar(20, "starting", "epoch", done=10) as bar:
         clock.now += 60  # compiling: not part of what an epoch takes
         bar.restart()
         bar.write("compiled in 60 s")
@@ -49,13 +49,13 @@ def test_a_log_gets_a_line_where_one_is_asked_for(capfd, clock):
         bar.update(5)
     assert capfd.readouterr().err.splitlines() == [
         "compiled in 60 s",
-        "round 1/1: 15/20 epochs, loss=0.5, 01:10 elapsed, 00:10 left",
-        "round 1/1: 20/20 epochs, loss=0.5, 01:10 elapsed",
+        "round 1/1: 15/20 epochs, loss=0.5, 01:10 elapsed, 0.5 epoch/s, 00:10 left",
+        "round 1/1: 20/20 epochs, loss=0.5, 01:10 elapsed, 1 epoch/s",
     ]
 
 
 def test_counting_again(capfd, clock):
-    with Bar(4, "training", "folds") as bar:
+    with Bar(4, "training", "fold") as bar:
         bar.update(2, line=True)
         bar.restart(1)
         bar.update(3)
@@ -63,13 +63,13 @@ def test_counting_again(capfd, clock):
 
 
 def test_what_is_brief_leaves_nothing(capfd, clock):
-    assert [*progress.progress("ab", 2, "comparing", "blocks", brief=True)] == ["a", "b"]
+    assert [*progress.progress("ab", 2, "comparing", "block", brief=True)] == ["a", "b"]
     assert capfd.readouterr().err == ""
 
 
 def test_an_interruption_leaves_where_it_was(capfd, clock):
     with pytest.raises(KeyboardInterrupt):
-        for item in progress.progress(range(3), 3, "aligning", "clips"):
+        for item in progress.progress(range(3), 3, "aligning", "clip"):
             if item == 2:
                 raise KeyboardInterrupt
     assert "aligning: 2/3 clips" in capfd.readouterr().err
@@ -79,7 +79,7 @@ def test_an_interruption_leaves_where_it_was(capfd, clock):
 def test_the_other_processes_are_silent(stream):
     with (
         contextlib.redirect_stderr(stream()) as screen,
-        Bar(2, "training", "epochs", hidden=True) as bar,
+        Bar(2, "training", "epoch", hidden=True) as bar,
     ):
         bar.update(line=True)
         bar.write("a word")
@@ -89,7 +89,7 @@ def test_the_other_processes_are_silent(stream):
 def test_a_terminal_gets_a_bar():
     with (
         contextlib.redirect_stderr(Terminal()) as terminal,
-        Bar(4, "round 1", "epochs", done=1) as bar,
+        Bar(4, "round 1", "epoch", done=1) as bar,
     ):
         bar.update(title="round 2", note="loss=0.5")
         bar.write("a word")
@@ -108,7 +108,7 @@ def test_a_terminal_gets_a_bar():
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", "a\rb", "a\u202eb", "a\udcffb"])
 def test_names_are_shown_escaped(stream, name):
-    with contextlib.redirect_stderr(stream()) as screen, Bar(1, name, "clips") as bar:
+    with contextlib.redirect_stderr(stream()) as screen, Bar(1, name, "clip") as bar:
         bar.update(title=name, note=name)
     assert "a\\" in screen.getvalue()
     assert name not in screen.getvalue()

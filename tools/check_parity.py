@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     dtypes = sorted(set(_DTYPE.value), reverse=True)
     modes = _MODE.value or (MODES if "batch_stats" in variables else MODES[:1])
     reports = []
-    with Bar(len(modes) * parity.parts(dtypes, _STEPS.value), "comparing", "parts") as bar:
+    with Bar(len(modes) * parity.parts(dtypes, _STEPS.value), "comparing", "part") as bar:
 
         def say(text: str) -> None:
             bar.update(title=text)

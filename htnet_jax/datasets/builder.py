@@ -454,7 +454,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         chosen = [jobs[index] for index in preview.sample(self.options.preview, len(jobs))]
 
         def processed() -> Iterator[tuple[process.Job, process.Inspection, process.Steps]]:
-            for job in progress(chosen, len(chosen), "preview", "clips"):
+            for job in progress(chosen, len(chosen), "preview", "clip"):
                 inspection = process.inspect(job)
                 audit.extend(inspection.findings)
                 if not any(finding.drops for finding in inspection.findings):

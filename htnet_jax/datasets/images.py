@@ -132,7 +132,7 @@ def _check_chunks(data: bytes) -> None:
     while data[place + 4 : place + 8] != b"IEND":
         place += 12 + int.from_bytes(data[place : place + 4])
         if place + 12 > len(data):
-            raise ValueError("a PNG without its end, no image that OpenCV can read")
+            raise ValueError("no image that OpenCV can read: a PNG without its end")
 
 
 _LOCK = threading.Lock()

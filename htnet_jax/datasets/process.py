@@ -405,12 +405,12 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         UserError: A worker was killed.
     """
     if workers <= 1 or len(items) <= 1:
-        yield from progress(map(function, items), len(items), title, "clips")
+        yield from progress(map(function, items), len(items), title, "clip")
         return
     context = _context()
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
     try:
-        yield from progress(pool.map(function, items), len(items), title, "clips")
+        yield from progress(pool.map(function, items), len(items), title, "clip")
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; give fewer --workers. "

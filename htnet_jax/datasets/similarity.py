@@ -120,7 +120,7 @@ def alike(flows: np.ndarray, owners: Sequence[str] | np.ndarray, threshold: floa
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     best: dict[bool, Closest] = {}
     starts = range(0, len(vectors), _BLOCK)
-    for start in progress(starts, len(starts), "comparing flows", "blocks", brief=True):
+    for start in progress(starts, len(starts), "comparing flows", "block", brief=True):
         rows = np.arange(start, min(start + _BLOCK, len(vectors)))
         similarity = vectors[rows] @ vectors[start:].T
         columns = np.arange(start, len(vectors))

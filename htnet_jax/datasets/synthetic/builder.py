@@ -147,7 +147,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         planned = plan(config.seed, config.subjects_per_source, config.clips_per_subject)
-        for key, clip in enumerate(progress(planned, len(planned), "rendering", "clips")):
+        for key, clip in enumerate(progress(planned, len(planned), "rendering", "clip")):
             yield key, make_example(config, clip)
 
 
