@@ -335,12 +335,19 @@ def _check_files(folder: Path) -> None:
     """Whether TFDS can be let at the files of a built data set, if it is there."""
     for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
         if path.suffix == ".json":
-            foreign.read_json(path, "record of a data set", f"Delete {folder} to build it again.")
+            _read_record(path)
         else:
             try:
                 foreign.opened(path, foreign.MAX_ARRAYS).close()
             except (OSError, ValueError) as error:
                 raise _damaged(folder, f"{path.name}: {foreign.reason(error)}") from error
+
+
+def _read_record(path: Path) -> Any:
+    """A JSON file of a built data set."""
+    return foreign.read_json(
+        path, "record of a data set", f"Delete {path.parent} to build it again."
+    )
 
 
 @contextlib.contextmanager
@@ -502,7 +509,7 @@ def _label(example: Mapping[str, Any], chosen: LabelSet) -> int | None:
 
 def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
     try:
-        about = foreign.read_json(folder / "metadata.json", "record of a data set")
+        about = _read_record(folder / "metadata.json")
         return collect(examples, about["frames"])
     except errors.UserError:
         raise

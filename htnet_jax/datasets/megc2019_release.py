@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from htnet_jax import errors
 from htnet_jax.datasets import images, png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, shown
 from htnet_jax.motion import regions
 
 if TYPE_CHECKING:
@@ -447,14 +448,14 @@ def _points_on(detector: landmarks.Detector, path: Path) -> np.ndarray | str:
 
 
 def _below(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return shown(path.relative_to(root).as_posix())
 
 
 def _notes(audit: dict[str, object], farthest: float, folders: tuple[str, ...]) -> tuple[str, ...]:
     origin = audit["landmarks"]
     dlib = f"{origin['dlib']} clips by dlib from {', '.join(folders)}; " if "dlib" in origin else ""
     notes = [
-        f"{audit['clips']} clips of {audit['subjects']} subjects",
+        f"{errors.count(audit['clips'], 'clip')} of {errors.count(audit['subjects'], 'subject')}",
         f"landmarks: {dlib}{origin['detected']} clips with detected points, "
         f"{origin['template_in_file']} with the template rows of {LANDMARKS}, "
         f"{origin['template_no_row']} without a row there, for which the fixed template is used",
@@ -465,8 +466,8 @@ def _notes(audit: dict[str, object], farthest: float, folders: tuple[str, ...]) 
     ]
     if outside := audit["landmarks_outside"]:
         notes.append(
-            f"landmarks of {len(outside)} clips lie up to {farthest:.1f} pixels outside the "
-            f"image (kept; crops clip them): {', '.join(outside)}"
+            f"landmarks of {errors.count(len(outside), 'clip')} lie up to {farthest:.1f} pixels "
+            f"outside the image (kept; crops clip them): {', '.join(outside)}"
         )
     if audit["differences"]:
         notes.append("not the full composite: " + "; ".join(audit["differences"]))
