@@ -148,6 +148,14 @@ def test_bad_landmark_rows_are_reported_together(tree):
     assert f"{release.LANDMARKS} line 5: {again}" in message
 
 
+@pytest.mark.parametrize("enforce_counts", [False, True])
+def test_a_clip_list_that_is_none_is_one_problem(tree, enforce_counts):
+    tree.header[2] = "name"
+    message = _refusal(tree.write(), enforce_counts=enforce_counts)
+    what = f"{release.CLIP_LIST}: missing column filename_o in its first line"
+    assert message.startswith(f"{tree.folder}: 1 problem\n  {what}\nCorrect or restore this file; ")
+
+
 def test_missing_landmark_columns_are_named(tree):
     tree.landmark_header[3] = "left_x"
     message = _refusal(tree.write())
