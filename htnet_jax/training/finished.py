@@ -16,6 +16,7 @@ from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.evaluation.summary import Images, shortened
+from htnet_jax.io import data_folder
 from htnet_jax.training.plan import Store
 
 # A message names this many folds or folders.
@@ -77,8 +78,7 @@ def images(content: Content, data_dir: str = "") -> Images:
     if not isinstance(dataset, dict) or not all(isinstance(dataset.get(k), str) for k in keys):
         raise UserError("the run has no config.json that names its data set")
     name = dataset["name"]
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    where = foreign.expanded(data_dir or content.private.get("dataset.data_dir") or default)
+    where = data_folder(data_dir or content.private.get("dataset.data_dir") or "")
     absent = f"{name} is not built in {where}; --data_dir=DIR says where it is"
     # Check the folder first: importing TFDS takes longer than scoring a run.
     if not (where / name).is_dir():
