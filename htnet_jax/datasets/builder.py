@@ -20,7 +20,7 @@ from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
 from htnet_jax.datasets.recording import OUTSIDE
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
-from htnet_jax.errors import Problems, UserError, shown
+from htnet_jax.errors import Problems, UserError, count, shown
 from htnet_jax.io import core_count
 from htnet_jax.progress import progress
 
@@ -297,8 +297,8 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         found = cls.survey(tree, variant, audit)
         if tree.videos and not found:
             what = (
-                f"{len(tree.videos)} videos, but no clip's images: extract the frames of each to "
-                "numbered images in a folder of its name first"
+                f"{count(len(tree.videos), 'video')}, but no clip's images: extract the frames of "
+                "each to numbered images in a folder of its name first"
             )
             audit.add("folder", tree.below(tree.videos[0]), what)
         # Without clips the reason is said already; that they are 0 would only bury it.
@@ -337,7 +337,10 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             return None
         found = collections.Counter(str(word) for word in arrays.emotions)
         return [
-            (cls.name, f"{found[word]} clips of {word}, the published data set has {number}")
+            (
+                cls.name,
+                f"{count(found[word], 'clip')} of {word}, the published data set has {number}",
+            )
             for word, number in nearest(versions, found).emotions.items()
             if found[word] != number
         ]
@@ -580,7 +583,7 @@ def _read_points(path: Path) -> dict[str, np.ndarray]:
         UserError: The file is missing, or every bad row.
     """
     columns = ("source", "subject", "clip", *sheets.COORDINATES)
-    problems = Problems(str(path))
+    problems = Problems(str(path.parent))
     found: dict[str, np.ndarray] = {}
     for row in sheets.read_csv(path, columns, problems):
         key = "/".join(row.cells[name] for name in columns[:3])

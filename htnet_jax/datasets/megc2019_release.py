@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from htnet_jax import errors
+from htnet_jax import errors, foreign
 from htnet_jax.datasets import images, png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
@@ -135,21 +135,21 @@ def differences(counted: dict[str, object]) -> list[tuple[str, str]]:
         where everything agrees.
     """
     numbers = [
-        (source, f"{name} clips", counted["per_source"][source][name], wanted)
+        (source, f"{name} clip", counted["per_source"][source][name], wanted)
         for source, of_class in CLIPS.items()
         for name, wanted in zip(CLASSES, of_class, strict=True)
     ]
     numbers += [
-        (source, "subjects", counted["per_source"][source]["subjects"], wanted)
+        (source, "subject", counted["per_source"][source]["subjects"], wanted)
         for source, wanted in SUBJECTS.items()
     ]
     numbers.sort(key=lambda number: list(CLIPS).index(number[0]))
     numbers += [
-        ("all sources", "clips", counted["clips"], sum(map(sum, CLIPS.values()))),
-        ("all sources", "subjects", counted["subjects"], sum(SUBJECTS.values())),
+        ("all sources", "clip", counted["clips"], sum(map(sum, CLIPS.values()))),
+        ("all sources", "subject", counted["subjects"], sum(SUBJECTS.values())),
     ]
     return [
-        (place, f"{number} {what}, the composite has {wanted}")
+        (place, f"{errors.count(number, what)}, the composite has {wanted}")
         for place, what, number, wanted in numbers
         if number != wanted
     ]
@@ -172,8 +172,8 @@ def read(folder: Path, *, enforce_counts: bool, search: Search | None = None) ->
     """
     problems = Problems(f"{folder}")
     for name, is_there in (
-        (CLIP_LIST, (folder / CLIP_LIST).is_file()),
-        (PNG_FOLDER, (folder / PNG_FOLDER).is_dir()),
+        (CLIP_LIST, os.path.isfile(folder / CLIP_LIST)),
+        (PNG_FOLDER, os.path.isdir(folder / PNG_FOLDER)),
     ):
         if not is_there:
             problems.add(name, "missing")
@@ -279,7 +279,8 @@ def _read_clips(
 
 def _read_flows(folder: Path, listed: list[Clip], problems: Problems) -> list[np.ndarray]:
     flows = []
-    files = {recording.composed(path.name): path for path in sorted(folder.iterdir())}
+    with foreign.reading(folder, "folder of images", "Give a folder that you may read."):
+        files = {recording.composed(path.name): path for path in sorted(folder.iterdir())}
     for clip in listed:
         stem = f"{clip.subject}_{clip.name}"
         # The released names have a space before the suffix; some copies have lost it.

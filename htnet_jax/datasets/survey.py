@@ -342,20 +342,20 @@ def check_counts(clips: Sequence[RawClip], published: Sequence[Counts], audit: A
         return
     found = collections.Counter(clip.emotion for clip in clips)
     wanted = nearest(published, found)
-    numbers = [("clips", len(clips), wanted.clips)]
+    numbers = [("clip", len(clips), wanted.clips)]
     if clips:
-        numbers.append(("subjects", len({clip.subject for clip in clips}), wanted.subjects))
-        numbers += [(f"{word} clips", found[word], n) for word, n in wanted.emotions.items()]
+        numbers.append(("subject", len({clip.subject for clip in clips}), wanted.subjects))
+        numbers += [(f"{word} clip", found[word], n) for word, n in wanted.emotions.items()]
     tell = (lambda *what: audit.add("count", *what)) if wanted.enforced else audit.note
     for what, number, expected in numbers:
         if expected is not None and number != expected:
-            tell(wanted.title, f"{number} {what}, {wanted.by} has {expected}")
+            tell(wanted.title, f"{count(number, what)}, {wanted.by} has {expected}")
     if clips and wanted.remark:
         counted = ""
         # Nothing was compared: say what is there.
         if wanted.subjects is None and not wanted.emotions:
             words = ", ".join(f"{number} {word}" for word, number in sorted(found.items()))
-            counted = f"{len({clip.subject for clip in clips})} subjects, {words}; "
+            counted = f"{count(len({clip.subject for clip in clips}), 'subject')}, {words}; "
         audit.note(wanted.title, counted + wanted.remark)
 
 

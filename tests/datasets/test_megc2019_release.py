@@ -183,8 +183,8 @@ def test_wrong_counts_are_refused_with_the_way_out(tree):
     tree.write()
     tree.png(1).unlink()
     message = _refusal(tree, enforce_counts=True)
-    assert "casme2: 1 negative clips, the composite has 88" in message
-    assert "casme2: 1 subjects, the composite has 24" in message
+    assert "casme2: 1 negative clip, the composite has 88" in message
+    assert "casme2: 1 subject, the composite has 24" in message
     assert "all sources: 3 subjects, the composite has 68" in message
     assert "sub91_EP01_01 .png: missing" in message
     assert "release_partial" in message
@@ -279,7 +279,7 @@ def test_all_bad_photographs_are_reported_together_with_the_rest(copy, tmp_path)
 
 def test_with_counts_enforced_the_way_out_keeps_dlib(copy):
     message = _refusal(copy, STRICT, enforce_counts=True)
-    assert "casme2: 1 negative clips, the composite has 88" in message
+    assert "casme2: 1 negative clip, the composite has 88" in message
     assert (
         "from a part of the composite on purpose, use the config 'release_dlib_partial'" in message
     )

@@ -292,7 +292,7 @@ def test_counts_are_compared_with_the_version_that_comes_nearest():
     ]
     few = [dataclasses.replace(clip, subject="s0") for clip in clips_of(OLD)]
     (finding,) = counted(few, (OLD, NEW)).errors
-    assert finding.what == "1 subjects, the published data set has 3"
+    assert finding.what == "1 subject, the published data set has 3"
     assert len(counted([], (OLD, NEW)).errors) == 1
     assert counted(clips_of(OLD), ()).findings == []
 
