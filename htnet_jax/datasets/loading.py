@@ -172,13 +172,6 @@ def build(
     manual_dir = str(foreign.expanded(manual_dir)) if manual_dir else ""
     builder = _builder(name, config, data_dir, options)
     folder = Path(builder.data_dir)
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:  # array_record takes UTF-8 only
-        raise errors.UserError(
-            f"{folder}: a data folder needs a name in UTF-8. If it is, this locale hides it: set "
-            "PYTHONUTF8=1; otherwise give another folder (dataset.data_dir)."
-        ) from error
     shows_preview = bool(options and options.preview)
     if shows_preview and not isinstance(builder.builder_config, RawConfig):
         raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
