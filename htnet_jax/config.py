@@ -5,14 +5,17 @@ Files in `configs/` override a few of the defaults.
 
 from __future__ import annotations
 
+import copy
 import difflib
+import os
 import runpy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from htnet_jax import foreign
 from htnet_jax.errors import UserError, parse_flags
 
 
@@ -170,6 +173,56 @@ def default_config() -> ConfigDict:
     # Control experiment: labels permuted over all clips; an honest protocol then scores at chance.
     config.dataset.shuffle_labels = False
     return config
+
+
+# What tells of the user's machine helps to resume, but is not for others to read. A run keeps it in
+# a file of its own, `WORKDIR/private.json`.
+PRIVATE_FILE = "private.json"
+_PRIVATE_KEYS = (
+    ("coordinator",),
+    ("dataset", "manual_dir"),
+    ("dataset", "data_dir"),
+)
+
+
+def split_private(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What may be published of a run's settings, and what may not.
+
+    Args:
+        settings: JSON-safe, of this version or an older one.
+
+    Returns:
+        The settings with private values emptied, and these values by their dotted keys.
+    """
+    public, private = copy.deepcopy(dict(settings)), {}
+    for *groups, key in _PRIVATE_KEYS:
+        place = public
+        for group in groups:
+            place = place.get(group) if isinstance(place.get(group), dict) else {}
+        if place.get(key):
+            private[".".join([*groups, key])] = str(place[key])
+            place[key] = ""
+    return public, private
+
+
+def read_private(workdir: Path) -> dict[str, str]:
+    """The private settings of a run, by their dotted keys; empty where there is no such file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = workdir / PRIVATE_FILE
+    if not os.path.lexists(path):
+        return {}
+    known = {".".join(key) for key in _PRIVATE_KEYS}
+
+    def check(content: Any) -> None:
+        if not all(isinstance(v, str) for k, v in content["config"].items() if k in known):
+            raise ValueError("a path that is no text")
+
+    remedy = "Remove it; give paths by flags instead."
+    content = foreign.read_json(path, "record of paths", remedy, check)
+    return {key: value for key, value in content["config"].items() if key in known}
 
 
 def names_in(text: str) -> list[str]:

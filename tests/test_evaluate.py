@@ -15,6 +15,7 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation import page
 from htnet_jax.evaluation.figures import Drawn
 from htnet_jax.evaluation.predictions import Predictions
+from htnet_jax.training import finished
 from htnet_jax.training.plan import Plan, Result, Store
 
 ROOT = Path(__file__).parents[1]
@@ -368,6 +369,24 @@ def write_config(folder, **changes):
         **{"channels": "strain, v,u", "scaling": "minmax_255"},
     }
     (folder / "config.json").write_text(json.dumps({"dataset": dataset | changes}))
+
+
+def test_paths_are_not_shown_but_found(real_run, arrays, data_dir):
+    """Of old runs, which have them among their settings, and of new ones, which have them apart."""
+    private = real_run / "private.json"
+    (real_run / "environment.json").write_text(json.dumps({"command": [str(data_dir)], "a": 1}))
+    write_config(real_run, data_dir=str(data_dir))
+    for _ in range(2):
+        (content,) = finished.read_all([real_run])
+        assert content.config["dataset"]["data_dir"] == ""
+        assert content.environment == {"a": 1}
+        assert len(finished.images(content).flow) == len(arrays.clips)
+        write_config(real_run)
+        private.write_text(json.dumps({"config": {"dataset.data_dir": str(data_dir)}}))
+    for text in ("{", "[1]", '{"config": {"dataset.data_dir": 3}}', "[" * 100_000):
+        private.write_text(text)
+        with pytest.raises(UserError, match=r"private.json: damaged.*Remove it"):
+            finished.read_all([real_run])
 
 
 def test_images_from_the_built_data_set(real_run, arrays, data_dir, drawn):

@@ -1,13 +1,18 @@
 """The command: a whole run, and bad input as one clear message without a traceback."""
 
+import base64
 import json
 import pathlib
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
+import tensorstore
 
 import htnet_jax
 from htnet_jax.datasets import loading
@@ -45,12 +50,23 @@ def user_folders(tmp_path_factory):
         patch.setenv("TFDS_DATA_DIR", str(folder / "data"))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("JAX_PLATFORMS", "cpu")
+        # Found in a run's files, they would be a leak.
+        for name in ("USER", "LOGNAME"):
+            patch.setenv(name, "jane-doe-user")
         yield folder
 
 
-def train(*arguments):
+# On a machine of this name: the real one's may be two letters, which are in every image.
+ON_A_HOST = """
+import platform, runpy, socket
+socket.gethostname = platform.node = lambda: "jane-does-laptop"
+runpy.run_module("htnet_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def train(*arguments, how=("-m", "htnet_jax.train")):
     return subprocess.run(
-        [sys.executable, "-m", "htnet_jax.train", *arguments],
+        [sys.executable, *how, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -66,10 +82,19 @@ def config_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(config_file, tmp_path_factory):
+def finished(config_file, user_folders, tmp_path_factory):
     """(what the command said, its folder) of a whole run."""
     folder = tmp_path_factory.mktemp("train") / "run"
-    done = train(f"--config={config_file}", f"--workdir={folder}", "--config.seed=3")
+    data = f"--config.dataset.data_dir={user_folders / 'data'}"
+    logs = "--config.tensorboard", "--config.tensorboard_folds"
+    done = train(
+        f"--config={config_file}",
+        f"--workdir={folder}",
+        "--config.seed=3",
+        data,
+        *logs,
+        how=("-c", ON_A_HOST),
+    )
     assert done.returncode == 0, done.stderr
     return done, folder
 
@@ -99,8 +124,55 @@ def test_overrides_are_recorded(finished):
     settings = json.loads((finished[1] / "config.json").read_text())
     assert settings["seed"] == 3
     assert settings["epochs"] == 2
-    record = json.loads((finished[1] / "environment.json").read_text())
-    assert "--config.seed=3" in record["command"]
+    private = json.loads((finished[1] / "private.json").read_text())
+    assert "--config.seed=3" in private["command"]
+
+
+def contents(folder):
+    """(where, bytes) of whatever is in a folder, also within archives, images and checkpoints."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        yield path, path.name.encode() + data
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    array = archive.read(member)
+                    # NumPy's text has four bytes a character.
+                    yield path, member.filename.encode() + array + array.replace(b"\0", b"")
+        for embedded in re.findall(rb"base64,([A-Za-z0-9+/=]+)", data):
+            yield path, base64.b64decode(embedded)
+    for arrays in folder.glob("checkpoints/*/variables"):
+        store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{arrays}/"}).result()
+        for key in store.list().result():
+            yield arrays, key + store.read(key).result().value
+
+
+def test_a_run_tells_nothing_of_the_machine(finished, user_folders, config_file):
+    """Only the file that says so does."""
+    folder = finished[1]
+    secrets = [str(folder.parent), str(user_folders), str(config_file.parent), "jane-doe-user"]
+    secrets += [str(pathlib.Path.home())] if pathlib.Path.home() != pathlib.Path("/") else []
+    secrets += ["jane-does-laptop"] + [socket.gethostname()] * (len(socket.gethostname()) > 8)
+    found = list(contents(folder))
+    assert len(found) > 50
+    leaks = {
+        (str(path.relative_to(folder)), secret)
+        for path, data in found
+        for secret in secrets
+        if secret.encode() in data
+    }
+    assert {name for name, _ in leaks} == {"private.json"}
+    assert ("private.json", str(user_folders)) in leaks
+
+
+def test_its_checkpoint_knows_where_the_data_are_while_it_is_in_its_run(
+    finished, user_folders, tmp_path
+):
+    checkpoint = finished[1] / "checkpoints" / "g02"
+    data_dir = htnet_jax.load(checkpoint).config.dataset.data_dir
+    assert data_dir == str(user_folders / "data")
+    copied = shutil.copytree(checkpoint, tmp_path / "g02")
+    assert htnet_jax.load(copied).config.dataset.data_dir == ""
 
 
 @pytest.mark.usefixtures("finished")

@@ -23,7 +23,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from htnet_jax.config import default_config, parser_for
+from htnet_jax import foreign
+from htnet_jax.config import default_config, parser_for, split_private
 from htnet_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -65,9 +66,9 @@ def to_torch() -> None:
     from htnet_jax.torch_bridge import bridge_of, convert, files
     from htnet_jax.training.state import fold_folder
 
-    output = Path(_OUTPUT.value).expanduser()
+    output = foreign.expanded(_OUTPUT.value)
     files.check_output(output, overwrite=_OVERWRITE.value)
-    workdir = Path(_WORKDIR.value).expanduser()
+    workdir = foreign.expanded(_WORKDIR.value)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no run with checkpoints here; give the --workdir of a run")
     folder = fold_folder(workdir, _FOLD.value)
@@ -82,7 +83,8 @@ def to_torch() -> None:
     )
     for name, count in convert.non_finite(state_dict).items():
         print(f"warning: {name} has {count} values that are NaN or infinite")
-    metadata = {"format": "pt", CONFIG_KEY: config.to_json(), FOLD_KEY: _FOLD.value}
+    public, _ = split_private(json.loads(config.to_json()))
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(public), FOLD_KEY: _FOLD.value}
     files.write(output, state_dict, metadata, overwrite=_OVERWRITE.value)
     print(f"Written: {output} ({_count(state_dict)})")
     print(f"  input: {_inputs(module, config)}")
@@ -96,7 +98,7 @@ def from_torch() -> None:
     _refuse("from-torch", fold=_FOLD.value, with_unused=_WITH_UNUSED.value)
     if _WORKDIR.value and _CONFIG.value is not None:
         raise UserError("give --config or --workdir, not both")
-    output, source = Path(_OUTPUT.value).expanduser(), Path(_INPUT.value).expanduser()
+    output, source = foreign.expanded(_OUTPUT.value), foreign.expanded(_INPUT.value)
     _check_folder(output)
     from htnet_jax.torch_bridge import bridge_of, convert, files
     from htnet_jax.training.state import build_module, save_fold
@@ -146,30 +148,29 @@ def _settings(metadata: Mapping[str, str]) -> tuple[ConfigDict, str]:
         _check_config(_CONFIG.value)
         return ConfigDict(_CONFIG.value), "--config"
     if _WORKDIR.value:
-        path = Path(_WORKDIR.value).expanduser() / "config.json"
-        try:
-            return _stored(path.read_text(), str(path)), "--workdir"
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        path = foreign.expanded(_WORKDIR.value) / "config.json"
+        stored = foreign.read_json(path, "run's config", "Give --config.")
+        return _stored(stored, str(path)), "--workdir"
     if CONFIG_KEY in metadata:
-        return _stored(metadata[CONFIG_KEY], f"{_INPUT.value}: its metadata {CONFIG_KEY}"), "file"
+        where = f"{_INPUT.value}: its metadata {CONFIG_KEY}"
+        with foreign.reading(where, "run's config", "Give --config."):
+            stored = json.loads(metadata[CONFIG_KEY])
+        return _stored(stored, where), "file"
     return default_config(), ""
 
 
-def _stored(text: str, where: str) -> ConfigDict:
-    """A run's settings from JSON; keys that are missing have their defaults."""
+def _stored(content: Any, where: str) -> ConfigDict:
+    """A run's settings; keys that are missing have their defaults."""
     config = default_config()
-    try:
+    with foreign.reading(where, "run's config", "Give --config."):
         with config.unlocked():
-            stored = ConfigDict(json.loads(text))
+            stored = ConfigDict(content)
             if stored.model.name != config.model.name:
                 # The defaults are attributes of another network.
                 config.model = ConfigDict()
             config.update(stored)
         _check_config(config)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where} is no run's config ({error}); give --config") from error
-    return config
+        return config
 
 
 def _check_config(config: ConfigDict) -> None:

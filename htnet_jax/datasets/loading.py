@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -384,15 +384,24 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
     errors.say(f"{name}: built, {errors.count(builder.info.splits['train'].num_examples, 'clip')}")
 
 
+def label_sets(name: str) -> Mapping[str, LabelSet]:
+    """The label sets of a data set, by name; the first is the default.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    _check_name("data set", name, tuple(datasets.BUILDERS))
+    # The synthetic data set has the classes it was rendered for.
+    return getattr(datasets.BUILDERS[name], "LABELS", {"megc3": three_classes(*CLASSES)})
+
+
 def _label_set(name: str, labels: str) -> LabelSet:
     """The label set of that name, "" the default, of the data set `name`.
 
     Raises:
         UserError: There is no such data set, or it has no such labels.
     """
-    _check_name("data set", name, tuple(datasets.BUILDERS))
-    # The synthetic data set has the classes it was rendered for.
-    known = getattr(datasets.BUILDERS[name], "LABELS", {"megc3": three_classes(*CLASSES)})
+    known = label_sets(name)
     labels = labels or next(iter(known))
     if labels not in known:
         raise errors.UserError(f"{name} has no labels={labels}; use one of {', '.join(known)}")

@@ -13,14 +13,22 @@ With `mutable=["intermediates"]` the values between the layers (`positioned`, `a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from htnet_jax.models.layers import Block, Conv, Dense, LayerNorm, check_images
+from htnet_jax.models.layers import (
+    Block,
+    Conv,
+    Dense,
+    LayerNorm,
+    Range,
+    check_images,
+    check_ranges,
+)
 from htnet_jax.models.xla_cpu import max_pool_3x3_stride_2
 
 
@@ -176,6 +184,18 @@ class HTNet(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
     privileged: ClassVar[tuple[str, ...]] = ()
+    # The published network has 256 channels at the bottom level and blocks (2, 2, 10).
+    SIZES: ClassVar[Mapping[str, Range]] = {
+        "num_classes": Range(1, 1000),
+        "image_size": Range(1, 2048),
+        "patch_size": Range(1, 2048),
+        "dim": Range(1, 4096),
+        "heads": Range(1, 256),
+        "num_hierarchies": Range(1, 6),
+        "block_repeats": Range(0, 64, several=True),
+        "mlp_mult": Range(1, 64),
+        "dropout": Range(0.0, 1.0),
+    }
 
     num_classes: int = 3
     image_size: int = 28
@@ -190,10 +210,7 @@ class HTNet(nn.Module):
 
     def check_sizes(self) -> None:
         """Raises a ValueError that says which attributes do not fit together."""
-        positive = ("num_classes", "image_size", "patch_size", "dim", "heads", "num_hierarchies")
-        for key in (*positive, "mlp_mult"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        check_ranges(self, self.SIZES)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}"
@@ -207,17 +224,13 @@ class HTNet(nn.Module):
                 f"num_hierarchies={self.num_hierarchies}"
             )
         counts = tuple(self.block_repeats)
-        if len(counts) != self.num_hierarchies or min(counts) < 0:
+        if len(counts) != self.num_hierarchies:
             raise ValueError(
-                f"block_repeats={counts} must name one count, 0 or more, for each of "
+                f"block_repeats={counts} must name one count for each of "
                 f"num_hierarchies={self.num_hierarchies} levels"
             )
         if self.dim < self.heads:
             raise ValueError(f"dim={self.dim} leaves no channel for each of heads={self.heads}")
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
-            raise ValueError(f"dtype={self.dtype} must be a floating-point type")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 
     def input_shapes(self, flow_channels: int) -> tuple[tuple[int, ...], ...]:
         """The shape of each input of one clip, in the order of the call: the mosaic.

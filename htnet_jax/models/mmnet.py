@@ -13,7 +13,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -28,7 +28,9 @@ from htnet_jax.models.layers import (
     Conv,
     Dense,
     LayerNorm,
+    Range,
     check_images,
+    check_ranges,
     kaiming_normal_fan_out,
     torch_uniform,
     vit_normal,
@@ -275,6 +277,16 @@ class MMNet(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("onset", "apex")
     privileged: ClassVar[tuple[str, ...]] = ()
+    SIZES: ClassVar[Mapping[str, Range]] = {
+        "num_classes": Range(1, 1000),
+        "image_size": Range(1, 2048),
+        "stem": Range(1, 4096),
+        "widths": Range(1, 4096, several=True),
+        "depth": Range(1, 64),
+        "heads": Range(1, 256),
+        "mlp_mult": Range(1, 64),
+        "drop_path": Range(0.0, 1.0),
+    }
 
     num_classes: int = 5
     image_size: int = 224
@@ -288,21 +300,15 @@ class MMNet(nn.Module):
 
     def check_sizes(self) -> None:
         """Raises a ValueError that says which attributes do not fit together."""
-        for key in ("num_classes", "image_size", "stem", "depth", "heads", "mlp_mult"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        check_ranges(self, self.SIZES)
         if self.image_size % CELL:
             raise ValueError(f"image_size={self.image_size} is not divisible by {CELL}")
-        if not isinstance(self.widths, Sequence) or len(self.widths) != 4 or min(self.widths) < 1:
-            raise ValueError(f"widths={self.widths} must name four widths, 1 or more each")
+        if len(self.widths) != 4:
+            raise ValueError(f"widths={self.widths} must name four widths")
         if self.widths[-1] % self.heads:
             raise ValueError(
                 f"the last of widths={tuple(self.widths)} is not divisible by heads={self.heads}"
             )
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
-            raise ValueError(f"dtype={self.dtype} must be a floating-point type")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path} must lie in [0, 1)")
 
     def input_shapes(self, flow_channels: int) -> tuple[tuple[int, ...], ...]:
         """The shape of each input of one clip, in the order of the call: onset and apex frame.

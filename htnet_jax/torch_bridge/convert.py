@@ -32,6 +32,11 @@ NESTED_KEYS = (
 # What DataParallel, Lightning and torch.compile put before every name.
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 
+# A training script's dict in a dict; more is no checkpoint of this field.
+MAX_DEPTH = 8
+# A message names this many keys.
+_SHOWN = 50
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -320,16 +325,20 @@ def clean(loaded: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]
     """
     notes = []
     state_dict: Mapping[str, Any] = loaded
+    depth = 0
     while not _is_state_dict(state_dict):
+        depth += 1
+        if depth > MAX_DEPTH:  # or the file contains itself
+            raise UserError(f"no state_dict found in {MAX_DEPTH} dicts within each other")
         key = next((k for k in NESTED_KEYS if isinstance(state_dict.get(k), Mapping)), None)
         if key is None:
-            keys = ", ".join(repr(key) for key in state_dict) or "nothing"
+            keys = _listed(state_dict) or "nothing"
             raise UserError(
                 f"no state_dict found; there is {keys}. It must be the whole file or stand under "
                 f"one of {', '.join(NESTED_KEYS)}."
             )
-        others = [repr(other) for other in state_dict if other != key]
-        left_out = f"; left out: {', '.join(others)}" if others else ""
+        others = _listed(other for other in state_dict if other != key)
+        left_out = f"; left out: {others}" if others else ""
         notes.append(f"the state_dict stands under {key!r}{left_out}")
         state_dict = state_dict[key]
     found = dict(state_dict)
@@ -347,6 +356,14 @@ def non_finite(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int]:
         if tensor.is_floating_point()
     }
     return {name: count for name, count in counts.items() if count}
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    """Keys of a foreign dict, which may be anything and many."""
+    names = [repr(key) if isinstance(key, str | int) else type(key).__name__ for key in keys]
+    short = [name if len(name) <= 100 else f"{name[:100]}..." for name in names[:_SHOWN]]
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*short, *more])
 
 
 def _is_state_dict(value: Mapping[str, Any]) -> bool:

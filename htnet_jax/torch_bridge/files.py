@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from htnet_jax import foreign
 from htnet_jax.errors import Problems, UserError
 from htnet_jax.io import write_atomically
 from htnet_jax.torch_bridge import convert
@@ -43,26 +45,31 @@ def read(path: str | Path) -> StateDictFile:
         UserError: The file is missing, truncated, of another kind, holds pickled objects, or no
             state_dict.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give a {SAFETENSORS} or .pth file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == SAFETENSORS:
-        loaded, metadata = _read_safetensors(path)
-    elif path.suffix in TORCH:
-        loaded, metadata = _read_torch(path), {}
-    else:
-        raise UserError(_wrong_ending(path))
-    try:
-        if not isinstance(loaded, Mapping):
-            raise UserError(f"it holds a {type(loaded).__name__}, not a state_dict")
-        state_dict, notes = convert.clean(loaded)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    _check_types(path, state_dict)
-    for name, count in convert.non_finite(state_dict).items():
-        notes.append(f"warning: {name} has {count} values that are NaN or infinite")
+    path = foreign.expanded(path)
+    what = "safetensors file" if path.suffix == SAFETENSORS else "PyTorch file"
+    with foreign.reading(path, what):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give a {SAFETENSORS} or .pth file")
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        if path.suffix not in (SAFETENSORS, *TORCH):
+            raise UserError(_wrong_ending(path))
+        with foreign.opened(path, foreign.MAX_ARRAYS):
+            pass
+        if path.suffix == SAFETENSORS:
+            loaded, metadata = _read_safetensors(path)
+        else:
+            loaded, metadata = _read_torch(path), {}
+        try:
+            if not isinstance(loaded, Mapping):
+                raise UserError(f"it holds a {type(loaded).__name__}, not a state_dict")
+            state_dict, notes = convert.clean(loaded)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        _check_types(path, state_dict)
+        _check_memory(state_dict)
+        for name, count in convert.non_finite(state_dict).items():
+            notes.append(f"warning: {name} has {count} values that are NaN or infinite")
     floats = [tensor for tensor in state_dict.values() if tensor.is_floating_point()]
     others = sorted({str(t.dtype) for t in floats if t.dtype != torch.float32})
     if others:
@@ -134,21 +141,44 @@ def _check_types(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
     problems.raise_if_any("Only dense floating-point tensors can be converted.")
 
 
+def _check_memory(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Raises a ValueError if tensors claim many more values than the file has for them.
+
+    A tensor with a stride of 0 claims any number; expanded tensors of a sensible size are saved so.
+    """
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
+    storages = {one.data_ptr(): one.nbytes() for one in map(_storage, state_dict.values())}
+    there = sum(storages.values())
+    if claimed > max(2**28, 8 * there):
+        raise ValueError(f"tensors of {claimed:,} bytes in the {there:,} bytes of their values")
+
+
+def _storage(tensor: torch.Tensor) -> Any:
+    return tensor.untyped_storage()
+
+
+def _check_archive(path: Path) -> None:
+    """Raises a ValueError if a `.pth` file is an archive that grows when it is unpacked."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        # torch.save compresses nothing.
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"{unpacked:,} bytes when unpacked; torch.save compresses nothing")
+
+
 def _wrong_ending(path: Path) -> str:
     return f"{path}: the name must end in {SAFETENSORS}, {' or '.join(TORCH)}"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file ({error}); copy it again"
-        ) from error
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> Any:
+    _check_archive(path)
     try:
         # Its warnings about odd pickles would precede our message.
         with warnings.catch_warnings(action="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,15 @@ class Events:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
+        if not self._writer:
+            return
+        self._writer.close()
+        # The library names files after the host, which is nobody's business. Those of runs that
+        # were killed, too.
+        host = f".{socket.gethostname()}"
+        for path in Path(self._writer.logdir).iterdir():
+            if path.name.endswith(host):
+                path.rename(path.with_name(path.name.removesuffix(host)))
 
     def write(self, unit: Unit, result: Result) -> None:
         """Adds the curves of one model, a point an epoch, if they were asked for."""

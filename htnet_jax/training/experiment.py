@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax import models
+from htnet_jax.config import split_private
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError, count
 from htnet_jax.evaluation import predictions, report
@@ -124,7 +125,7 @@ class _Experiment:
     def __init__(self, config: ConfigDict, model: Any, folder: Path) -> None:
         """Loads the data, and refuses what does not fit together."""
         self.config, self.model, self.folder = config, model, folder
-        self.as_json = json.loads(config.to_json())
+        self.as_json, self.private = split_private(json.loads(config.to_json()))
         self._check_settings()
         self.record = _first(lambda: workdir.unfinished(folder, self.as_json))
         workdir.check_versions(folder, self.record)
@@ -145,6 +146,7 @@ class _Experiment:
         self.digest = settings.digest(self.as_json)
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
         if self.record and self.record.get("data_fingerprint") != self.arrays.fingerprint:
             raise UserError(
@@ -235,9 +237,12 @@ class _Experiment:
             self.record.update(
                 workdir.environment(self.arrays.name, self.arrays.fingerprint, groups)
             )
+            self.record["run"] = self.run_digest
             self.record["fits_once"] = self.stages[0].trainer.fits_once
             self._write_record()
             workdir.write_json(self.folder / "config.json", self.as_json)
+        # Where it was resumed last.
+        workdir.write_private(self.folder, self.private)
 
     def _write_record(self) -> None:
         workdir.write_json(self.folder / "environment.json", self.record)
@@ -343,7 +348,17 @@ class _Experiment:
             return
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
         path = fold_folder(self.folder, f"{name}.seed{seed}" if unit.seed else name)
-        save_fold(path, result.variables, {**self.as_json, "seed": seed, "seeds": 1})
+        dataset = self.config.dataset
+        about = {
+            "fold": name,
+            "run": self.run_digest,
+            "dataset": self.arrays.name,
+            "fingerprint": self.arrays.fingerprint,
+            "labels": dataset.labels or next(iter(loading.label_sets(dataset.name))),
+            "class_names": list(self.arrays.class_names),
+        }
+        config = {**self.as_json, "seed": seed, "seeds": 1, "checkpoint": about}
+        save_fold(path, result.variables, config)
 
 
 def make_trainer(

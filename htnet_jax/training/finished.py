@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from htnet_jax import foreign
+from htnet_jax.config import read_private, split_private
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
@@ -23,11 +24,15 @@ _SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a run's folder holds; the records are None where there is no such file."""
+    """What a run's folder holds; the records are None where there is no such file.
+
+    The records may be published; `private` has the paths of the machine that trained the run.
+    """
 
     predictions: Predictions
     config: dict[str, Any] | None
     environment: dict[str, Any] | None
+    private: dict[str, str]
 
 
 def holds_run(folder: Path) -> bool:
@@ -67,12 +72,12 @@ def images(content: Content, data_dir: str = "") -> Images:
         UserError: There are none; the message says why.
     """
     dataset = (content.config or {}).get("dataset")
-    keys = ("name", "config", "data_dir", "layout", "channels", "scaling")
+    keys = ("name", "config", "layout", "channels", "scaling")
     if not isinstance(dataset, dict) or not all(isinstance(dataset.get(k), str) for k in keys):
         raise UserError("the run has no config.json that names its data set")
     name = dataset["name"]
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    where = Path(data_dir or dataset["data_dir"] or default).expanduser()
+    where = foreign.expanded(data_dir or content.private.get("dataset.data_dir") or default)
     absent = f"{name} is not built in {where}; --data_dir=DIR says where it is"
     # Check the folder first: importing TFDS takes longer than scoring a run.
     if not (where / name).is_dir():
@@ -116,6 +121,13 @@ def _read(folder: Path, partial: bool) -> Content:
         predictions = Predictions.load(folder / FILE_NAME)
     config = _read_record(folder / "config.json")
     environment = _read_record(folder / "environment.json")
+    private: dict[str, str] = {}
+    if config is not None:
+        # Runs of older versions have them among their settings.
+        config, private = split_private(config)
+    private |= read_private(folder)
+    if environment is not None:
+        environment.pop("command", None)
     seen = (environment or {}).get("data_fingerprint", str(predictions.fingerprint))
     if seen != str(predictions.fingerprint):
         raise UserError(
@@ -132,7 +144,7 @@ def _read(folder: Path, partial: bool) -> Content:
             f"{shortened(missing, _SHOWN)}. Train them, or give --partial to score the "
             f"{len(predictions.folds)} there are."
         )
-    return Content(predictions, config, environment)
+    return Content(predictions, config, environment, private)
 
 
 def _read_unfinished(folder: Path, partial: bool) -> Predictions:

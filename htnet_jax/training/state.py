@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import urllib.parse
@@ -26,8 +27,10 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from htnet_jax import models
+from htnet_jax import foreign, models
+from htnet_jax.config import read_private, split_private
 from htnet_jax.errors import UserError
+from htnet_jax.foreign import reading
 from htnet_jax.io import write_atomically
 from htnet_jax.training import hosts
 
@@ -42,7 +45,10 @@ class LoadedModel(NamedTuple):
         module: The Flax module.
         variables: `{"params": ...}`, float32 arrays; also the network's other collections, such as
             `batch_stats`.
-        config: The settings of the run.
+        config: The settings of the run. `config.checkpoint`, which checkpoints of older versions
+            lack, says what the checkpoint is: `name` of its folder, `fold`, `run` (a digest of
+            settings and data), `dataset`, `fingerprint`, `labels` (the label set) and
+            `class_names` in the order of the logits.
     """
 
     module: nn.Module
@@ -68,12 +74,14 @@ def build_module(config: Mapping[str, Any]) -> nn.Module:
         UserError: Unknown name or attribute, or sizes that do not fit together.
     """
     name = config.get("name")
-    if name not in models.MODELS:
+    if not isinstance(name, str) or name not in models.MODELS:
         raise UserError(f"config.model.name={name!r} is unknown; use {', '.join(models.MODELS)}")
     try:
+        if "parent" in config:
+            raise ValueError("parent is Flax's own, not an attribute of the network")
         module = models.MODELS[name](**attributes_of(config))
         module.check_sizes()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"config.model: {error}") from error
     return module
 
@@ -98,7 +106,8 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
     Args:
         folder: Where; an older checkpoint there is replaced.
         variables: `{"params": ...}` and other collections, nested dicts of NumPy arrays.
-        config: The run's settings, JSON-safe.
+        config: The run's settings, JSON-safe; under `checkpoint` what the checkpoint is. Paths of
+            this machine are left out, and the folder's name is added.
 
     Raises:
         UserError: The folder cannot be written.
@@ -107,10 +116,14 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
     try:
         try:
             temporary.mkdir(parents=True)
-            text = json.dumps(config, indent=2) + "\n"
+            about = {**config.get("checkpoint", {}), "name": folder.name}
+            content = {**split_private(config)[0], "checkpoint": about}
+            text = json.dumps(content, indent=2) + "\n"
             write_atomically(temporary / "config.json", lambda file: file.write(text.encode()))
             with _checkpointer() as checkpointer:
                 checkpointer.save((temporary / "variables").absolute(), variables)
+            # Orbax writes down where on this machine it wrote.
+            (temporary / "variables" / "commit_success.txt").write_text("")
             _write_manifest(temporary, "variables")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -125,25 +138,39 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
 
 def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
     """Opens a checkpoint written by `save_fold`; see `htnet_jax.load`."""
-    folder = Path(path)
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file; give a fold's folder, RUN/checkpoints/SUBJECT")
-    if not (folder / "variables").is_dir() or not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no checkpoint here. {_where_folds_are(folder)}")
-    try:
-        config = ConfigDict(json.loads((folder / "config.json").read_text()))
-        module = build_module(config.model)
+    folder = foreign.expanded(path)
+    with reading(folder, "checkpoint", "Give a fold's folder, RUN/checkpoints/SUBJECT."):
+        if folder.is_file():
+            raise UserError(f"{folder}: is a file; give a fold's folder, RUN/checkpoints/SUBJECT")
+        # Not a question of rights: a config that cannot be read is named as such below.
+        there = os.path.lexists(folder / "variables") and os.path.lexists(folder / "config.json")
+        if not there:
+            raise UserError(f"{folder}: no checkpoint here. {_where_folds_are(folder)}")
+    settings = foreign.read_json(
+        folder / "config.json",
+        "run's config",
+        "Copy it again, or make it readable.",
+        lambda content: content["model"]["name"] + content["dataset"]["channels"],
+    )
+    _check_place(folder, settings)
+    with reading(folder / "config.json", "run's config", "Restore it from a copy."):
+        config = ConfigDict(settings)
+        try:
+            module = build_module(config.model)
+        except UserError as error:
+            raise UserError(f"{folder / 'config.json'}: {error}") from error
         shapes = module.input_shapes(len(config.dataset.channels.split(",")))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not a run's config ({error})") from error
-    samples = [np.zeros((1, *shape), np.float32) for shape in shapes]
-    expected = jax.eval_shape(lambda: module.init(jax.random.key(0), *samples, train=False))
+        samples = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
+        expected = jax.eval_shape(
+            lambda *inputs: module.init(jax.random.key(0), *inputs, train=False), *samples
+        )
     try:
         _check_manifest(folder, "variables")
         with _checkpointer() as checkpointer:
             arrays = (folder / "variables").absolute()
             stored = checkpointer.metadata(arrays).item_metadata.tree
             _check_shapes(folder / "variables", stored, expected)
+            _check_memory(arrays, expected)
             numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), expected)
             variables = checkpointer.restore(
                 arrays, args=ocp.args.PyTreeRestore(restore_args=numpy)
@@ -152,10 +179,54 @@ def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
         raise
     except Exception as error:  # Orbax and tensorstore raise many types for damaged files
         raise UserError(
-            f"{folder}: the checkpoint is damaged or incomplete ({error}); restore it from a copy "
-            "or train the fold again"
+            f"{folder}: the checkpoint is damaged or incomplete ({_one_line(error)}); restore it "
+            "from a copy or train the fold again"
         ) from error
+    if _in_run(folder):
+        with config.unlocked():
+            config.update_from_flattened_dict(read_private(folder.absolute().parents[1]))
     return LoadedModel(module, variables, config)
+
+
+def _in_run(folder: Path) -> bool:
+    return folder.absolute().parent.name == "checkpoints"
+
+
+def _check_place(folder: Path, settings: dict[str, Any]) -> None:
+    """In a run's folder, the checkpoint is that run's and of the fold that its folder says.
+
+    A folder of checkpoints elsewhere may be called anything; older checkpoints do not name theirs.
+    """
+    about = settings.get("checkpoint", {})
+    if not isinstance(about, dict):
+        raise UserError(f"{folder / 'config.json'}: damaged (checkpoint={about!r}); copy it again")
+    if not _in_run(folder):
+        return
+    name = about.get("name", folder.absolute().name)
+    if name != folder.absolute().name:
+        raise UserError(
+            f"{folder}: holds the checkpoint of {name}, copied over this one or renamed. Restore "
+            "the fold's own, or move this one out of the folder checkpoints to load it as it is."
+        )
+    record = folder.absolute().parents[1] / "environment.json"
+    if "run" in about and os.path.lexists(record):
+        run = foreign.read_json(record, "run's record", check=lambda content: content.keys())
+        if run.get("run", about["run"]) != about["run"]:
+            raise UserError(
+                f"{folder}: holds a checkpoint of another run (other settings or other data than "
+                f"those of {record.parent}). Restore the fold's own, or move this one out of the "
+                "folder checkpoints to load it as it is."
+            )
+
+
+def _check_memory(folder: Path, expected: Any) -> None:
+    """Raises a ValueError if reading takes more memory than is allowed, or than files may hold."""
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(expected))
+    foreign.check_size(needed, foreign.MAX_ARRAYS)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    # Zeros, as of new batch statistics, are stored in next to nothing.
+    if needed > max(2**28, 1000 * there):
+        raise ValueError(f"{there:,} bytes of files for arrays of {needed:,} bytes")
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -458,12 +529,14 @@ def _check_manifest(folder: Path, arrays: str) -> dict[str, Any]:
         DamagedError: The manifest cannot be read, or files are changed, missing or new.
     """
     try:
-        content = json.loads((folder / "manifest.json").read_text())
+        content = json.loads(foreign.read_bytes(folder / "manifest.json"))
         expected = content.pop("files")
         found = _hashes(folder, arrays)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DamagedError(f"{type(error).__name__}: {error}") from error
-    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    except DamagedError:
+        raise
+    except Exception as error:  # whatever parsing a foreign file raises
+        raise DamagedError(f"{type(error).__name__}: {_one_line(error)}") from error
     if wrong:
         raise DamagedError(f"changed or missing: {', '.join(wrong)}")
     return content
@@ -471,9 +544,11 @@ def _check_manifest(folder: Path, arrays: str) -> dict[str, Any]:
 
 def _hashes(folder: Path, arrays: str) -> dict[str, str]:
     found = {}
-    for path in sorted(path for path in (folder / arrays).rglob("*") if path.is_file()):
-        # Not read at once: a file may hold gigabytes.
-        with open(path, "rb") as file:
+    for path in sorted((folder / arrays).rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        # Not read at once: a file may hold gigabytes. A pipe, or a link to a folder, is refused.
+        with foreign.opened(path, foreign.MAX_ARRAYS) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         found[path.relative_to(folder).as_posix()] = digest
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any
 
 import jax
 
+from htnet_jax import foreign
+from htnet_jax.config import PRIVATE_FILE
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions
 from htnet_jax.io import write_atomically
@@ -85,13 +88,16 @@ def refuse_finished(workdir: Path) -> None:
 
 def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and the environment record of a run."""
-    try:
-        config = json.loads((workdir / "config.json").read_text())
-        return config, json.loads((workdir / "environment.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"workdir {workdir} holds a run that cannot be read ({error}); choose another --workdir"
-        ) from error
+    config, record = (
+        foreign.read_json(
+            workdir / name,
+            "record of a run",
+            f"workdir {workdir} holds a run that cannot be read; choose another --workdir.",
+            lambda content: content.keys(),
+        )
+        for name in ("config.json", "environment.json")
+    )
+    return config, record
 
 
 @contextlib.contextmanager
@@ -128,7 +134,7 @@ def check_space(workdir: Path, checkpoints: int, each: int) -> None:
 
 
 def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[str, Any]:
-    """A record of versions, devices and data.
+    """A record of versions, devices and data; it may be published.
 
     Args:
         dataset: Full name of the data set.
@@ -138,7 +144,6 @@ def environment(dataset: str, fingerprint: str, groups: dict[str, int]) -> dict[
     now = datetime.datetime.now(datetime.UTC)
     return {
         "started": now.isoformat(timespec="seconds"),
-        "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -189,6 +194,23 @@ def identity(settings: str, fingerprint: str) -> dict[str, Any]:
         "devices": f"{count} of kind {jax.devices()[0].device_kind}",
         **{name: _version(name) for name in _COMPUTING},
     }
+
+
+def run_digest(settings: str, fingerprint: str) -> str:
+    """What tells a run from others, for its checkpoints; arguments as of `identity`."""
+    return hashlib.sha256(f"{settings} {fingerprint}".encode()).hexdigest()
+
+
+def write_private(workdir: Path, private: dict[str, str]) -> None:
+    """Keeps what tells of this machine, and is not to be published: `WORKDIR/private.json`.
+
+    Args:
+        workdir: The run's folder.
+        private: From `config.split_private`.
+    """
+    note = "Paths and names of the machine that trained this run; not for publication."
+    content = {"note": note, "command": sys.argv, "config": private}
+    write_json(workdir / PRIVATE_FILE, content)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -97,7 +97,7 @@ def test_input_shapes():
     [
         ({"image_size": 40}, "image_size=40 is not divisible by 16"),
         ({"widths": (4, 4, 8)}, "must name four widths"),
-        ({"widths": (4, 0, 8, 8)}, "must name four widths"),
+        ({"widths": (4, 0, 8, 8)}, "must be at least 1"),
         ({"widths": (4, 4, 8, 6)}, "is not divisible by heads=4"),
         ({"drop_path": 1.0}, r"drop_path=1.0 must lie in \[0, 1\)"),
         ({"dtype": "int32"}, "floating-point"),

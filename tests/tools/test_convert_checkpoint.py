@@ -115,7 +115,7 @@ def test_there_and_back(tmp_path, run_folder, accepts, ending):
         assert module == original.module
         kept = json.loads(config.to_json())
         del kept["converted_from"]
-        assert kept == json.loads(original.config.to_json())
+        assert kept == {**json.loads(original.config.to_json()), "checkpoint": {"name": "model"}}
         assert "assumed" not in shown
     else:
         # Dropout leaves no trace in the weights.
@@ -490,13 +490,13 @@ def test_a_pth_file_with_the_settings_of_its_run(tmp_path, run_folder, accepts, 
     assert_same_params(folder, params)
     kept = json.loads(htnet_jax.load(folder).config.to_json())
     assert kept.pop("converted_from") == "w.pth"
-    assert kept == json.loads(settings)
+    assert kept == {**json.loads(settings), "checkpoint": {"name": "model"}}
     (workdir / "config.json").write_text("[1]")
-    assert "is no run's config" in refuses(
+    assert "not a run's config" in refuses(
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
     (workdir / "config.json").unlink()
-    assert "cannot be read" in refuses(
+    assert "config.json: damaged, or not a run's config (No such file" in refuses(
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
 

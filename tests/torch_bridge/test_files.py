@@ -1,8 +1,12 @@
 import argparse
 import errno
+import json
 import os
 import pickle
+import resource
+import time
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -383,3 +387,177 @@ def test_torch_that_fails_in_the_middle_leaves_nothing_behind(tmp_path, monkeypa
     message = refusal(files.write, path, tensors(), {})
     assert message.startswith(f"{path}: cannot be written (PytorchStreamWriter failed")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- files made to hurt ---------------------------------------------------------------------------
+
+
+def pickled(folder, opcodes):
+    """A `.pth` file of these opcodes."""
+    with zipfile.ZipFile(folder / "w.pth", "w") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x02" + opcodes + b".")
+        archive.writestr("w/version", "3\n")
+    return folder / "w.pth"
+
+
+def contains_itself(folder):
+    value = {"state_dict": {}}
+    value["state_dict"]["state_dict"] = value
+    return saved(value, folder / "w.pth")
+
+
+def nested_dicts(folder):
+    # Not by pickle, which is recursive itself.
+    return pickled(folder, b"}X\x05\x00\x00\x00model" * 100_000 + b"}" + b"s" * 100_000)
+
+
+def nested_lists(folder):
+    return pickled(folder, b"}X\x01\x00\x00\x00a" + b"]" * 100_000 + b"a" * 99_999 + b"s")
+
+
+def stride_0(folder):
+    return saved({"a": torch.zeros(1).expand(10**6, 10**6)}, folder / "w.pth")
+
+
+def many_of_stride_0(folder):
+    tensors = {f"a{i}": torch.zeros(1).expand(10**4, 10**4) for i in range(100)}
+    return saved(tensors, folder / "w.pth")
+
+
+def one_storage_many_times(folder):
+    shared = torch.zeros(10**5)
+    return saved({f"a{i}": shared for i in range(5000)}, folder / "w.pth")
+
+
+def huge_storage(folder):
+    path = saved({"a": torch.zeros(4)}, folder / "w.pth")
+    return repacked(
+        path, lambda data: data.replace(b"K\x04tq\x07", b"\x8a\x06" + LARGE + b"tq\x07")
+    )
+
+
+LARGE = (10**12).to_bytes(6, "little")
+
+
+def huge_legacy_storage(folder):
+    path = saved({"a": torch.zeros(4)}, folder / "w.pth", _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert data.count(b"K\x04N") == 1
+    path.write_bytes(data.replace(b"K\x04N", b"\x8a\x06" + LARGE + b"N"))
+    return path
+
+
+def repacked(path, change, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            new = change(data) if name.endswith("data.pkl") else data
+            archive.writestr(name, new)
+    return path
+
+
+def zip_bomb(folder):
+    path = saved({"a": torch.zeros(10**7)}, folder / "w.pth")
+    return repacked(path, bytes, zipfile.ZIP_DEFLATED)
+
+
+def huge_bytearray(folder):
+    return pickled(folder, b"cbuiltins\nbytearray\n\x8a\x06" + LARGE + b"\x85R")
+
+
+def pipe(folder):
+    os.mkfifo(folder / "w.pth")
+    return folder / "w.pth"
+
+
+def safetensors_pipe(folder):
+    os.mkfifo(folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+def safetensors_of(folder, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = len(text) if length is None else length
+    path = folder / "w.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(start, end, shape=(2,)):
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+
+
+def long_header(folder):
+    return safetensors_of(folder, {}, length=10**9)
+
+
+def longest_header(folder):
+    return safetensors_of(folder, {}, length=2**64 - 1)
+
+
+def overlapping(folder):
+    return safetensors_of(folder, {"a": entry(0, 8), "b": entry(4, 12)}, bytes(12))
+
+
+def beyond_the_end(folder):
+    return safetensors_of(folder, {"a": entry(0, 8 * 10**12, (2 * 10**12,))}, bytes(8))
+
+
+def overflowing_shape(folder):
+    return safetensors_of(folder, {"a": entry(0, 0, (2**63, 0))})
+
+
+def overflowing_product(folder):
+    return safetensors_of(folder, {"a": entry(0, 8, (2**32, 2**32, 2))}, bytes(8))
+
+
+def deep_header(folder):
+    return safetensors_of(folder, b"[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(contains_itself, nested_dicts, nested_lists, stride_0, many_of_stride_0),
+        *(one_storage_many_times, huge_storage, huge_legacy_storage, zip_bomb, huge_bytearray),
+        *(pipe, safetensors_pipe, long_header, longest_header, overlapping, beyond_the_end),
+        *(overflowing_shape, overflowing_product, deep_header),
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_files_made_to_hurt(tmp_path, make):
+    """One message within seconds, and without memory."""
+    path = make(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    message = refusal(files.read, path)
+    assert message.startswith(f"{path}: ")
+    assert len(message) < 1000
+    assert time.perf_counter() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_expanded_tensors_of_a_sensible_size_are_read(tmp_path):
+    path = saved({"a": torch.ones(1).expand(3, 4)}, tmp_path / "w.pth")
+    assert torch.equal(files.read(path).state_dict["a"], torch.ones(3, 4))
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_bytes(tmp_path_factory, kind, data):
+    folder = tmp_path_factory.getbasetemp() / f"mutated {kind}"
+    folder.mkdir(exist_ok=True)
+    path = file_of(kind, folder) if kind != "safetensors" else folder / "w.safetensors"
+    if kind == "safetensors":
+        files.write(path, tensors(), {"key": "value"}, overwrite=True)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    path.write_bytes(content)
+    try:
+        files.read(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")

@@ -116,7 +116,13 @@ def test_files(finished):
         if "/variables/" not in name and not name.startswith("plots/")
     }
     expected = {"config.json", "environment.json", "metrics.json", "predictions.npz", "report.html"}
-    expected |= {"table.md", "table.tex", "predictions_final.csv", "predictions_oracle.csv"}
+    expected |= {
+        "private.json",
+        "table.md",
+        "table.tex",
+        "predictions_final.csv",
+        "predictions_oracle.csv",
+    }
     checkpoints = {
         f"checkpoints/{fold}/{name}.json"
         for fold in ("a01", "g02")
@@ -126,9 +132,12 @@ def test_files(finished):
     assert (finished[0] / "checkpoints/g02/variables").is_dir()
 
 
-def test_records(finished, make_config, arrays):
+def test_records(finished, make_config, arrays, data_dir):
     settings = json.loads((finished[0] / "config.json").read_text())
-    assert settings == json.loads(make_config(checkpoints="a01, g02").to_json())
+    config = make_config(checkpoints="a01, g02", dataset__data_dir="")
+    assert settings == json.loads(config.to_json())
+    private = json.loads((finished[0] / "private.json").read_text())
+    assert private["config"] == {"dataset.data_dir": data_dir}
     record = json.loads((finished[0] / "environment.json").read_text())
     assert record["folds_per_device"] == 2
     assert record["data_fingerprint"] == arrays.fingerprint

@@ -97,12 +97,23 @@ def test_a_run_of_an_earlier_version(arrays):
     np.testing.assert_allclose(logits, predictions.logits[0, -1], rtol=1e-4, atol=1e-5)
 
 
-def test_what_load_returns(finished):
+def test_what_load_returns(finished, arrays, data_dir):
     loaded = htnet_jax.load(str(finished / "checkpoints" / "a02"))
     assert type(loaded.module) is models.MODELS["Linear"]
     assert (loaded.module.num_classes, loaded.module.image_size) == (3, 28)
     assert isinstance(loaded.config, ConfigDict)
-    assert json.loads(loaded.config.to_json()) == json.loads((finished / "config.json").read_text())
+    config = json.loads(loaded.config.to_json())
+    about = config.pop("checkpoint")
+    assert {**about, "run": "", "fingerprint": ""} == {
+        **{"name": "a02", "fold": "a02", "run": "", "fingerprint": "", "labels": "megc3"},
+        **{"dataset": arrays.name, "class_names": list(arrays.class_names)},
+    }
+    assert about["fingerprint"] == arrays.fingerprint
+    # The run's settings, and where this machine has the data.
+    assert config.pop("dataset").pop("data_dir") == data_dir
+    public = json.loads((finished / "config.json").read_text())
+    assert public.pop("dataset")["data_dir"] == ""
+    assert config == public
     assert list(loaded.variables) == ["params"]
     for leaf in jax.tree.leaves(loaded.variables):
         assert np.asarray(leaf).dtype == np.float32
@@ -128,7 +139,8 @@ def test_round_trip_to_the_bit(tmp_path, make_config):
     folder = state.fold_folder(tmp_path, "s 1")
     state.save_fold(folder, {"params": params}, settings)
     _, variables, config = htnet_jax.load(folder)
-    assert json.loads(config.to_json()) == settings
+    settings["dataset"]["data_dir"] = ""
+    assert json.loads(config.to_json()) == {**settings, "checkpoint": {"name": "s 1"}}
     loaded = variables["params"]["Dense_0"]
     for key, value in params["Dense_0"].items():
         assert np.asarray(loaded[key]).tobytes() == value.tobytes()
