@@ -280,7 +280,7 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
     [
         ({"folds": "a01,zz,yy"}, "config.folds: no fold zz, yy; the folds are a01, a02, b01"),
         ({"folds": "a01", "checkpoints": "b01"}, "config.checkpoints: no fold b01"),
-        ({"protocol": "loco"}, "config.protocol='loco' is unknown; use one of loso, lodo, kfold"),
+        ({"protocol": "loco"}, "config.protocol='loco' is unknown; use loso, lodo, kfold"),
         ({"protocol": "lodo", "folds": "a01"}, "no fold a01; the folds are alpha, beta, gamma"),
         ({"protocol": "kfold", "protocol_folds": 7}, "6 subjects cannot be split into 7 groups"),
         ({"inner_folds": 6}, "config.inner_folds=6 must not exceed config.inner_parts=5"),
@@ -293,13 +293,17 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
             "config.matmul_precision='fp8' is unknown; use float32, tf32",
         ),
         (
-            {"model__dtype": "float16"},
-            "config.model.dtype='float16' is not for training; use float",
+            {"model": ConfigDict({"name": "HTNet", "dtype": "float16"})},
+            "config.model.dtype='float16' is unknown; use float32, bfloat16",
         ),
         ({"seed": 2**32 - 1, "seeds": 2}, "seeds must be below 2**32"),
         ({"dataset__sources": "alpha,delta"}, "no source delta; the sources are alpha, beta"),
         ({"dataset__sources": "alpha", "protocol": "lodo"}, "needs at least two folds"),
-        ({"model__name": "MajorityClass"}, "config.epochs=3, but MajorityClass is fitted once"),
+        (
+            {"model": ConfigDict({"name": "MajorityClass"})},
+            "config.epochs=3, but MajorityClass is fitted once",
+        ),
+        ({"model__heads": 6}, "config.model.heads is unknown to Linear; there are num_classes"),
         (
             {
                 "epochs": 1,
@@ -318,11 +322,14 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"epochs": 0}, "config.epochs=0 must be at least 1"),
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
-        ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0"),
-        ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be above 0"),
+        ({"learning_rate": float("nan")}, "config.learning_rate=nan must lie in (0, 100]"),
+        ({"learning_rate": 0.0}, "config.learning_rate=0.0 must lie in (0, 100]"),
         ({"dataset__name": "nonsense"}, "unknown data set 'nonsense'; use one of casme2"),
         ({"dataset__channels": "u,w"}, "unknown channel 'w'"),
-        ({"dataset__layout": "sideways"}, "unknown layout 'sideways'"),
+        (
+            {"dataset__layout": "sideways"},
+            "config.dataset.layout='sideways' is unknown; use release, upright, none",
+        ),
     ],
 )
 def test_bad_settings(make_config, refusal, changes, message):
