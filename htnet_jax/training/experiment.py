@@ -158,6 +158,7 @@ class _Experiment:
             for inner in (False, True)
             if self.plan.inner_folds or not inner
         ]
+        self._tell_of_whole_sets()
 
     def _check_settings(self) -> None:
         """All processes have the settings of process 0."""
@@ -169,6 +170,19 @@ class _Experiment:
                 f"process {index} has other settings than process 0:\n"
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nGive all processes the same settings, apart from --config.process."
+            )
+
+    def _tell_of_whole_sets(self) -> None:
+        """Says if a batch is larger than training sets: there it is the whole set."""
+        size = self.config.batch_size
+        units = [unit for stage in self.stages for unit in stage.units.values()]
+        clips = [int(self.plan.trained(unit).sum()) for unit in units]
+        small = sum(number < size for number in clips)
+        if small and not self.stages[0].trainer.fits_once:
+            hosts.tell(
+                f"config.batch_size={size} is larger than the training set of {small} of "
+                f"{count(len(units), 'model')} (the smallest: {count(min(clips), 'clip')}); "
+                "a batch there is the whole set"
             )
 
     def run(self) -> Run | None:

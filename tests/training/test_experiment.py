@@ -318,7 +318,6 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ),
         ({"model__image_size": 56}, "mosaic 28 x 28 x 3: x has 28 px; set image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),
-        ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"epochs": 0}, "config.epochs=0 must be at least 1"),
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
@@ -351,6 +350,28 @@ def test_bad_model_settings(make_config, refusal, changes, message):
     found = refusal(config)
     assert "config.model" in found
     assert message in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"batch_size": 256},
+            "the training set of 6 of 6 models (the smallest: 20 clips); a batch",
+        ),
+        ({"batch_size": 20}, ""),
+        ({"batch_size": 17, "inner_folds": 1}, "of 6 of 12 models (the smallest: 16 clips)"),
+    ],
+)
+def test_a_batch_larger_than_the_training_set_is_said_once(
+    make_config, monkeypatch, tmp_path, capsys, changes, said
+):
+    monkeypatch.setattr(folds.FoldTrainer, "rounds", lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        experiment.run(make_config(**changes), tmp_path / "run")
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("config.batch_size=") == bool(said)
 
 
 def test_a_workdir_that_cannot_be_written(make_config, refusal, tmp_path):
