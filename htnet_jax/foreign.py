@@ -23,7 +23,8 @@ from htnet_jax.errors import UserError
 # Largest files that are read, in bytes, far above what the data sets and runs of this field need.
 # The environment variable raises (or lowers) all of them.
 MAX_TEXT = 256 * 2**20
-MAX_IMAGE = 2**30
+MAX_SHEET = 32 * 2**20  # unpacked; the parsers take minutes and gigabytes for what MAX_TEXT allows
+MAX_IMAGE = 2**28  # as a file, and its pixels
 MAX_ARRAYS = 16 * 2**30
 LIMIT_VARIABLE = "HTNET_MAX_FILE_BYTES"
 
@@ -66,7 +67,7 @@ def reading(
     except UserError:
         raise
     except Exception as error:  # parsers of foreign data raise anything; this is their one border
-        raise UserError(f"{path}: damaged, or not a {what} ({_reason(error)}). {remedy}") from error
+        raise UserError(f"{path}: damaged, or not a {what} ({reason(error)}). {remedy}") from error
 
 
 def opened(path: str | os.PathLike[str], most: int) -> BinaryIO:
@@ -101,10 +102,8 @@ def check_size(size: int, most: int) -> None:
 def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:
     """The content of a file; raises as `opened`."""
     with opened(path, most) as file:
-        # One byte more than allowed tells a file that grows meanwhile.
-        data = file.read(limit(most) + 1)
-    check_size(len(data), most)
-    return data
+        # Not up to the limit, for which memory would be taken. A file that grows meanwhile is cut.
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_json(
@@ -233,7 +232,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise UserError(f"{path}: {error}; give the path without ~") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an exception says, briefly, for a message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, RecursionError):
@@ -241,5 +241,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "more than fits into memory"
     # Some parsers quote the whole input.
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."

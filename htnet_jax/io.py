@@ -15,7 +15,8 @@ from htnet_jax import foreign
 from htnet_jax.errors import UserError
 
 _VERSION_KEY = "format_version"
-_KINDS = {np.float32: "f", np.int32: "iu", np.int64: "iu", np.str_: "U", np.bool_: "b"}
+# Type of a field -> kinds of arrays that are taken for it without a change of meaning.
+KINDS = {np.float32: "f", np.int32: "iu", np.int64: "iu", np.str_: "U", np.bool_: "b"}
 
 
 def core_count() -> int:
@@ -85,7 +86,7 @@ def typed(name: str, value: object, dtype: type) -> np.ndarray:
         UserError: The value is of another kind.
     """
     array = np.asarray(value)
-    if array.dtype.kind not in _KINDS[dtype]:
+    if array.dtype.kind not in KINDS[dtype]:
         raise UserError(f"{name} has type {array.dtype}, expected {dtype.__name__.strip('_')}.")
     return array if dtype is np.str_ else array.astype(dtype, copy=False)
 
@@ -111,7 +112,12 @@ def save_arrays(
 
 
 def load_arrays(
-    path: str | os.PathLike[str], version: int, what: str, *, most: int = foreign.MAX_ARRAYS
+    path: str | os.PathLike[str],
+    version: int,
+    what: str,
+    *,
+    most: int = foreign.MAX_ARRAYS,
+    check_headers: Callable[[dict[str, foreign.Header]], object] | None = None,
 ) -> dict[str, np.ndarray]:
     """Reads what `save_arrays` wrote, without its version.
 
@@ -120,6 +126,8 @@ def load_arrays(
         version: The version of the format that is understood.
         what: What the file should be ("predictions file"), for messages.
         most: Bytes that its arrays may take together.
+        check_headers: Raises anything if names, shapes or types are not as they should be; called
+            before any array is read.
 
     Raises:
         UserError: The file is missing, truncated or of another kind.
@@ -143,6 +151,8 @@ def load_arrays(
             raise UserError(
                 f"{path}: {size:,} bytes of arrays, more than the {most:,} of a {what} of this run"
             )
+        if check_headers is not None:
+            check_headers({name: one for name, one in headers.items() if name != _VERSION_KEY})
 
     remedy = "Copy it again, or train the run again."
     arrays = foreign.read_arrays(path, what, remedy, check)

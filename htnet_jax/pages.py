@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from htnet_jax.errors import count
+from htnet_jax.errors import count, shown
 
 
 class Row(NamedTuple):
@@ -41,6 +41,8 @@ class Group(NamedTuple):
 
 def render(template: str, **values: Any) -> str:
     """A page as HTML text; values are escaped, a missing one is an error.
+
+    Control characters and what is not UTF-8 in them is shown escaped as well.
 
     Args:
         template: Name of a file in `templates/`, which extends `base.html`.
@@ -107,12 +109,19 @@ def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
+def _printable(value: Any) -> Any:
+    """What an expression of a template shows; markup has come through here already."""
+    plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return shown(value, keep="\n") if plain else value
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("htnet_jax"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,23 +1,29 @@
 """The documentation: its Python runs as printed, its commands, settings, paths and links exist."""
 
 import ast
+import builtins
 import configparser
 import contextlib
+import dis
 import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import cv2
+import numpy as np
 import pytest
 
 from htnet_jax import datasets, models
 from htnet_jax.config import default_config
+from htnet_jax.datasets import loading
 from htnet_jax.datasets.synthetic import recipe, rendering
 from htnet_jax.evaluation import metrics
 from htnet_jax.features import features
@@ -102,22 +108,31 @@ def test_every_block_says_what_it_is():
     assert len(BLOCKS) == sum(text.count("```") for text in FILES.values()) / 2
 
 
+def undefined(code, space):
+    """Global names that a function of a block would look for in vain."""
+    names = {one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    inside = [undefined(one, space) for one in code.co_consts if hasattr(one, "co_code")]
+    return set().union(names - set(space) - set(dir(builtins)), *inside)
+
+
 @pytest.mark.parametrize("name", PYTHON)
 def test_python_blocks_run(name, folder, monkeypatch):
-    """One after the other, as a reader would type them; each in the names of those before."""
+    """As printed, each in names of its own: what one block makes, the next finds in the tables."""
     monkeypatch.chdir(folder)
-    space = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack:
         for table in TABLES:
             stack.enter_context(mock.patch.dict(table))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         for file, line, language, text in BLOCKS:
             if (file, language) == (name, "python"):
+                space = {"__name__": "__main__"}
                 # Lines as in the file, so that a traceback names the right one.
                 tree = ast.parse("\n" * line + text, file)
-                exec(compile(tree, str(ROOT / file), "exec"), space)
-        if "get_config" in space:
-            settings.check(space["get_config"]())
+                code = compile(tree, str(ROOT / file), "exec")
+                exec(code, space)
+                assert not undefined(code, space), f"{file}:{line}"
+                if "get_config" in space:
+                    settings.check(space["get_config"]())
 
 
 def test_the_converted_network_computes_the_same(folder, monkeypatch):
@@ -127,6 +142,31 @@ def test_the_converted_network_computes_the_same(folder, monkeypatch):
     blocks = [b for b in BLOCKS if b[0] == "docs/parity.md" and "theirs = " in b[3]]
     exec(blocks[0][3], space)
     assert abs(space["ours"] - space["theirs"].detach().numpy()).max() < 1e-5
+
+
+def test_the_flow_snippet_feeds_the_network_as_it_was_trained(folder, monkeypatch):
+    """Recipe, scaling, channels and layout are those of the run that the README trains."""
+    monkeypatch.chdir(folder)
+    space = {}
+    (block,) = [b for b in BLOCKS if b[0] == "docs/recipes.md" and "mosaic[None]" in b[3]]
+    exec(block[3], space)
+    data = space["config"].dataset
+    demo = runpy.run_path(str(ROOT / "configs/demo.py"))["get_config"]().dataset
+    same = ("layout", "channels", "scaling")
+    recipe_name = demo.config or datasets.BUILDERS[demo.name].BUILDER_CONFIGS[0].name
+    assert [data[key] for key in same] == [demo[key] for key in same]
+    assert f'method="{recipe_name.partition("_")[0]}", size=28' in block[3]
+    arrays = SimpleNamespace(
+        name="demo",
+        flow=space["tensor"][None],
+        landmarks=space["points"][None],
+        clips=np.array(["a"]),
+    )
+    channels = data.channels.split(",")
+    inputs = loading.network_inputs(
+        arrays, layout=data.layout, channels=channels, scaling=data.scaling
+    )
+    np.testing.assert_array_equal(inputs[0], space["mosaic"])
 
 
 def test_programs_take_what_is_documented():
@@ -220,10 +260,15 @@ def test_readme_shows_the_table_that_is_printed(folder):
     assert shown[0].split() == printed[0].split()
     assert shown[1].split() == printed[1].split()
     assert len(shown[2]) == len(shown[2].rstrip()) and set(shown[2]) == {"-", " "}
-    words = {line.split()[0]: line.split("  ")[-1] for line in printed if line[:1].isalpha()}
-    for line in shown:
-        if line.startswith(("final", "oracle")):
-            assert line.split("  ")[-1] == words[line.split()[0]]
+
+    def notes(lines):
+        """Selection -> its note."""
+        numbered = dict(re.findall(r"^(\[\d\]) (.*)$", "\n".join(lines), re.MULTILINE))
+        rows = re.findall(r"^(final|inner|oracle) (\[\d\])", "\n".join(lines), re.MULTILINE)
+        return {name: numbered[mark] for name, mark in rows}
+
+    assert set(notes(printed)) == {"final", "oracle"}
+    assert notes(printed).items() <= notes(shown).items()
 
 
 @pytest.mark.slow

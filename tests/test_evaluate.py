@@ -89,7 +89,7 @@ def test_one_run(make_folder, drawn, capsys):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["final"]["composite"]["uf1"] == 1.0
     shown = capsys.readouterr()
-    assert "my_run: clips 6, folds 2" in shown.out
+    assert "my_run: 6 clips, 2 folds" in shown.out
     assert "1.0000 / 1.0000" in shown.out
     assert f"Report: {folder / 'report.html'}" in shown.out
     ((run,), pairs) = drawn[0]
@@ -143,7 +143,7 @@ def test_runs_of_one_name_are_told_apart(make_folder, drawn, tmp_path):
     assert (tmp_path / "old" / "old_run_vs_new_run_vs_third" / "report.html").exists()
     deeper = [make_folder(f"{parent}/old/run") for parent in "pq"]
     evaluate.evaluate(deeper, output=tmp_path / "out")
-    assert [run.name for run in drawn[-1][0]] == [str(folder) for folder in deeper]
+    assert [run.name for run in drawn[-1][0]] == ["old/run (1)", "old/run (2)"]
 
 
 def test_other_data_for_the_same_clips_are_noted(make_folder, drawn, capsys):
@@ -265,6 +265,137 @@ def test_runs_that_do_not_share_their_clips(make_folder, drawn):
     assert drawn == []
 
 
+def test_on_the_clips_that_both_have(make_folder, drawn, tmp_path, capsys):
+    """The runs' own tables stay; only the comparison leaves clips out, and says so."""
+    net = make_folder("net")
+    few = {"clips": list("cabx"), "labels": [2, 0, 1, 0], "subjects": ["s1"] * 3 + ["s9"]}
+    fields = {
+        **{"fold": [0, 0, 0, 1], "folds": ["s1", "s9"], "protocol_folds": ["s1", "s9"]},
+        **{"sources": ["synthetic"] * 4, "logits": np.zeros((1, 2, 4, 3), np.float32)},
+    }
+    base = make_folder("base", **few, **fields)
+    with pytest.raises(UserError, match=r"(?s)3 clips only in net: d, e, f.*--common"):
+        evaluate.evaluate([net, base])
+    evaluate.evaluate([net, base], common=True)
+    shown = capsys.readouterr().out
+    assert "Only the 3 clips that all runs have are scored (net has 6, base has 4)." in shown
+    found = json.loads((tmp_path / "net_vs_base" / "comparison.json").read_text())
+    assert {name: run["run"]["clips"] for name, run in found["runs"].items()} == {
+        "net": 3,
+        "base": 3,
+    }
+    assert found["pairs"][0]["differences"]["final"]["composite"]["uar"]["difference"] > 0.6
+    assert json.loads((net / "metrics.json").read_text())["run"]["clips"] == 6
+    other = make_folder("other", clips=list("uvwxyz"))
+    with pytest.raises(UserError, match="net, other: no clip that all of them have"):
+        evaluate.evaluate([net, other], common=True)
+    with pytest.raises(UserError, match="--common compares several runs"):
+        evaluate.evaluate([net], common=True)
+
+
+def tree(folder):
+    """Every file below a folder, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("metrics.json", "report.html", "table.md", "table.tex", "predictions_final.csv"),
+        *("predictions_inner.csv", "plots", "plots/plot.png", "plots/confusion_old.png"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "dangling"])
+def test_nothing_outside_the_folder_is_touched(make_folder, drawn, tmp_path, name, kind):
+    """Neither through links in the places of our files nor by names in `metrics.json`."""
+    folder, outside = make_folder(), tmp_path / "outside"
+    outside.mkdir()
+    names = ["plot.png", "confusion_old.png", "kept.png"]
+    for one in names:
+        (outside / one).write_text("kept")
+    listed = [*names, f"{outside}/kept.png", "../../outside/kept.png", "a\0b.png", "..", "", 3]
+    (folder / "metrics.json").write_text(json.dumps({"plots": listed}))
+    place = folder / name
+    place.parent.mkdir(exist_ok=True)
+    target = outside if name == "plots" else outside / "kept.png"
+    place.unlink(missing_ok=True)
+    if kind == "hard" and name != "plots":
+        place.hardlink_to(target)
+    else:
+        place.symlink_to(target if kind == "symbolic" else outside / "nowhere")
+    before = tree(outside)
+    if name == "plots":
+        with pytest.raises(UserError, match=r"plots: is a link to .*outside"):
+            evaluate.evaluate([folder])
+    else:
+        evaluate.evaluate([folder])
+    assert tree(outside) == before
+    assert not (folder / "report.html").is_symlink()
+
+
+def test_names_that_would_steer_a_terminal(make_folder, tmp_path, capsys):
+    """Real pages, figures and tables of names in any script, with controls and lone surrogates."""
+    bad = "\x1b]0;x\x07\n\udc80\u202e$_{ 面 ع \U0001f600"
+    run = make_folder(
+        f"run{bad}".replace("\0", ""),
+        clips=[f"{bad}{index}" for index in range(6)],
+        subjects=[bad] * 3 + ["s2"] * 3,
+        folds=[bad, "s2"],
+        protocol_folds=[bad, "s2", f"{bad}missing"],
+        sources=[f"{bad} source"] * 6,
+        class_names=[bad, "positive", "surprise"],
+        dataset=bad,
+    )
+    (run / "config.json").write_text(json.dumps({"a": bad}))
+    evaluate.evaluate([run], partial=True, output=tmp_path / "out")
+    out = capsys.readouterr().out
+    written = [path for path in (tmp_path / "out").rglob("*") if path.suffix != ".png"]
+    texts = [path.read_bytes().decode() for path in written if path.is_file()]
+    for text in (out.replace(str(run.parent), ""), *texts):
+        assert not [c for c in text if not c.isprintable() and c not in "\r\n"]
+    assert "\\x1b]0;x\\x07\\n\\udc80" in out
+
+
+PRIVATE = [
+    "/home/annika/data",
+    "~/data",
+    "C:\\Users\\annika",
+    "annika-laptop:1234",
+    "../annika/x",
+    "file:///annika",
+]
+
+
+def test_the_report_says_nothing_of_the_machine(make_folder):
+    """Whatever the records hold; the settings that shaped the numbers stay."""
+    folder = make_folder()
+    dataset = {
+        "name": "synthetic",
+        "config": "tiny",
+        "manual_dir": PRIVATE[0],
+        "data_dir": "annika",
+    }
+    config = {"dataset": dataset, "coordinator": PRIVATE[3], "model": {"name": "HTNet"}}
+    record = {
+        **{"command": ["train.py", "--workdir=annika"], "host": "annika-laptop", "user": "annika"},
+        **{
+            "devices": ["TFRT_CPU_0"],
+            "notes": PRIVATE[:3] + PRIVATE[4:],
+            "packages": {"jax": "1.2"},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.json").write_text(json.dumps(record))
+    evaluate.evaluate([folder])
+    for path in folder.iterdir():
+        if path.suffix in (".html", ".md", ".tex", ".csv") or path.name == "metrics.json":
+            text = path.read_text()
+            assert not [word for word in (str(folder.parent), "annika") if word in text], path
+    page_text = (folder / "report.html").read_text()
+    assert "TFRT_CPU_0" in page_text and "HTNet" in page_text and "1.2" in page_text
+    assert "do not publish private.json" in page_text
+
+
 def test_no_run_or_one_twice(make_folder):
     with pytest.raises(UserError, match="No run given"):
         evaluate.evaluate([])
@@ -280,7 +411,7 @@ def test_all_runs_that_cannot_be_read_are_named_at_once(make_folder, tmp_path):
         evaluate.evaluate(folders)
     first, second = str(caught.value).splitlines()
     assert "nowhere: no such folder" in first
-    assert "empty/predictions.npz: no such file" in second
+    assert "empty: holds no run" in second
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json"])
@@ -319,6 +450,17 @@ def test_outputs_that_cannot_be(make_folder, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"out: cannot be created \(Permission denied\)"):
         evaluate.evaluate([first], output=tmp_path / "out")
+
+
+def test_names_that_are_too_long(make_folder, drawn, tmp_path):
+    folder, long = make_folder(), tmp_path / ("x" * 300)
+    with pytest.raises(UserError, match=r"x: no such folder"):
+        evaluate.evaluate([long])
+    with pytest.raises(UserError, match=r"x: cannot be created \(File name too long\)"):
+        evaluate.evaluate([folder], output=long)
+    folders = [make_folder(letter * 200, seeds=[seed]) for seed, letter in enumerate("ab")]
+    with pytest.raises(UserError, match=r"b: cannot be created .*Give another --output"):
+        evaluate.evaluate(folders)
 
 
 def test_disk_full(make_folder, drawn, monkeypatch):
@@ -475,7 +617,7 @@ def test_the_command(real_run, data_dir, tmp_path):
     flags = f"--output={tmp_path / 'out'}", f"--data_dir={data_dir}"
     done = command("-c", COMMAND, str(real_run), *flags, str(other))
     assert done.returncode == 0, done.stderr
-    assert "my_run: clips 24, folds 6" in done.stdout
+    assert "my_run: 24 clips, 6 folds" in done.stdout
     assert "last epoch" in done.stdout
     for folder in (real_run, other, tmp_path / "out"):
         assert "selected on the test subject" in (folder / "report.html").read_text()

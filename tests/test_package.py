@@ -193,3 +193,37 @@ def test_importing_an_experiment_needs_no_torch_dlib_or_tensorflow():
     loaded = modules_after("htnet_jax.training.experiment")
     assert {"jax", "tensorflow_datasets"} <= loaded
     assert not loaded & {"torch", "dlib", "tensorflow", "sklearn"}
+
+
+# `io` itself, and `state`, which writes in an exclusive folder beside what Orbax does.
+WRITERS = {"htnet_jax/io.py", "htnet_jax/training/state.py"}
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def test_files_are_written_in_one_place():
+    """`io.write_atomically`: its temporary file is exclusive, and no link is followed."""
+    found = []
+    for path in [*REPOSITORY.glob("htnet_jax/**/*.py"), *REPOSITORY.glob("tools/*.py")]:
+        name = path.relative_to(REPOSITORY).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and name not in WRITERS and _writes(node):
+                found.append(f"{name}:{node.lineno}: {ast.unparse(node)[:80]}")
+    assert not found
+
+
+def _writes(call):
+    """Whether a call writes to a file by its name: what is given to it is not an open one."""
+    function = (
+        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    )
+    words = [one.value for one in (*call.args, *(k.value for k in call.keywords)) if _is_text(one)]
+    if function == "open":
+        return any(set(word) & set("wax+") and set(word) <= set("rwaxbt+") for word in words)
+    given = ast.unparse(call.args[0]) if call.args else ""
+    if function in ("savefig", "savez", "savez_compressed", "to_csv"):
+        return bool(given) and given not in ("file", "buffer")
+    return function in ("write_text", "write_bytes", "imwrite")
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -76,7 +76,7 @@ def built(copy, tmp_path_factory):
     done = subprocess.run(
         _command(copy, data_dir, *CHOICES, "--preview=2"), capture_output=True, text=True
     )
-    return done, data_dir / "samm" / NAME / "2.0.0"
+    return done, data_dir / "samm" / NAME / "3.0.0"
 
 
 def test_one_command_builds_and_says_where(built):
@@ -86,7 +86,7 @@ def test_one_command_builds_and_says_where(built):
     assert "12/12" in done.stderr
     assert "clip/s" in done.stderr
     assert json.loads((folder / "metadata.json").read_text())["clips"] == 12
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["2.0.0"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["3.0.0"]
 
 
 def test_a_preview_beside_the_audit(built):
@@ -124,18 +124,18 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, buil
         assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     kept = {path: path.stat().st_mtime_ns for path in unfinished.glob("*.npz")}
     assert 2 <= len(kept) < 12
-    assert not (tmp_path / "samm" / NAME / "2.0.0").exists()
+    assert not (tmp_path / "samm" / NAME / "3.0.0").exists()
 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "samm" / NAME / "2.0.0"
+    folder = tmp_path / "samm" / NAME / "3.0.0"
     assert done.stdout.splitlines()[-1] == f"built {folder}: 12 clips, 3 subjects"
     # Only what was not finished was worked on.
     assert f"{12 - len(kept)}/{12 - len(kept)}" in done.stderr
     assert _digests(folder) == _digests(built[1])
     assert not unfinished.exists()
     # Of the build that was killed nothing is left.
-    assert [path.name for path in folder.parent.iterdir()] == ["2.0.0"]
+    assert [path.name for path in folder.parent.iterdir()] == ["3.0.0"]
 
 
 def test_an_incomplete_copy_is_one_message(copy, tmp_path):
@@ -223,7 +223,7 @@ def quickly_built(copy, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("quick")
     arguments = ("--dataset=samm", f"--manual_dir={copy}", f"--data_dir={data_dir}")
     _call(*arguments, *QUICK, "--allow-incomplete")
-    return data_dir / "samm" / QUICK_NAME / "2.0.0"
+    return data_dir / "samm" / QUICK_NAME / "3.0.0"
 
 
 # In KiB: room for the audit; for some tensors; for all, but not for the records; the same, where
@@ -236,10 +236,10 @@ def test_a_full_disk_is_one_message_and_with_space_it_goes_on(
     arguments = ("--dataset=samm", f"--manual_dir={copy}", f"--data_dir={disk}", *QUICK)
     with pytest.raises(errors.UserError, match=r"[Nn]o space left on device"):
         _call(*arguments, "--allow-incomplete")
-    assert not (disk / "samm" / QUICK_NAME / "2.0.0").exists()
+    assert not (disk / "samm" / QUICK_NAME / "3.0.0").exists()
     small_disk("4m")
     _call(*arguments, "--allow-incomplete")
-    assert _digests(disk / "samm" / QUICK_NAME / "2.0.0") == _digests(quickly_built)
+    assert _digests(disk / "samm" / QUICK_NAME / "3.0.0") == _digests(quickly_built)
 
 
 def test_finished_tensors_outlive_a_failure_to_write_the_records(copy, small_disk, quickly_built):

@@ -40,7 +40,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from htnet_jax.config import parser_for
-from htnet_jax.errors import UserError, run_command
+from htnet_jax.errors import UserError, count, run_command, say
 from htnet_jax.features.features import Feed
 from htnet_jax.io import core_count, write_atomically
 from htnet_jax.learn import step as learn
@@ -134,6 +134,10 @@ def main(argv: Sequence[str]) -> None:
             "each other in every operation",
             file=sys.stderr,
         )
+    say(
+        f"{count(len(builders), 'case')}, {count(_REPEATS.value, 'measurement')} of each side: at "
+        "the published size a case takes one to five minutes on 2 cores, folds longest"
+    )
     figures = _measure(Bench(_CONFIG.value), builders)
     figures["machine"] = {"load_average": load, **_machine()}
     print(table(figures))
@@ -545,6 +549,7 @@ def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> d
     with Bar(len(builders) * (1 + 6 * _REPEATS.value), "benchmark", "measurement") as bar:
         for name, build in builders.items():
             bar.update(0, title=name)
+            began = time.monotonic()
             case = build(bench)
             # After the first case, whose memory peak would otherwise include them.
             limits = limits or ceilings(bench, _CONFIG.value.model.dtype)
@@ -556,6 +561,13 @@ def _measure(bench: Bench, builders: Mapping[str, Callable[[Bench], Case]]) -> d
                 rate = work / float(np.median(seconds[unit, side]))
                 best[unit] = max(best.get(unit, 0.0), rate)
             figures[name] = case_figures(case, seconds, best)
+            # At once: the next case may take minutes, or be interrupted.
+            ours, theirs = (_short(figures[name][f"{side}_s"], "s") for side in ("ours", "torch"))
+            left = len(builders) - len(figures)
+            say(
+                f"{name}: ours {ours}, PyTorch {theirs}, ratio {figures[name]['ratio']:.2f} "
+                f"({time.monotonic() - began:.0f} s; {count(left, 'case')} left)"
+            )
             # They hold weights and optimizer states: free them before the next case has its own.
             del case, sides
             gc.collect()

@@ -113,17 +113,18 @@ def from_torch() -> None:
     known: dict[str, Any] = dict(config.model) if origin else {}
     if _HEADS.value is not None:
         known["heads"] = _HEADS.value
-    try:
-        bridge = bridge_of(config.model.name)
-        state_dict, notes = convert.drop_unused(file.state_dict, bridge)
-        sizes = convert.infer_sizes(state_dict, bridge, known, channels)
-        with config.unlocked():
-            config.model.update(sizes)
-        module = build_module(config.model)
-        expected = convert.expected_variables(module, channels)
-        variables = convert.from_state_dict(state_dict, bridge.table, expected)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+    with foreign.reading(source, "file of this network with these settings", "Give --config."):
+        try:
+            bridge = bridge_of(config.model.name)
+            state_dict, notes = convert.drop_unused(file.state_dict, bridge)
+            sizes = convert.infer_sizes(state_dict, bridge, known, channels)
+            with config.unlocked():
+                config.model.update(sizes)
+            module = build_module(config.model)
+            expected = convert.expected_variables(module, channels)
+            variables = convert.from_state_dict(state_dict, bridge.table, expected)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
     with config.unlocked():
         config.converted_from = source.name
     save_fold(output, variables, json.loads(config.to_json()))

@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from htnet_jax.errors import UserError, run_command
+from htnet_jax.io import write_atomically
 
 _OUTPUT = flags.DEFINE_string("output", "docs/pipeline.png", "PNG file to write.")
 
@@ -70,9 +71,9 @@ def main(argv: Sequence[str]) -> None:
     output = Path(_OUTPUT.value)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=80)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    write_atomically(output, lambda file: figure.savefig(file, format="png", dpi=80))
     print(f"Written: {output}")
 
 

@@ -130,5 +130,5 @@ directory must hold, at any depth:
 
 
 def _subject(text: str) -> str | None:
-    number = re.fullmatch(r"(?:sub)?(\d+)", text, re.IGNORECASE)
+    number = re.fullmatch(r"(?:sub)?(\d{1,9})", text, re.IGNORECASE)
     return number and f"sub{int(number[1]):02d}"

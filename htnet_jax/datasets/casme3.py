@@ -13,7 +13,8 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE_SET, LabelSet, own_classes, three_classes
-from htnet_jax.datasets.recording import image_files
+from htnet_jax.datasets.recording import folded, image_files
+from htnet_jax.datasets.sheets import quoted
 from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 
 SHEET = "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
@@ -109,15 +110,14 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
         )
         if not rows:
             return []
-        videos = {path.stem.casefold(): path for path in tree.files(r".+\.mp4")}
         found: list[RawClip] = []
         first: dict[str, str] = {}
         named: set[str] = set()
         for row in rows:
-            number = re.fullmatch(r"sp\s*no\.?\s*(\d+)", row.cells["subject"], re.IGNORECASE)
+            number = re.fullmatch(r"sp\s*no\.?\s*(\d{1,9})", row.cells["subject"], re.IGNORECASE)
             video, onset = row.cells["video"].lower(), row.whole("onset")
-            if number is None or not re.fullmatch(r"[a-z0-9]+", video) or onset is None:
-                key = ", ".join(repr(row.cells[k]) for k in ("subject", "video", "onset"))
+            if number is None or not re.fullmatch(r"[a-z0-9]{1,99}", video) or onset is None:
+                key = ", ".join(quoted(row.cells[k]) for k in ("subject", "video", "onset"))
                 what = f"Subject, Filename, Onset are {key}: they name no clip"
                 audit.add("row", row.where, what)
                 continue
@@ -126,7 +126,7 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
             name = f"{video}_{row.whole('onset')}"
             # Folders were named when the error was still in; a corrected release may rename them.
             places = list(dict.fromkeys((f"{subject}_{video}_{onset}", f"{subject}_{name}")))
-            named.update(place.casefold() for place in places)
+            named.update(folded(place) for place in places)
             clip_id = f"{cls.name}/{subject}/{name}"
             for what in changes:
                 audit.note(row.where, what, clip=clip_id, kind="corrected")
@@ -137,16 +137,14 @@ Letter case does not matter. Videos (.mp4) must be extracted to such frames firs
             folders = _clip_folders(tree, [f for p in places for f in tree.folders("frame", p)])
             folders = folders or tree.folders(subject, video, "color")
             missing = f"neither frame/{places[0]} nor {subject}/{video}/color is there"
-            if films := [videos[p.casefold()] for p in places if p.casefold() in videos]:
-                missing = (
-                    f"only the video {tree.below(films[0])} is here; extract its frames to "
-                    f"frame/{places[0]}/NUMBER.jpg, numbered from the onset {fields['onset']}"
-                )
-            if folder := survey.one_folder(tree, folders, row.where, clip_id, missing, audit):
+            folder = survey.one_folder(
+                tree, folders, row.where, clip_id, missing, audit, names=places
+            )
+            if folder:
                 fields["onset"] = _recorded_onset(clip_id, folder, fields, audit)
                 found.append(RawClip(cls.name, subject, name, folder=folder, **fields))
         for folder in _clip_folders(tree, tree.names(r"spno\.\d+_[a-z0-9]+_\d+")):
-            if folder.name.casefold() not in named:
+            if folded(folder.name) not in named:
                 audit.add("row", tree.below(folder), survey.WITHOUT_ROW)
         return sorted(found, key=_order)
 

@@ -5,7 +5,6 @@ An emotion may be several words (`Surprise+Positive`); only clips with exactly o
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
-from htnet_jax.datasets.sheets import Row
+from htnet_jax.datasets.recording import folded
+from htnet_jax.datasets.sheets import quoted
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "4DME_Labelling_Micro_release v1.xlsx"
@@ -79,14 +79,14 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
         named: set[tuple[str, str]] = set()
         for row in rows:
             subject, name = _subject(row.cells["subject"]), row.cells["name"]
-            if not subject or not name or "/" in subject + name:
-                what = f"sub_ID, fold_name are {subject!r}, {name!r}: no clip"
+            if not survey.is_name(subject) or not survey.is_name(name):
+                what = f"sub_ID, fold_name are {quoted(subject)}, {quoted(name)}: no clip"
                 audit.add("row", row.where, what)
                 continue
-            named.add((subject.casefold(), name.casefold()))
+            named.add((folded(subject), folded(name)))
             clip_id = f"{cls.name}/{subject}/{name}"
             emotions = cls.LABELS["own"].of_emotion
-            fields = survey.values(_without_held(row), clip_id, audit, emotions, compound=True)
+            fields = survey.values(row, clip_id, audit, emotions, compound=True)
             if fields is None or survey.is_repeated(first, row, clip_id, audit):
                 continue
             missing = f"no folder {subject}/{name} among the gray micro-expression videos"
@@ -98,30 +98,22 @@ Letter case and padding do not matter. Long, macro-expression and colour videos 
             # Archives unpack into folders of their own name, one in the other.
             if not _holds_subjects(part) or _holds_subjects(subject) or _holds_subjects(name):
                 continue
-            if (_subject(subject).casefold(), name.casefold()) not in named:
+            if (folded(_subject(subject)), folded(name)) not in named:
                 audit.add("row", tree.below(folder), survey.WITHOUT_ROW)
         return sorted(found, key=lambda clip: (clip.subject, clip.name))
 
 
 def _subject(text: str) -> str:
     """`8`, `S8` and `s08` as `S08`; other names as they are."""
-    number = re.fullmatch(r"s?(\d+)", text, re.IGNORECASE)
+    number = re.fullmatch(r"s?(\d{1,9})", text, re.IGNORECASE)
     return f"S{int(number[1]):02d}" if number else text
-
-
-def _without_held(row: Row) -> Row:
-    """`AU4+AU7(k)` as `4`: units marked (k) were held, not made in the clip."""
-    moved = re.sub(r"[^+,;&\s]+\s*\(k\)", "", row.cells["aus"], flags=re.IGNORECASE)
-    units = re.sub(r"AU\s*", "", moved, flags=re.IGNORECASE)
-    return dataclasses.replace(row, cells=row.cells | {"aus": units})
 
 
 def _folders(tree: Tree, subject: str, name: str) -> list[Path]:
     found = [
         path
         for path in tree.folders(name)
-        if _subject(path.parent.name).casefold() == subject.casefold()
-        and _is_micro_gray(tree, path)
+        if folded(_subject(path.parent.name)) == folded(subject) and _is_micro_gray(tree, path)
     ]
     # Beside the distributed folders, crops that a user has made (`gray_micro_crop`).
     return [path for path in found if "crop" not in tree.below(path).casefold()] or found

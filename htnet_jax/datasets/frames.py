@@ -7,6 +7,7 @@ frames that jitter may take instead), or a number N (N frames evenly from onset 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ NEIGHBOUR_SHARE = 0.05
 
 
 def is_rule(text: str) -> bool:
-    """Whether a text names a rule: one of `CHOICES`, or a whole number from 2 up."""
-    return text in CHOICES or (text.isascii() and text.isdigit() and text == str(max(2, int(text))))
+    """Whether a text names a rule: one of `CHOICES`, or a whole number from 2 to 9999."""
+    return text in CHOICES or (re.fullmatch("[1-9][0-9]{0,3}", text) is not None and text != "1")
 
 
 def count_of(rule: str) -> int:

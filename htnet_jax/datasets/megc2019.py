@@ -15,6 +15,7 @@ from htnet_jax.datasets import megc2019_release as release
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.casme2 import Casme2
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
+from htnet_jax.datasets.recording import folded
 from htnet_jax.datasets.samm import Samm
 from htnet_jax.datasets.smic import Smic
 from htnet_jax.datasets.survey import Audit, RawClip
@@ -50,6 +51,7 @@ class Megc2019Config(tfds.core.BuilderConfig):
             "file" gives; if not, they stop the build.
     """
 
+    version: str = "1.0.0"
     enforce_counts: bool = True
     landmarks: str = "file"
     fall_back: bool = False
@@ -75,8 +77,12 @@ class Megc2019(RawBuilder):
     Examples hold their class, because the challenge's list says it.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    # Of the recipes' configs, which store action units; the others have a version of their own.
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "2.0.0": RawBuilder.RELEASE_NOTES["3.0.0"],
+        "1.0.0": "First release.",
+    }
     HOMEPAGE = "https://github.com/Facial-Micro-ExpressionGC/MEGC2019"
     LABELS: ClassVar[Mapping[str, LabelSet]] = {"megc3": three_classes(*CLASSES)}
     VARIANTS = ("raw", "cropped")
@@ -139,7 +145,7 @@ class Megc2019(RawBuilder):
             audit: Receives what is wrong, differences from the published counts included.
         """
         variant = cls.variant_of(variant)
-        inside = {path.name.casefold(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+        inside = {folded(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
         found: list[RawClip] = []
         for source, part in PARTS.items():
             place = inside.get(source)

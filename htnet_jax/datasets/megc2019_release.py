@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from htnet_jax.datasets import png, process, recording, sheets
+from htnet_jax.datasets import images, png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
 from htnet_jax.errors import Problems, UserError
@@ -276,12 +276,11 @@ def _read_clips(
 
 def _read_flows(folder: Path, listed: list[Clip], problems: Problems) -> list[np.ndarray]:
     flows = []
+    files = {recording.composed(path.name): path for path in sorted(folder.iterdir())}
     for clip in listed:
         stem = f"{clip.subject}_{clip.name}"
         # The released names have a space before the suffix; some copies have lost it.
-        path = next(
-            (p for p in (folder / f"{stem} .png", folder / f"{stem}.png") if p.is_file()), None
-        )
+        path = files.get(f"{stem} .png", files.get(f"{stem}.png"))
         if path is None:
             problems.add(f"{PNG_FOLDER}/{stem} .png", "missing")
             continue
@@ -358,7 +357,7 @@ def _find_points(root: Path, named: Mapping[str, str], search: Search, problems:
     detector = landmarks.Detector(search.model)
     first: dict[str, str] = {}
     for clip, name in named.items():
-        other = first.setdefault(name.casefold(), clip)
+        other = first.setdefault(recording.folded(name), clip)
         if other != clip:
             problems.add(clip, f"{name} is the photograph of {other} too")
     places, links = _locate(root, set(first))
@@ -403,8 +402,8 @@ def _locate(root: Path, wanted: set[str]) -> tuple[dict[str, list[Path]], str]:
             if path.is_symlink() and not recording.is_inside(path, base):
                 links.append(_below(root, path))
         for name in sorted(files):
-            if name.casefold() in wanted:
-                places[name.casefold()].append(Path(folder, name))
+            if recording.folded(name) in wanted:
+                places[recording.folded(name)].append(Path(folder, name))
     return places, ", ".join(links)
 
 
@@ -421,7 +420,7 @@ def _choose(
     chosen: dict[str, Path] = {}
     failed: dict[str, str] = {}
     for clip, name in named.items():
-        paths = places.get(name.casefold(), ())
+        paths = places.get(recording.folded(name), ())
         if not paths:
             failed[clip] = f"{name}: missing"
         elif len(paths) == 1 and recording.is_inside(paths[0], base):
@@ -437,7 +436,7 @@ def _points_on(detector: landmarks.Detector, path: Path) -> np.ndarray | str:
     The flow image shows the same part of the face, whatever the photograph's proportions.
     """
     try:
-        gray = recording.read_gray(path)
+        gray = images.read_gray(path)
         face = detector.find(gray)
     except ValueError as error:  # NoFace is one
         return str(error)

@@ -11,14 +11,14 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
-from htnet_jax.datasets.sheets import Row
+from htnet_jax.datasets.sheets import Row, quoted
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree
 
 SHEET = "MMEW_Micro_Exp.xlsx"
 _OWN = own_classes("happiness anger surprise disgust fear sadness others")
 # Copies disagree in the name of the seventh emotion: `others` in loaders, `repression` in folders.
 _SAME = {"repression": "others"}
-_NAME = r"S0*(\d+)-0*(\d+)-0*(\d+)"
+_NAME = r"S0*(\d{1,9})-0*(\d{1,9})-0*(\d{1,9})"
 
 
 class Mmew(RawBuilder):
@@ -67,7 +67,7 @@ others or repression. Macro_Expression is not used."""
         for row in rows:
             name = standard_name(row.cells["name"])
             if name is None:
-                what = f"Filename is {row.cells['name']!r}, no name such as S04-03-001"
+                what = f"Filename is {quoted(row.cells['name'])}, no name such as S04-03-001"
                 audit.add("row", row.where, what)
                 continue
             subject = name.partition("-")[0]
@@ -108,12 +108,12 @@ def _contradictions(tree: Tree, row: Row, subject: str, folders: list[Path]) -> 
     """How the sheet's subject and the folders above a clip contradict its name and emotion."""
 
     def differs(text: str) -> bool:
-        number = re.fullmatch(r"S?0*(\d+)", text, re.IGNORECASE)
+        number = re.fullmatch(r"S?0*(\d{1,9})", text, re.IGNORECASE)
         return not number or f"S{int(number[1]):02d}" != subject
 
     # An empty cell is one merged with that above.
     if row.cells["subject"] and differs(row.cells["subject"]):
-        cells = f"Subject is {row.cells['subject']!r}, Filename {row.cells['name']!r}"
+        cells = f"Subject is {quoted(row.cells['subject'])}, Filename {quoted(row.cells['name'])}"
         yield f"{cells}: they disagree"
     emotion = row.cells["emotion"].casefold()
     for folder in folders:

@@ -13,19 +13,18 @@ import functools
 import hashlib
 import multiprocessing
 import shutil
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from htnet_jax import foreign
 from htnet_jax.datasets import frames
 from htnet_jax.datasets.recipe import FACE_SIZE, Recipe
 from htnet_jax.datasets.recording import NoFrames, open_frames
 from htnet_jax.datasets.survey import Finding, RawClip
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, shown
 from htnet_jax.io import write_atomically
 from htnet_jax.motion import regions
 from htnet_jax.progress import progress
@@ -116,6 +115,8 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
         kind = "folder" if isinstance(error, NoFrames) else "path"
         yield _finding(clip, kind, str(error), drops=True)
         return
+    for name, why in source.left_out.items():
+        yield _finding(clip, "image", f"{shown(name)} is not used: {why}")
     wanted = {"onset": clip.onset, "apex": clip.apex, "offset": clip.offset}
     if not _is_possible(clip):
         del wanted["apex"]
@@ -137,6 +138,9 @@ def inspect(job: Job) -> Inspection:
         onset = _read(clip, clip.onset)
         points, how = _points(job, onset)
         _check_usable(recipe, onset, points)
+        if 8 < (depth := open_frames(clip.folder).depth) < 16:
+            what = f"16-bit images with values of {depth} bits: the lowest {depth - 8} are dropped"
+            found.append(_finding(clip, "note", what))
         apex, rule = clip.apex, "sheet"
         if not _is_possible(clip):
             apex, rule = _ruled_apex(job, onset, points), recipe.apex
@@ -441,12 +445,19 @@ class Kept:
 
     def load(self, job: Job) -> dict[str, Any] | None:
         """What was kept of a clip; None if nothing usable was."""
-        keys = ("tensor", "landmarks", *frames.example_keys(job.recipe.frames))
+        size = job.recipe.size
+        wanted = {"tensor": (size, size, 3), "landmarks": (5, 2)}
+
+        def check(headers: Mapping[str, foreign.Header]) -> None:
+            shapes = {key: headers[key].shape for key in wanted}
+            if shapes != wanted or any(headers[key].dtype != np.float32 for key in wanted):
+                raise ValueError(f"arrays of shapes {shapes}")
+            if missing := set(frames.example_keys(job.recipe.frames)) - set(headers):
+                raise ValueError(f"no {', '.join(missing)}")
+
         try:
-            # An open file, because NumPy leaves its own open when the archive is damaged.
-            with open(self.path(job), "rb") as opened, np.load(opened) as file:
-                return {key: file[key] for key in keys}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return foreign.read_arrays(self.path(job), "kept clip", check=check)
+        except UserError:
             return None
 
     def clear(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 
 from htnet_jax.datasets import frames as face_frames
 from htnet_jax.errors import UserError
@@ -89,6 +90,9 @@ def make(**choices: str | int) -> Recipe:
     for key, value in list(choices.items()):
         if key not in fields:
             problems.append(f"unknown choice {key!r}; there are {', '.join(sorted(fields))}")
+        elif key == "variant" and not re.fullmatch(r"\w{0,40}", str(value), re.ASCII):
+            # A folder is named after it; the data set knows which there are.
+            problems.append(f"variant={value!r} is no name of letters, digits and _")
         elif key == "frames" and face_frames.is_rule(str(value)):
             choices["frames"] = str(value)
         elif key == "frames":

@@ -110,4 +110,4 @@ The long videos are not used.
 
 
 def _subject(text: str) -> str | None:
-    return f"{int(text):03d}" if re.fullmatch(r"\d+", text) else None
+    return f"{int(text):03d}" if re.fullmatch(r"\d{1,9}", text) else None

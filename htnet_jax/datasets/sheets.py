@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
+import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from htnet_jax.errors import Problems, UserError
+from htnet_jax import foreign
+from htnet_jax.datasets.recording import composed
+from htnet_jax.errors import Problems, UserError, count
 
 # Notes may stand above the header: SAMM's is on row 14.
 MAX_HEADER_ROW = 40
+# Excel's own limit, and far more cells than any sheet of this field: a few bytes can claim both.
+MAX_ROWS = 2**20
+MAX_CELLS = 4_000_000
+# Numbers of frames are stored as int32.
+MAX_WHOLE = 2**31 - 1
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 COORDINATES = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
@@ -38,8 +48,9 @@ class Row:
     cells: dict[str, str]
 
     def whole(self, key: str) -> int | None:
-        """The cell as a whole number, or None if it is none (empty, `/`, text)."""
-        return int(self.cells[key]) if re.fullmatch(r"\d+", self.cells[key]) else None
+        """The cell as a whole number up to `MAX_WHOLE`; None if it is none (empty, `/`, text)."""
+        digits = re.fullmatch(r"0*(\d{1,10})", self.cells[key])
+        return int(digits[1]) if digits and int(digits[1]) <= MAX_WHOLE else None
 
 
 def read_sheet(
@@ -61,8 +72,9 @@ def read_sheet(
         sheet: Name of the sheet to try first; others follow.
 
     Raises:
-        UserError: The file cannot be read (missing, locked by a password, damaged), or no sheet
-            has all needed columns; names the columns that come nearest.
+        UserError: The file cannot be read (missing, no regular file, locked by a password, damaged,
+            larger than `foreign.MAX_SHEET`), or no sheet has all needed columns; names the columns
+            that come nearest.
     """
     best: tuple[int, str] = (-1, "")
     for name, rows in _tables(path, sheet):
@@ -97,25 +109,25 @@ def read_csv(path: Path, columns: Sequence[str], problems: Problems) -> Iterator
         The good rows.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.add(path.name, f"cannot be read as a CSV file ({error})")
+        lines = list(_csv(foreign.read_bytes(path, foreign.MAX_SHEET)))
+    except (OSError, ValueError, csv.Error) as error:
+        problems.add(path.name, f"cannot be read as a CSV file ({foreign.reason(error)})")
         return
+    header = [name.strip() for name in (lines[0][1] if lines else [])]
     if missing := [name for name in columns if name not in header]:
         problems.add(path.name, f"missing column {', '.join(missing)} in its first line")
         return
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+    if repeated := sorted(n for n, times in collections.Counter(header).items() if n and times > 1):
         problems.add(path.name, f"column {', '.join(repeated)} appears more than once")
         return
-    for line, row in rows:
+    for line, row in lines[1:]:
         where = f"{path.name} line {line}"
-        if len(row) != len(header):
-            problems.add(where, f"{len(row)} cells, but the header has {len(header)}")
+        if not row:
             continue
-        cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
+        if len(row) != len(header):
+            problems.add(where, f"{count(len(row), 'cell')}, but the header has {len(header)}")
+            continue
+        cells = {name: text(cell) for name, cell in zip(header, row, strict=True)}
         if empty := [name for name in columns if not cells[name]]:
             problems.add(where, f"empty cell in column {', '.join(empty)}")
             continue
@@ -141,37 +153,83 @@ def five_points(row: Row) -> tuple[np.ndarray, list[str]]:
     return values.reshape(5, 2), bad
 
 
+def quoted(cell: str) -> str:
+    """A cell's text in quotes for a message, long ones shortened."""
+    return repr(cell if len(cell) <= 60 else f"{cell[:60]}...")
+
+
 def text(cell: Any) -> str:
-    """A cell as text: "" for nothing, `46` for 46.0, blanks at the ends taken off."""
+    """A cell as text: "" for nothing, `46` for 46.0, no blanks at the ends, letters composed."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
-    return str(cell).strip()
+    return composed(str(cell)).strip()
 
 
 def _tables(path: Path, first: str) -> list[tuple[str, list[list[Any]]]]:
     """(sheet name, rows of cells) of a file; the sheet called `first` comes first."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
+    remedy = "Copy it again; if it is locked, save it without a password."
+    with foreign.reading(path, "spreadsheet", remedy):
+        data = foreign.read_bytes(path, foreign.MAX_SHEET)
+        if path.suffix.lower() == ".csv":
+            return [("", _bounded(row for _, row in _csv(data)))]
         with warnings.catch_warnings(action="ignore"):  # of openpyxl, about styles
-            if path.suffix.lower() == ".csv":
-                with path.open(newline="", encoding="utf-8-sig") as file:
-                    lines = list(csv.reader(file, strict=True))
-                width = max(map(len, lines), default=0)
-                return [("", [line + [""] * (width - len(line)) for line in lines])]
-            frames = pd.read_excel(path, sheet_name=None, header=None, dtype=object)
-    except Exception as error:  # the readers raise many types for damaged and locked files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{path}: cannot be read as a spreadsheet ({reason}). Copy it again; if it is locked, "
-            "save it without a password."
-        ) from error
-    named = sorted(frames.items(), key=lambda item: item[0].casefold() != first.casefold())
-    return [(str(name), frame.to_numpy(dtype=object).tolist()) for name, frame in named]
+            # By content: renamed files are common.
+            found = _xlsx(data) if data.startswith(b"PK") else _xls(data)
+    return sorted(found, key=lambda item: item[0].casefold() != first.casefold())
+
+
+def _csv(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each line, blank ones included."""
+    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _xlsx(data: bytes) -> list[tuple[str, list[list[Any]]]]:
+    import openpyxl
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        foreign.check_size(sum(m.file_size for m in archive.infolist()), foreign.MAX_SHEET)
+    book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
+    found = []
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # those that the file claims
+        found.append((str(sheet.title), _bounded(sheet.iter_rows(values_only=True))))
+    return found
+
+
+def _xls(data: bytes) -> list[tuple[str, list[list[Any]]]]:
+    import xlrd
+
+    def cell(kind: int, value: Any) -> Any:
+        if kind == xlrd.XL_CELL_DATE:
+            return xlrd.xldate.xldate_as_datetime(value, book.datemode)
+        if kind == xlrd.XL_CELL_ERROR:
+            return xlrd.error_text_from_code.get(value, "#ERROR")
+        return bool(value) if kind == xlrd.XL_CELL_BOOLEAN else value
+
+    book = xlrd.open_workbook(file_contents=data, ragged_rows=True, logfile=io.StringIO())
+    return [
+        (sheet.name, _bounded(map(cell, sheet.row_types(i), sheet.row_values(i)) for i in rows))
+        for sheet in book.sheets()
+        for rows in [range(sheet.nrows)]
+    ]
+
+
+def _bounded(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
+    """The rows up to the last one with cells; each may have its own length."""
+    found: list[list[Any]] = []
+    cells = last = 0
+    for row in rows:
+        found.append(list(row))
+        cells += len(found[-1])
+        if found[-1]:
+            last = len(found)
+        if len(found) > MAX_ROWS or cells > MAX_CELLS:
+            raise ValueError(f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
+    return found[:last]
 
 
 def _places(
@@ -198,7 +256,8 @@ def _rows(
     found = []
     title = f"{path.name}, sheet {sheet}" if sheet else path.name
     for index in range(header + 1, len(rows)):
-        cells = {key: text(rows[index][place]) for key, place in places.items()}
+        row = rows[index]
+        cells = {k: text(row[place]) if place < len(row) else "" for k, place in places.items()}
         if any(cells.values()):
             cells |= {key: "" for key in optional if key not in cells}
             found.append(Row(index + 1, f"{title}, row {index + 1}", cells))

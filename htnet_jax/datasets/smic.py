@@ -15,14 +15,14 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
-from htnet_jax.datasets.recording import image_files
-from htnet_jax.datasets.sheets import Row, read_sheet
+from htnet_jax.datasets.recording import NoFrames, only_video, open_frames
+from htnet_jax.datasets.sheets import Row, quoted, read_sheet
 from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 from htnet_jax.errors import UserError
 
 # Code in a clip's name -> emotion, which is also the name of the folder above the clip.
 _EMOTIONS = {"ne": "negative", "po": "positive", "sur": "surprise"}
-_NAME = r"s0*(\d+)_(ne|po|sur)_0*(\d+)"
+_NAME = r"s0*(\d{1,9})_(ne|po|sur)_0*(\d{1,9})"
 # SMIC-E, the long clips: `HS_long`, `SMIC_HS_E`, `SMIC-HS-E`, `SMIC-E_raw image`.
 _LONG = r"(smic[-_ ]?((hs|vis|nir)[-_ ]?)?|(hs|vis|nir)[-_ ]?)(e|long)([^a-z].*)?"
 _SHORT = r"smic[-_ ]?all.*"
@@ -135,6 +135,13 @@ HS, VIS and NIR is taken as HS. The variants are hs, vis and nir."""
             ):
                 what = "no clip's name such as s1_ne_01: a clip in it is not used"
                 audit.add("row", tree.below(folder), what)
+        there = {clip.name for clip in found}
+        for film in tree.videos:
+            name = standard_name(film.stem)
+            of = _modality(tree, film.parent) or cls.VARIANTS[0]
+            if name and name not in there and of == variant and not _is_non_micro(tree, film):
+                what = only_video(film.name, film.stem)
+                audit.add("folder", tree.below(film), what, clip=_id(name))
         return sorted(found, key=lambda clip: (clip.subject, clip.name))
 
 
@@ -224,7 +231,7 @@ def _choose(tree: Tree, name: str, folders: Sequence[Path], audit: Audit) -> Pat
 def _contradiction(tree: Tree, folder: Path, name: str) -> str:
     """How the folders above a clip contradict its name, or ""."""
     for part in tree.parts(folder)[1:-1]:
-        found = re.fullmatch(r"s0*(\d+)", part)
+        found = re.fullmatch(r"s0*(\d{1,9})", part)
         if found and f"s{int(found[1]):02d}" != _subject(name):
             return f"the clip's name is of subject {_subject(name)}, its folder is in {part}"
         if part in _EMOTIONS.values() and part != _emotion(name):
@@ -246,12 +253,10 @@ def _short_clips(tree: Tree, found: Mapping[str, list[Path]], audit: Audit) -> l
             continue
         where, clip = tree.below(folder), _id(name)
         try:
-            numbers = image_files(folder)
-        except (OSError, ValueError) as error:
-            audit.add("path", where, str(error), clip=clip)
-            continue
-        if not numbers:
-            audit.add("folder", where, "it holds no images", clip=clip)
+            numbers = open_frames(folder).numbers
+        except UserError as error:
+            kind = "folder" if isinstance(error, NoFrames) else "path"
+            audit.add(kind, where, str(error), clip=clip)
             continue
         if clip in Smic.KNOWN_GAPS and _images(tree, folder) == "cropped":
             audit.note(where, f"{Smic.KNOWN_GAPS[clip]}; it is taken as it is", clip=clip)
@@ -311,7 +316,7 @@ def _intervals(tree: Tree, variant: str, audit: Audit) -> dict[str, _Interval]:
     try:
         rows = _rows(path, variant)
     except UserError as error:
-        audit.add("sheet", tree.below(path), str(error))
+        audit.add("sheet", tree.below(path), str(error).removeprefix(f"{path}: "))
         return {}
     first: dict[str, str] = {}
     named: dict[str, Row] = {}
@@ -351,23 +356,25 @@ def _rows(path: Path, variant: str) -> list[Row]:
 def _name(row: Row, audit: Audit) -> str | None:
     cells = row.cells
     name = standard_name(cells["name"])
-    subject = re.fullmatch(r"s?0*(\d+)", cells["subject"], re.IGNORECASE)
+    subject = re.fullmatch(r"s?0*(\d{1,9})", cells["subject"], re.IGNORECASE)
     if name and subject and f"s{int(subject[1]):02d}" == _subject(name):
         return name
     if not name and not subject and row.whole("onset1") is None:
         # Copies of the sheet have remarks below the last row.
         audit.note(row.where, f"no clip's row: {' '.join(filter(None, cells.values()))}")
     elif name:
-        what = f"Subject is {cells['subject']!r}, Filename {cells['name']!r}"
+        what = f"Subject is {quoted(cells['subject'])}, Filename {quoted(cells['name'])}"
         audit.add("row", row.where, f"{what}: they disagree", clip=_id(name))
     else:
-        audit.add("row", row.where, f"Filename is {cells['name']!r}, no name such as s3_ne_02")
+        audit.add(
+            "row", row.where, f"Filename is {quoted(cells['name'])}, no name such as s3_ne_02"
+        )
     return None
 
 
 def _interval(row: Row, name: str, k: int, audit: Audit) -> _Interval | None:
     onset, offset = row.whole(f"onset{k}"), row.whole(f"offset{k}")
-    what = f"onset {row.cells[f'onset{k}']!r}, offset {row.cells[f'offset{k}']!r}"
+    what = f"onset {quoted(row.cells[f'onset{k}'])}, offset {quoted(row.cells[f'offset{k}'])}"
     if k > 1:
         what = f"interval {k}: {what}"
     if onset is None or offset is None:
@@ -386,7 +393,7 @@ def _emotion_agrees(row: Row, name: str, audit: Audit) -> bool:
         audit.note(row.where, what, clip=_id(name), kind="corrected")
     if row.cells["emotion"].casefold() in ("", _emotion(name)):
         return True
-    what = f"Emotion is {row.cells['emotion']!r}, the clip's name says {_emotion(name)}"
+    what = f"Emotion is {quoted(row.cells['emotion'])}, the clip's name says {_emotion(name)}"
     audit.add("row", row.where, what, clip=_id(name))
     return False
 
@@ -399,7 +406,7 @@ def _further(row: Row, host: str, named: Mapping[str, Row], audit: Audit) -> dic
         given = any(row.cells[f"{which}{k}"] for which in ("onset", "offset"))
         if k - 2 >= len(merged):
             if given:
-                numbers = f"{row.cells[f'onset{k}']!r} to {row.cells[f'offset{k}']!r}"
+                numbers = f"{quoted(row.cells[f'onset{k}'])} to {quoted(row.cells[f'offset{k}'])}"
                 what = f"interval {k}, {numbers}, belongs to no published clip and is left out"
                 audit.note(row.where, what, clip=_id(host))
             continue

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htnet_jax.datasets import sheets
+from htnet_jax.datasets import action_units, images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
-from htnet_jax.datasets.recording import IMAGES, is_inside
+from htnet_jax.datasets.recording import OUTSIDE, VIDEOS, folded, is_inside, only_video
 from htnet_jax.datasets.sheets import Row
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, shown
 from htnet_jax.io import write_atomically
 
 # What a survey's finding is about, in the order of the report.
@@ -37,6 +37,10 @@ KINDS = (
 )
 # The console shows this many findings of a kind; the CSV file has all.
 SHOWN = 20
+# Far more than any data set has; a walk through links, or from the wrong root, must end.
+MOST_FOLDERS = 200_000
+# What a sheet may say for an apex that is not known.
+_NO_APEX = ("", "/", "na", "n/a", "nan", "none")
 WITHOUT_ROW = "a clip folder without a row in the sheet"
 
 
@@ -113,7 +117,9 @@ class Audit:
             found = grouped[kind]
             if found:
                 lines.append(f"{kind}: {len(found)}")
-                lines += [f"  {f.clip or f.where}: {f.what}" for f in found[:SHOWN]]
+                for f in found[:SHOWN]:
+                    where, what = shown(f.clip or f.where), shown(f.what, keep="\n")
+                    lines.append(f"  {where}: {what}")
                 if len(found) > SHOWN:
                     lines.append(f"  ... and {len(found) - SHOWN} more")
         return "\n".join(lines)
@@ -128,7 +134,7 @@ class Audit:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["kind", "clip", "where", "what", "drops"])
         for f in self.findings:
-            writer.writerow([f.kind, f.clip, f.where, f.what, int(f.drops)])
+            writer.writerow([f.kind, *map(shown, (f.clip, f.where, f.what)), int(f.drops)])
         write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
     def raise_if_errors(self, subject: str, remedy: str) -> None:
@@ -149,49 +155,75 @@ class Tree:
     """All folders below a root, found as they are on disk and never by formatting a path.
 
     Copies differ in letter case, padding and nesting of archives, so folders are looked up by the
-    last parts of their path. Links that lead out of the root are not followed.
+    last parts of their path. Links that lead out of the root are not followed, nor are links within
+    linked folders: what they hold is found where it lies, and folders may link to each other.
 
     Attributes:
         root: The chosen folder.
-        outside: Links that lead out of it, for the audit.
+        outside: Links to folders that lead out of it, for the audit.
+        linked: The same to files other than images.
+        unreadable: Folders that cannot be listed -> why.
+        videos: The video files.
     """
 
     def __init__(self, root: Path) -> None:
-        """Lists the folders once; the images are listed when asked for."""
+        """Lists the folders once; the images are listed when asked for.
+
+        Raises:
+            UserError: There are more folders than any data set has.
+        """
         self.root = root
         self.outside: list[Path] = []
+        self.linked: list[Path] = []
+        self.unreadable: dict[Path, str] = {}
+        self.videos: list[Path] = []
+        self._count = 0
         self._by_name: dict[str, list[Path]] = collections.defaultdict(list)
         self._files: list[Path] = []
-        self._walk(root, os.path.realpath(root), frozenset())
+        self._walk(root, os.path.realpath(root), is_linked=False)
 
-    def _walk(self, top: Path, base: str, above: frozenset[str]) -> None:
-        """Lists what is below `top`; `above` are the links that led here, against circles."""
-        for folder, names, files in os.walk(top, followlinks=False):
+    def _walk(self, top: Path, base: str, *, is_linked: bool) -> None:
+        """Lists what is below `top`, which a link may have led to."""
+
+        def note(error: OSError) -> None:
+            self.unreadable[Path(error.filename)] = error.strerror
+
+        for folder, names, files in os.walk(top, onerror=note, followlinks=False):
+            self._count += 1
+            if self._count > MOST_FOLDERS:
+                raise UserError(
+                    f"{self.root}: more than {MOST_FOLDERS:,} folders, links followed. Give the "
+                    "folder of one data set."
+                )
             # Zips made on macOS unpack a twin of every folder there.
             names[:] = sorted(name for name in names if name != "__MACOSX")
-            self._files += [
-                Path(folder, name)
-                for name in files
-                if not name.startswith(("~$", "._")) and not name.lower().endswith(IMAGES)
-            ]
+            for name in sorted(files):
+                suffix = os.path.splitext(name)[1].lower()
+                if name.startswith(("~$", "._")) or suffix in images.SUFFIXES:
+                    continue
+                path = Path(folder, name)
+                if path.is_symlink() and not is_inside(path, base):
+                    self.linked.append(path)
+                else:
+                    (self.videos if suffix in VIDEOS else self._files).append(path)
             for name in names:
                 path = Path(folder, name)
                 target = os.path.realpath(path)
                 if path.is_symlink() and not is_inside(path, base):
                     self.outside.append(path)
                     continue
-                self._by_name[name.casefold()].append(path)
-                is_circle = is_inside(Path(folder), target) or target in above
-                if path.is_symlink() and not is_circle:
-                    self._walk(path, base, above | {target})
+                self._by_name[folded(name)].append(path)
+                is_circle = is_inside(Path(folder), target)
+                if path.is_symlink() and not is_linked and not is_circle:
+                    self._walk(path, base, is_linked=True)
 
     def folders(self, *parts: str) -> list[Path]:
-        """Folders whose path ends in `parts`, such as `("sub01", "EP02_01f")`, in any case."""
-        wanted = [part.casefold() for part in parts]
+        """Folders whose path ends in `parts`, such as `("sub01", "EP02_01f")`; see `folded`."""
+        wanted = [folded(part) for part in parts]
         return sorted(
             path
             for path in self._by_name.get(wanted[-1], ())
-            if [part.casefold() for part in path.parts[-len(wanted) :]] == wanted
+            if [folded(part) for part in path.parts[-len(wanted) :]] == wanted
         )
 
     def names(self, pattern: str) -> list[Path]:
@@ -204,25 +236,23 @@ class Tree:
     def files(self, pattern: str) -> list[Path]:
         """Files below the root whose name matches a regular expression, letter case ignored.
 
-        Images, Office's lock files (`~$...`) and links that lead out of the root are left out.
+        Images, videos, Office's lock files (`~$...`) and links that lead out of the root are left
+        out.
         """
         regex = re.compile(pattern, re.IGNORECASE)
-        base = os.path.realpath(self.root)
-        return sorted(
-            path for path in self._files if regex.fullmatch(path.name) and is_inside(path, base)
-        )
+        return sorted(path for path in self._files if regex.fullmatch(path.name))
 
     def below(self, path: Path) -> str:
         """The path relative to the root, for messages."""
         return path.relative_to(self.root).as_posix()
 
     def parts(self, folder: Path) -> tuple[str, ...]:
-        """Lower-case names of the root, which may say what is in it, and of all folders below it.
+        """Names (`folded`) of the root, which may say what is in it, and of all folders below it.
 
         The last one is the folder's own.
         """
         below = folder.relative_to(self.root).parts
-        return tuple(part.casefold() for part in (self.root.name, *below))
+        return tuple(folded(part) for part in (self.root.name, *below))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +268,7 @@ class RawClip:
         onset: Number of the onset frame.
         apex: Number of the apex frame; None where the sheet has none, or an impossible one.
         offset: Number of the offset frame.
-        aus: Action units, such as `("4", "L10", "T23")`.
+        aus: Action units as in `action_units.Parsed.stored`, such as `("4", "L10|12", "T23")`.
         objective: Objective class 1..7; 0 where none is given.
     """
 
@@ -294,13 +324,6 @@ class Counts:
     by: str = "the published data set"
     enforced: bool = True
     remark: str = ""
-
-
-def action_units(cell: str) -> tuple[str, ...]:
-    """A sheet's action units as a tuple: `R1+2 or 4` -> `("R1", "2", "4")`; "" and `?` -> ()."""
-    return tuple(
-        part for part in re.split(r"[+,\s&;]+|\bor\b", cell.strip()) if part and part != "?"
-    )
 
 
 def nearest(published: Sequence[Counts], emotions: Mapping[str, int]) -> Counts:
@@ -366,7 +389,7 @@ def sheet_rows(
     try:
         return sheets.read_sheet(path, columns, optional=optional, sheet=sheet)
     except UserError as error:
-        audit.add("sheet", tree.below(path), str(error))
+        audit.add("sheet", tree.below(path), str(error).removeprefix(f"{path}: "))
         return []
 
 
@@ -387,7 +410,14 @@ def find_sheet(
     others = [(path, why) for pattern, why in refused.items() for path in tree.files(pattern)]
     for path, why in others:
         audit.add("sheet", tree.below(path), f"{why}; the right sheet is {wanted}")
-    if not others:
+    linked = [
+        path
+        for path in tree.linked
+        if any(re.fullmatch(pattern, path.name, re.IGNORECASE) for pattern in patterns)
+    ]
+    for path in linked:
+        audit.add("sheet", tree.below(path), OUTSIDE)
+    if not others and not linked:
         audit.add("sheet", tree.root, f"no annotation sheet; it is called {wanted}")
     return None
 
@@ -406,6 +436,11 @@ def correct(row: Row, correction: Correction | None) -> tuple[Row, list[str]]:
     return dataclasses.replace(row, cells=cells), words
 
 
+def is_name(text: str) -> bool:
+    """Whether a cell can be the name of a folder."""
+    return 0 < len(text.encode("utf-8", "replace")) <= 255 and not {"/", "\0"} & {*text}
+
+
 def is_repeated(
     first: dict[str, str], row: Row, clip_id: str, audit: Audit, *, drops: bool = True
 ) -> bool:
@@ -418,7 +453,7 @@ def is_repeated(
         audit: Receives the finding.
         drops: Whether the clip is not built then; otherwise its first row is used.
     """
-    before = first.setdefault(clip_id.casefold(), row.where)
+    before = first.setdefault(folded(clip_id), row.where)
     if before == row.where:
         return False
     what = f"the clip again, after {before}{'' if drops else '; the first is used'}"
@@ -449,9 +484,9 @@ def values(
         emotion, onset, apex, offset, aus and objective, or None for a row with findings.
     """
     problems = [
-        f"{key} is {row.cells[key]!r}, no frame number"
+        f"{key} is {sheets.quoted(row.cells[key])}, no frame number"
         for key in ("onset", "apex", "offset")
-        if row.whole(key) is None and (key != "apex" or row.cells[key] not in ("", "/"))
+        if row.whole(key) is None and (key != "apex" or row.cells[key].casefold() not in _NO_APEX)
     ]
     onset, offset = row.whole("onset"), row.whole("offset")
     if onset is not None and offset is not None and offset < onset:
@@ -461,29 +496,48 @@ def values(
     words = [word.strip() for word in emotion.split("+")] if compound else [emotion]
     if not set(words) <= set(emotions):
         known = ", ".join(emotions)
-        problems.append(f"emotion is {row.cells['emotion']!r}, expected one of {known}")
+        problems.append(
+            f"emotion is {sheets.quoted(row.cells['emotion'])}, expected one of {known}"
+        )
     objective = row.cells.get("objective", "").upper()
     numbers = {"": 0} | {name: i for i, word in enumerate(OBJECTIVE, 1) for name in (word, str(i))}
     if objective not in numbers:
-        problems.append(f"objective class is {objective!r}, expected 1 to 7 or I to VII")
+        problems.append(
+            f"objective class is {sheets.quoted(objective)}, expected 1 to 7 or I to VII"
+        )
     for problem in problems:
         audit.add("row", row.where, problem, clip=clip_id)
     if problems:
         return None
+    cell = row.cells.get("aus", "")
+    units = action_units.parse(cell)
+    if units.rest:
+        named = ", ".join(map(sheets.quoted, units.rest))
+        what = f"action units {sheets.quoted(cell)}: left out, because not understood: {named}"
+        audit.note(row.where, what, clip=clip_id)
     return {
         "emotion": "+".join(words),
         "onset": onset,
         "apex": row.whole("apex"),
         "offset": offset,
-        "aus": action_units(row.cells.get("aus", "")),
+        "aus": units.stored,
         "objective": numbers[objective],
     }
 
 
 def one_folder(
-    tree: Tree, found: Iterable[Path], where: str, clip_id: str, missing: str, audit: Audit
+    tree: Tree,
+    found: Iterable[Path],
+    where: str,
+    clip_id: str,
+    missing: str,
+    audit: Audit,
+    names: Collection[str] = (),
 ) -> Path | None:
-    """The one folder of a clip; none (`missing` says what) or several are a finding."""
+    """The one folder of a clip; none (`missing` says what) or several are a finding.
+
+    A video in its place, with the clip's name or one of `names`, is mentioned.
+    """
     folders = sorted(found)
     if len(folders) == 1:
         return folders[0]
@@ -491,7 +545,14 @@ def one_folder(
         places = ", ".join(tree.below(path) for path in folders)
         audit.add("path", where, f"several folders: {places}; keep one", clip=clip_id)
     else:
-        audit.add("folder", where, missing, clip=clip_id)
+        _, subject, name = map(folded, clip_id.split("/", 2))
+        wanted = {name, *map(folded, names)}
+        films = [
+            only_video(tree.below(path), path.stem)
+            for path in tree.videos
+            if folded(path.stem) in wanted and subject in " ".join(tree.parts(path))
+        ]
+        audit.add("folder", where, "; ".join([missing, *films[:1]]), clip=clip_id)
     return None
 
 
@@ -551,17 +612,17 @@ def coded_clips(
     of_clip: dict[tuple[str, str], list[Path]] = collections.defaultdict(list)
     for path in clip_folders:
         if is_cropped(path) == use_cropped:
-            of_clip[subject(path.parent.name), path.name.casefold()].append(path)
+            of_clip[subject(path.parent.name), folded(path.name)].append(path)
 
     first: dict[str, str] = {}
     clips = []
     for row in rows:
         owner, name = subject(row.cells["subject"]), row.cells["name"]
-        if not owner or not name:
-            what = f"subject {row.cells['subject']!r}, file name {name!r}: no subject's clip"
-            audit.add("row", row.where, what)
+        if not owner or not is_name(name):
+            named = ", file name ".join(map(sheets.quoted, (row.cells["subject"], name)))
+            audit.add("row", row.where, f"subject {named}: no subject's clip")
             continue
-        clip_id, key = f"{source}/{owner}/{name}", (owner, name.casefold())
+        clip_id, key = f"{source}/{owner}/{name}", (owner, folded(name))
         if is_repeated(first, row, clip_id, audit):
             continue
         row, changes = correct(row, corrections.get((owner, name)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from htnet_jax.errors import shown
 from htnet_jax.evaluation import calibration, metrics
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import unique_subjects
@@ -139,7 +140,10 @@ def draw_curves(runs: Sequence[Run], mark: str = "") -> Drawn | None:
         name = "" if alone else f"{plain(run.name)}: "
         if len(one.epochs) == 1:
             panels["scores"].axhline(
-                one.final.mean(), color=colour, linestyle=":", label=f"{name}final (one epoch)"
+                one.final.mean(),
+                color=colour,
+                linestyle=":",
+                label=f"{name}{run.chosen('final').partition(';')[0]}",
             )
             continue
         over = VERMILION if alone else colour
@@ -193,12 +197,15 @@ def subjects(predictions: Predictions, predicted: np.ndarray) -> list[Subject]:
     return sorted(found, key=rank)
 
 
-def draw_subjects(found: Sequence[Subject], mark: str = "") -> Drawn:
+def draw_subjects(
+    found: Sequence[Subject], mark: str = "", chosen: str = Selection.FINAL.description
+) -> Drawn:
     """Draws each subject's accuracy as a dot, a panel a source; its area is the number of clips.
 
     Args:
         found: From `subjects`; not empty.
         mark: A warning that is drawn below.
+        chosen: How the epoch was chosen.
     """
     sources = list(dict.fromkeys(one.source for one in found))
     figure = _new_figure(0.4 + 1.75 * len(sources))
@@ -233,11 +240,16 @@ def draw_subjects(found: Sequence[Subject], mark: str = "") -> Drawn:
             f"{name}: {mean:.0%} of all clips right; of {len(own)} subjects {every} have all their "
             f"clips right and {none} none."
         )
-    return _drawn(figure, mark, "Accuracy of each subject, last epoch. " + " ".join(words))
+    return _drawn(figure, mark, f"Accuracy of each subject, {chosen}. " + " ".join(words))
 
 
 def draw_confusion(
-    matrix: ArrayLike, class_names: Sequence[str], title: str, seeds: int = 1, mark: str = ""
+    matrix: ArrayLike,
+    class_names: Sequence[str],
+    title: str,
+    seeds: int = 1,
+    mark: str = "",
+    chosen: str = Selection.FINAL.description,
 ) -> Drawn:
     """Draws a confusion matrix: a cell shows its share of the true class and its number of clips.
 
@@ -247,6 +259,7 @@ def draw_confusion(
         title: Printed above.
         seeds: Numbers of clips are divided by this.
         mark: A warning that is drawn below.
+        chosen: How the epoch was chosen.
     """
     counts = np.asarray(matrix)
     # A class absent from the truth has an empty row: it stays 0, with "-" for the shares.
@@ -280,7 +293,7 @@ def draw_confusion(
         f"{name} {shares[index, index]:.0%}" if totals[index, 0] else f"{name} has no clip"
         for index, name in enumerate(class_names)
     )
-    words = f"Confusion matrix, last epoch, {title}. Recognised: {recalls}."
+    words = f"Confusion matrix, {chosen}, {title}. Recognised: {recalls}."
     return _drawn(figure, mark, words)
 
 
@@ -305,12 +318,17 @@ def reliabilities(
     return found
 
 
-def draw_calibration(found: Mapping[str, calibration.Reliability], mark: str = "") -> Drawn:
+def draw_calibration(
+    found: Mapping[str, calibration.Reliability],
+    mark: str = "",
+    chosen: str = Selection.FINAL.description,
+) -> Drawn:
     """Draws accuracy over probability; the area of a dot is the number of clips in its bin.
 
     Args:
         found: From `reliabilities`.
         mark: A warning that is drawn below.
+        chosen: How the epoch was chosen.
     """
     figure, axes = _square(4.4, 0.03)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="ideal")
@@ -333,7 +351,8 @@ def draw_calibration(found: Mapping[str, calibration.Reliability], mark: str = "
     legend = axes.legend(loc="upper left", fontsize=8.5, frameon=False)
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([40])
-    return _drawn(figure, mark, "Reliability of the probabilities, last epoch. " + " ".join(words))
+    words.insert(0, f"Reliability of the probabilities, {chosen}.")
+    return _drawn(figure, mark, " ".join(words))
 
 
 def draw_intervals(runs: Sequence[Run], mark: str = "") -> Drawn:
@@ -402,7 +421,10 @@ def agreement(first: Sequence[Subject], second: Sequence[Subject]) -> tuple[np.n
 
 
 def draw_agreement(
-    shares: tuple[np.ndarray, np.ndarray], names: tuple[str, str], mark: str = ""
+    shares: tuple[np.ndarray, np.ndarray],
+    names: tuple[str, str],
+    mark: str = "",
+    chosen: str = Selection.FINAL.description,
 ) -> Drawn:
     """Draws each subject's accuracy under one run against that under another.
 
@@ -410,6 +432,7 @@ def draw_agreement(
         shares: From `agreement`.
         names: The runs.
         mark: A warning that is drawn below.
+        chosen: How the epochs were chosen.
     """
     # Equal on paper may differ by rounding: means over different numbers of seeds.
     points, there = np.unique(np.round(np.stack(shares, axis=1), 9), axis=0, return_counts=True)
@@ -426,14 +449,14 @@ def draw_agreement(
     return _drawn(
         figure,
         mark,
-        f"Accuracy of each subject, last epoch. {names[0]} is better on {below} subjects, "
+        f"Accuracy of each subject, {chosen}. {names[0]} is better on {below} subjects, "
         f"{names[1]} on {above}; {int(there.sum()) - above - below} are equal.",
     )
 
 
 def plain(name: object, longest: int = _LONGEST_NAME) -> str:
-    """A name for a plot: shortened, and its dollar signs are no formulas to Matplotlib."""
-    short = str(name)
+    """A name for a plot: printable, shortened, its dollar signs no formulas to Matplotlib."""
+    short = shown(name)
     if len(short) > longest:
         short = short[: longest - 1] + "…"
     return short.replace("$", r"\$")
@@ -511,7 +534,7 @@ def _line(
 def _curves_in_words(run: Run, one: Curves) -> str:
     final, oracle = one.final.mean(axis=0)[-1], one.oracle.mean(axis=0)[-1]
     if len(one.epochs) == 1:
-        return f"{run.name}: one epoch, UF1 {final:.3f}."
+        return f"{run.name}: {run.chosen('final')}, UF1 {final:.3f}."
     words = (
         f"{run.name}: after epoch {one.epochs[-1]} UF1 is {final:.3f} for final and {oracle:.3f} "
         f"for oracle; the training loss goes from {one.loss.mean(axis=0)[0]:.3g} to "

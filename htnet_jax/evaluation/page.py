@@ -17,10 +17,12 @@ from htnet_jax.evaluation.selection import Selection, select
 from htnet_jax.evaluation.statistics import Comparison
 from htnet_jax.evaluation.summary import (
     COMPOSITE,
+    FITTED_ONCE,
     Pair,
     Run,
     describe,
     display_name,
+    is_fitted_once,
     shortened,
     source_masks,
 )
@@ -71,14 +73,18 @@ def figures(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> dict[str, plots.
                 label,
                 len(run.predictions.seeds),
                 mark,
+                run.chosen(_FINAL),
             )
-        found[f"subjects{end}"] = plots.draw_subjects(subjects[run.name], mark)
+        found[f"subjects{end}"] = plots.draw_subjects(subjects[run.name], mark, run.chosen(_FINAL))
         reliabilities = plots.reliabilities(run.predictions, selected)
-        found[f"calibration{end}"] = plots.draw_calibration(reliabilities, mark)
+        found[f"calibration{end}"] = plots.draw_calibration(reliabilities, mark, run.chosen(_FINAL))
     for pair in pairs:
         shares = plots.agreement(subjects[pair.first], subjects[pair.second])
         found[_agreement(runs, pair)] = plots.draw_agreement(
-            shares, (pair.first, pair.second), marks[pair.first] or marks[pair.second]
+            shares,
+            (pair.first, pair.second),
+            marks[pair.first] or marks[pair.second],
+            tables.chosen_of(_both(runs, pair), _FINAL),
         )
     return found
 
@@ -111,7 +117,7 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, plots
         intervals=drawn["intervals"] if len(runs) > 1 else None,
         curves=drawn.get("learning_curves"),
         selections={one.value: one.description for one in Selection},
-        used=[one for one in Selection if any(one.value in run.summary for run in runs)],
+        used=_used(runs),
         metrics=METRICS.values(),
         titles=[metric.title for metric in METRICS.values()],
         headline=" / ".join(METRICS[name].title for name in HEADLINE),
@@ -165,6 +171,10 @@ def _check(runs: Sequence[Run], pairs: Sequence[Pair]) -> None:
         raise ValueError(f"a pair names runs that are not on the page: {sorted(unknown)}")
 
 
+def _both(runs: Sequence[Run], pair: Pair) -> list[Run]:
+    return [run for name in (pair.first, pair.second) for run in runs if run.name == name]
+
+
 def _number(runs: Sequence[Run], name: str) -> int:
     return [run.name for run in runs].index(name) + 1
 
@@ -200,6 +210,8 @@ def _confusions(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, str, str]]
 
 def _comparable(runs: Sequence[Run]) -> list[published.PublishedRow]:
     """The published rows that may stand beside every run."""
+    if any(run.common for run in runs):
+        return []
     found = [published.comparable_rows(run.predictions) for run in runs]
     return found[0] if all(rows == found[0] for rows in found) else []
 
@@ -222,18 +234,25 @@ def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn])
             entry = run.summary[name][COMPOSITE]
             keys = ("ece", "nll", "ece_scaled", "nll_scaled", "temperature")
             cells = [_or_dash(entry.get(key), ".3f") for key in keys]
-            calibration_rows.append(pages.Row(f"{name}: {Selection(name).description}", cells))
+            calibration_rows.append(pages.Row(f"{name}: {run.chosen(name)}", cells))
     selected = select(run.predictions, _FINAL)
     records = {"Configuration": run.config, "Environment": run.environment}
+    records = {heading: _published(content) for heading, content in records.items()}
     return {
         "name": run.name,
         "mark": run.partial,
+        "final": run.chosen(_FINAL),
+        "fitted_once": is_fitted_once(run.predictions),
         "known": known,
         "missing": shortened(run.predictions.missing_folds, 10),
         "folds": f"{known['folds']} of " + pages.count(len(run.predictions.protocol_folds), "fold"),
         "entry": final[COMPOSITE],
         "headlines": [
-            (name, [_headline(run.summary[name][COMPOSITE], score) for score in HEADLINE])
+            (
+                name,
+                run.chosen(name),
+                [_headline(run.summary[name][COMPOSITE], score) for score in HEADLINE],
+            )
             for name in (_FINAL, Selection.INNER.value)
             if name in run.summary
         ],
@@ -271,12 +290,13 @@ def _pair_values(
     """What the template shows of one comparison: words, then all numbers."""
     marks = {run.name: run.partial for run in runs}
     rows: list[pages.Row | pages.Group] = []
-    words = {}
+    words, chosen = {}, {}
     for name, by_group in pair.differences.items():
+        chosen[name] = tables.chosen_of(_both(runs, pair), name)
         words[name] = " ".join(
             in_words(pair, METRICS[score].title, by_group[COMPOSITE][score]) for score in HEADLINE
         )
-        rows.append(pages.Group(f"{name}: {Selection(name).description}"))
+        rows.append(pages.Group(f"{name}: {chosen[name]}"))
         for group, by_score in by_group.items():
             cells = [
                 (_signed(one.difference), _signed_ends(one), f"p = {one.p_value:.4f}")
@@ -288,6 +308,7 @@ def _pair_values(
         "second": pair.second,
         "mark": marks[pair.first] or marks[pair.second],
         "words": words,
+        "chosen": chosen,
         "rows": rows,
         "plot": drawn[_agreement(runs, pair)],
     }
@@ -302,7 +323,7 @@ def _score_rows(
         entries = run.summary[selection.value]
         cells = [_score_cell(entries.get(group)) for group in groups]
         row = pages.Row(name, cells, "ours")
-        by_selection.setdefault(selection.description, []).append(row)
+        by_selection.setdefault(run.chosen(selection), []).append(row)
     for other in others:
         cells = [
             " / ".join(_or_dash(other.scores[group].get(name), ".4f") for name in HEADLINE)
@@ -313,7 +334,8 @@ def _score_rows(
     found: list[pages.Row | pages.Group] = []
     for description, rows in by_selection.items():
         kind = "oracle" if description == Selection.ORACLE.description else ""
-        found += [pages.Group(f"Epoch: {description}", kind), *rows]
+        title = description if description == FITTED_ONCE else f"Epoch: {description}"
+        found += [pages.Group(title, kind), *rows]
     entries = runs[0].summary[_FINAL]
     return [*found, pages.Row("clips", [entries[group]["clips"] for group in groups])]
 
@@ -331,7 +353,7 @@ def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
             for score in METRICS
         ]
         kind = "oracle" if selection is Selection.ORACLE else ""
-        rows.append(pages.Row(f"{name}: {selection.description}", cells, kind))
+        rows.append(pages.Row(f"{name}: {run.chosen(selection)}", cells, kind))
     return rows
 
 
@@ -376,6 +398,7 @@ def _gallery_values(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "mark": run.partial,
+        "final": run.chosen(_FINAL),
         "seeds": len(run.predictions.seeds),
         "most_a_subject": gallery.MOST_A_SUBJECT,
         "any": bool(found),
@@ -399,6 +422,44 @@ def _gallery_values(run: Run) -> dict[str, Any]:
             for one in found
             if one.clip not in index
         ],
+    }
+
+
+# An absolute path, of any system, or one below a home folder.
+_PATH = re.compile(
+    r"""(?<![\w.)\]])(~\w*)?[/\\][^\s"']|\b[A-Za-z]:[/\\]|\bfile:|(^|[/\\])\.\.[/\\]"""
+)
+# What names the machine, its user or what was typed there.
+_PRIVATE = {
+    "command",
+    "coordinator",
+    "host",
+    "hostname",
+    "user",
+    "workdir",
+    "manual_dir",
+    "data_dir",
+}
+
+
+def _published(content: Any) -> Any:
+    """A run's record without paths and names of the machine and its user."""
+    if isinstance(content, Mapping):
+        return {
+            key: _published(value)
+            for key, value in content.items()
+            if key not in _PRIVATE and not _PATH.search(str(key))
+        }
+    if isinstance(content, list):
+        return [_published(value) for value in content]
+    return "(path left out)" if isinstance(content, str) and _PATH.search(content) else content
+
+
+def _used(runs: Sequence[Run]) -> dict[str, str]:
+    """Selection -> how it chooses, in words; baselines are said to be fitted once."""
+    names = [one.value for one in Selection if any(one.value in run.summary for run in runs)]
+    return {
+        name: tables.chosen_of([run for run in runs if name in run.summary], name) for name in names
     }
 
 

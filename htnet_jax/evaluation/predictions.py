@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from htnet_jax import io
+from htnet_jax import foreign, io
 from htnet_jax.errors import Problems, UserError
 from htnet_jax.evaluation.protocols import unique_subjects
 
@@ -57,6 +58,11 @@ _AXES = {
     "P": "folds of the protocol",
     "V": "validation clips",
     "K": "inner folds",
+}
+# The field that says how long an axis is.
+_SIZES = {
+    **{"S": "seeds", "E": "epochs", "M": "labels", "C": "class_names", "F": "folds"},
+    **{"P": "protocol_folds", "V": "inner_labels"},
 }
 _DIVERGED = (
     "The training diverged: lower the learning rate or look at the training clips of this fold."
@@ -163,6 +169,47 @@ class Predictions:
         have = set(self.folds.tolist())
         return [fold for fold in self.protocol_folds.tolist() if fold not in have]
 
+    def of_clips(self, clips: Collection[str]) -> Predictions:
+        """The same run, of some of its clips only; folds without any of them are left out.
+
+        Args:
+            clips: Ids; one that the run does not have changes nothing.
+
+        Raises:
+            UserError: The run has none of them.
+        """
+        rows = np.flatnonzero(np.isin(self.clips, np.array(sorted(clips), np.str_)))
+        kept = np.unique(self.fold[rows])
+        place = np.full(len(self.folds), -1, np.int32)
+        place[kept] = np.arange(len(kept))
+        names = set(self.folds[kept].tolist()) | set(self.missing_folds)
+        inner = self.inner
+        if inner is not None:
+            own = np.isin(inner.fold, kept)
+            inner = dataclasses.replace(
+                inner,
+                logits=inner.logits[:, :, own],
+                test_logits=inner.test_logits[:, :, :, rows],
+                **{
+                    name: getattr(inner, name)[own]
+                    for name in ("part", "clips", "subjects", "sources", "labels")
+                },
+                fold=place[inner.fold[own]],
+            )
+        return dataclasses.replace(
+            self,
+            logits=self.logits[:, :, rows],
+            fold=place[self.fold[rows]],
+            folds=self.folds[kept],
+            **{
+                name: getattr(self, name)[rows]
+                for name in ("clips", "subjects", "sources", "labels")
+            },
+            train_loss=self.train_loss[:, kept],
+            protocol_folds=np.array([f for f in self.protocol_folds.tolist() if f in names]),
+            inner=inner,
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the predictions as a compressed `.npz`, atomically.
 
@@ -184,7 +231,12 @@ class Predictions:
                 version, or its content contradicts itself or is not finite.
         """
         path = Path(path)
-        found: dict[str, Any] = io.load_arrays(path, FORMAT_VERSION, "predictions file")
+        try:
+            found: dict[str, Any] = io.load_arrays(
+                path, FORMAT_VERSION, "predictions file", check_headers=_check_headers
+            )
+        except _WrongHeader as error:
+            raise UserError(f"{path}: {error}") from error
         inner = {name.removeprefix("inner_"): v for name, v in found.items() if "inner_" in name}
         expected = set(_FIELDS) | ({f"inner_{name}" for name in _INNER_FIELDS} if inner else set())
         io.check_names(path, found, expected)
@@ -297,14 +349,38 @@ class Predictions:
             )
 
 
+class _WrongHeader(UserError):
+    """An array of another shape or type than the others and the format ask for."""
+
+
+def _check_headers(headers: Mapping[str, foreign.Header]) -> None:
+    """Checks shapes and types before any array is read; names wait until the version is known."""
+    fields = _FIELDS | {f"inner_{name}": form for name, form in _INNER_FIELDS.items()}
+    if set(headers) not in (set(_FIELDS), set(fields)):
+        return
+    # The fields that say how long an axis is, as in `Predictions`.
+    sizes = {axis: (*headers[name].shape, 0)[0] for axis, name in _SIZES.items() if name in headers}
+    if "inner_test_logits" in headers:
+        sizes["K"] = (*headers["inner_test_logits"].shape, 0, 0)[1]
+    for name, (shape, found) in headers.items():
+        axes, dtype = fields[name]
+        if found.kind not in io.KINDS[dtype]:
+            raise _WrongHeader(f"{name} has type {found}, expected {dtype.__name__.strip('_')}.")
+        _check_shape(name, shape, axes, sizes)
+
+
+def _check_shape(name: str, shape: tuple[int, ...], axes: str, sizes: Mapping[str, int]) -> None:
+    expected = tuple(sizes[axis] for axis in axes)
+    if shape != expected:
+        meaning = ", ".join(_AXES[axis] for axis in axes)
+        raise _WrongHeader(f"{name} has shape {shape}, expected {expected} ({meaning}).")
+
+
 def _fit(
     owner: object, field: str, name: str, axes: str, dtype: type, sizes: dict[str, int]
 ) -> None:
     array = io.typed(name, getattr(owner, field), dtype)
-    expected = tuple(sizes[axis] for axis in axes)
-    if array.shape != expected:
-        meaning = ", ".join(_AXES[axis] for axis in axes)
-        raise UserError(f"{name} has shape {array.shape}, expected {expected} ({meaning}).")
+    _check_shape(name, array.shape, axes, sizes)
     # The classes are frozen for their users; here they are still being made.
     object.__setattr__(owner, field, array)
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from htnet_jax import foreign
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import page, tables
 from htnet_jax.evaluation.selection import Selection
 from htnet_jax.evaluation.summary import Pair, Run, describe
-from htnet_jax.io import write_atomically
+from htnet_jax.io import inner_folder, write_atomically
 
 METRICS = "metrics.json"
 COMPARISON = "comparison.json"
+
+# The plots that a report may have, see `page.figures`.
+_PLOT = re.compile(
+    r"(learning_curves|intervals|(confusion|subjects|calibration|agreement)[a-z0-9_]*)\.png"
+)
 
 
 def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
@@ -29,7 +36,8 @@ def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
     - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
 
     Each file is replaced atomically. Predictions and plots of an earlier report of this folder that
-    the new one does not have are removed; other files are left alone.
+    the new one does not have are removed; other files are left alone. A link is never followed out
+    of the folder: one in a file's place is replaced, one in the place of `plots` is refused.
 
     Args:
         run: The run.
@@ -101,14 +109,8 @@ def _write(
         "report.html": page.render(runs, pairs, figures),
         record: json.dumps(content, indent=2) + "\n",
     }
-    folder = directory / "plots"
+    folder = inner_folder(directory, "plots")
     stale = _earlier_plots(directory / record) - set(plots)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be created ({error.strerror}). Choose a folder you can write to."
-        ) from error
     for name, png in plots.items():
         write_atomically(folder / name, lambda file, png=png: file.write(png))
     for name, text in texts.items():
@@ -120,18 +122,19 @@ def _write(
 def _earlier_plots(record: Path) -> set[str]:
     """The plots that the last report wrote: only those may be removed."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        names = foreign.read_json(record, "report")["plots"]
+        # The file may come from anywhere: no name that is not one of ours.
+        return {name for name in names if _PLOT.fullmatch(name)}
+    except (UserError, KeyError, TypeError):
         # No report so far, or not one of ours: nothing to clear away.
         return set()
-    names = found.get("plots", []) if isinstance(found, dict) else []
-    plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return {name for name in names if Path(name).name == name} if plain else set()
 
 
 def _remove(path: Path) -> None:
+    """Removes a file of an older report; a link, which is none of ours, stays."""
     try:
-        path.unlink(missing_ok=True)
+        if not path.is_symlink():
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{path}: an older report's file that no longer holds cannot be removed "

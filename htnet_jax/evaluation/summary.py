@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, count, shown
 from htnet_jax.evaluation import calibration, metrics, published, statistics
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS, unique_subjects
@@ -18,6 +19,9 @@ COMPOSITE = "composite"
 
 # A message names this many clips.
 _SHOWN = 10
+
+FITTED_ONCE = "fitted once; nothing to select"
+"""What stands for a selection where there are no epochs to select from: a baseline."""
 
 Summary = dict[str, dict[str, dict[str, Any]]]
 """Selection -> "composite" or source -> its scores; ready for JSON."""
@@ -55,6 +59,7 @@ class Run:
         config: Its settings, if known.
         environment: Versions, devices and times, if known.
         images: Flows and mosaics for the gallery, if at hand.
+        common: Number of all its clips, where it is scored on those only that all runs have.
     """
 
     name: str
@@ -63,11 +68,18 @@ class Run:
     config: dict[str, Any] | None = None
     environment: dict[str, Any] | None = None
     images: Images | None = None
+    common: int = 0
 
     @classmethod
     def of(cls, name: str, predictions: Predictions, **known: Any) -> Run:
         """A run with its scores computed; `known`: the optional attributes."""
         return cls(name, predictions, summarize(predictions), **known)
+
+    def chosen(self, selection: str) -> str:
+        """How the epoch of a selection was chosen, in words; a baseline has no epochs."""
+        if is_fitted_once(self.predictions):
+            return FITTED_ONCE
+        return Selection(selection).description
 
     @property
     def partial(self) -> str:
@@ -91,6 +103,11 @@ class Pair:
     first: str
     second: str
     differences: Differences
+
+
+def is_fitted_once(predictions: Predictions) -> bool:
+    """Whether there was a single epoch, as of a baseline."""
+    return predictions.epochs.tolist() == [1]
 
 
 def summarize(predictions: Predictions) -> Summary:
@@ -164,6 +181,29 @@ def compare(first: Predictions, second: Predictions, names: tuple[str, str]) -> 
     return Pair(*names, differences)
 
 
+def on_common_clips(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each scored on the clips that all of them have.
+
+    Raises:
+        UserError: There is no such clip.
+    """
+    clips = set.intersection(*(set(run.predictions.clips.tolist()) for run in runs))
+    if not clips:
+        names = ", ".join(shown(run.name) for run in runs)
+        raise UserError(
+            f"{names}: no clip that all of them have; compare runs on the same data set"
+        )
+    found = []
+    for run in runs:
+        predictions = run.predictions.of_clips(clips)
+        summary = summarize(predictions)
+        number = len(run.predictions.labels)
+        found.append(
+            dataclasses.replace(run, predictions=predictions, summary=summary, common=number)
+        )
+    return found
+
+
 def describe(predictions: Predictions) -> dict[str, Any]:
     """What was run: data set, protocol, folds, seeds, epochs; ready for JSON."""
     protocol = str(predictions.protocol)
@@ -229,9 +269,9 @@ def subject_table(
 
 
 def shortened(names: list[str], most: int) -> str:
-    """The names in a list, the first `most` of many."""
+    """The names in a list, printable, the first `most` of many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(shown, names[:most])) + more
 
 
 def _entry(
@@ -298,15 +338,17 @@ def _same_clips(first: Predictions, second: Predictions, names: tuple[str, str])
         (names[1], sorted(set(where) - set(ours))),
     ):
         if alone:
-            problems.add(f"{len(alone)} clips only in {name}", shortened(alone, _SHOWN))
+            problems.add(f"{count(len(alone), 'clip')} only in {name}", shortened(alone, _SHOWN))
     kept = np.array([clip in where for clip in ours])
     rows = np.array([where[clip] for clip in ours if clip in where], dtype=np.int64)
     for field in ("labels", "subjects", "sources"):
         differ = getattr(first, field)[kept] != getattr(second, field)[rows]
         if differ.any():
             clips = first.clips[kept][differ].tolist()
-            problems.add(f"{len(clips)} clips have other {field}", shortened(clips, _SHOWN))
+            what = f"{count(len(clips), 'clip has', 'clips have')} other {field}"
+            problems.add(what, shortened(clips, _SHOWN))
     problems.raise_if_any(
-        "Compare runs on one data set with one label set; finish runs that lack folds."
+        "Compare runs on one data set with one label set; finish runs that lack folds. --common "
+        "compares on the clips that all runs have."
     )
     return rows

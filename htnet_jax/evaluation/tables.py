@@ -9,22 +9,37 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from htnet_jax.errors import count, shown
 from htnet_jax.evaluation import calibration
 from htnet_jax.evaluation.metrics import HEADLINE, METRICS
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.evaluation.selection import Selection, select
 from htnet_jax.evaluation.statistics import FEWEST
-from htnet_jax.evaluation.summary import COMPOSITE, Pair, Run, display_name, shortened
+from htnet_jax.evaluation.summary import (
+    COMPOSITE,
+    FITTED_ONCE,
+    Pair,
+    Run,
+    display_name,
+    shortened,
+)
 
 MOST_NAMES = 20
 """A note names this many folds."""
+
+WIDTH = 100
+"""Columns of a terminal that plain tables keep to."""
+
+# Longer names are wrapped in plain tables.
+_NAME_WIDTH = 24
 
 _TITLES = " / ".join(METRICS[name].title for name in HEADLINE)
 _CHOSEN = "epoch selected by"
@@ -46,32 +61,38 @@ _LATEX = {
     "*": "{*}",
 } | {character: f"\\{character}" for character in "&%$#_"}
 # A spreadsheet takes a text that starts with one of these for a formula (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+_FORMULA = ("=", "+", "-", "@", "'")
 
 
 def text(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
-    """The scores as aligned plain text, a row a run and selection.
+    """The scores as aligned plain text, a row a run and selection; no table is wider than `WIDTH`.
 
-    Only the composite shows its intervals and deviations, on lines of their own, so that the lines
-    stay short.
+    Only the composite shows its intervals and deviations, on lines of their own. How an epoch was
+    selected is a numbered note below. Columns that have no room follow in a second table.
 
     Args:
         runs: One or more runs.
         pairs: Comparisons of them.
     """
+    labels = _labels(runs)
     scores = _scores(runs)
-    for column in scores.columns[len(_labels(runs)) + 1 : -1]:
+    for column in scores.columns[len(labels) + 1 : -1]:
         scores[column] = scores[column].str.partition("\n")[0]
-    parts = [*_banner(runs), *_aligned(scores), ""]
+    numbers: dict[str, int] = {}
+    parts = [*_banner(runs), *_aligned(_numbered(scores, "selection", numbers), len(labels)), ""]
     if pairs:
-        parts += [*_aligned(_differences(pairs)), ""]
-    return "\n".join([*parts, *notes(runs, pairs)])
+        differences = _numbered(_differences(runs, pairs), "selection", numbers)
+        # A score and its p-value stay together.
+        parts += [*_aligned(differences, 3, 2), ""]
+    chosen = [f"[{number}] {words}" for words, number in numbers.items()]
+    lines = [*parts, *chosen, *notes(runs, pairs)]
+    return "\n".join(piece for line in lines for piece in _folded(line))
 
 
 def markdown(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     """As `text`, in Markdown, with all intervals; ends with a line break."""
     blocks = [f"**{_md(line)}**" for line in _banner(runs)]
-    for frame in (_scores(runs), *([_differences(pairs)] if pairs else [])):
+    for frame in (_scores(runs), *([_differences(runs, pairs)] if pairs else [])):
         head = map(_one_line, frame.columns)
         rows = [head, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
         cells = [["<br>".join(map(_md, str(cell).split("\n"))) for cell in row] for row in rows]
@@ -87,8 +108,10 @@ def latex(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     """
     parts = ["% Needs \\usepackage{booktabs}."]
     parts += [f"\\textbf{{{_tex(line)}}}\\par" for line in _banner(runs)]
-    for frame in (_scores(runs), *([_differences(pairs)] if pairs else [])):
-        lines = _lines(frame.drop(columns=_CHOSEN))
+    for frame in (_scores(runs), *([_differences(runs, pairs)] if pairs else [])):
+        kept = frame.drop(columns=_CHOSEN)
+        rows = _cell_lines(list(kept.itertuples(index=False)))
+        lines = pd.DataFrame(rows, columns=kept.columns)
         lines.columns = map(_tex, lines.columns)
         parts.append(
             lines.map(_tex)
@@ -96,23 +119,27 @@ def latex(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
             .strip()
         )
         parts.append("\\par\\smallskip")
-    shown = [Selection(name) for name in _selections(runs)]
-    chosen = [f"{one}: {one.description}." for one in shown]
-    parts += [f"{{\\footnotesize {_tex(note)}\\par}}" for note in chosen + notes(runs, pairs)]
+    chosen = {
+        name: chosen_of([run for run in runs if name in run.summary], name)
+        for name in _selections(runs)
+    }
+    words = [f"{name}: {how}." for name, how in chosen.items()]
+    parts += [f"{{\\footnotesize {_tex(note)}\\par}}" for note in words + notes(runs, pairs)]
     return "\n".join(parts) + "\n"
 
 
 def predictions_csv(predictions: Predictions, selection: Selection | str) -> str:
-    """The predictions of a run under a selection, a row for each seed and clip.
+    r"""The predictions of a run under a selection, a row for each seed and clip.
 
     Columns: `clip`, `subject`, `source`, `fold`, `seed`, `truth`, `predicted` (class names),
     `correct` (1 or 0), `p_CLASS` (probability of each class, as the model gives it),
     `p_CLASS_calibrated` (the same with the fold's temperature, for a run with inner folds and a
     selection that does not look at the test subject), `selected_epoch`.
 
-    Names are kept as they are, with one exception: a text that a spreadsheet would run as a formula
-    (it starts with `= + - @`, a tab or a line break) gets an apostrophe in front, and so does one
-    that starts with an apostrophe: take one leading apostrophe away to have the name.
+    Names are kept as they are, with two exceptions: what is not printable in them is escaped as
+    Python does (a line break is `\\n`), and a text that a spreadsheet would run as a formula (it
+    starts with `= + - @`) gets an apostrophe in front, and so does one that starts with an
+    apostrophe: take one leading apostrophe away to have the name.
 
     Args:
         predictions: A run.
@@ -144,7 +171,7 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
         }
         for suffix, found in probabilities.items():
             for number, name in enumerate(run.class_names):
-                columns[f"p_{name}{suffix}"] = found[index, :, number]
+                columns[f"p_{shown(name)}{suffix}"] = found[index, :, number]
         columns["selected_epoch"] = selected.epochs[index, run.fold]
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts).to_csv(index=False, float_format="%.6f", lineterminator="\r\n")
@@ -164,12 +191,12 @@ def notes(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> list[str]:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         found += [prefix + note for note in _limits(run)]
     # A remark that holds for several runs is repeated only where it differs.
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(shown, found)))
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:
     """What makes the numbers less certain, or the runs less comparable, than they look."""
-    return _other_data(runs) + _other_protocols(runs) + _rough_intervals(runs)
+    return _common(runs) + _other_data(runs) + _other_protocols(runs) + _rough_intervals(runs)
 
 
 def values(entry: dict[str, Any]) -> str:
@@ -215,16 +242,16 @@ def _scores(runs: Sequence[Run]) -> pd.DataFrame:
             if selection not in run.summary:
                 continue
             mark = " (PARTIAL)" if run.partial else ""
-            label = [_one_line(run.name) + mark, selection] if len(runs) > 1 else [selection + mark]
+            label = [shown(run.name) + mark, selection] if len(runs) > 1 else [selection + mark]
             cells = [_cell(run.summary[selection].get(group)) for group in groups]
-            rows.append([*label, *cells, Selection(selection).description])
+            rows.append([*label, *cells, run.chosen(selection)])
     final = [run.summary[Selection.FINAL.value] for run in runs]
     counts = [[str(entries.get(g, {}).get("clips", "-")) for g in groups] for entries in final]
     same = all(row == counts[0] for row in counts)
     for run, row in zip(runs[:1] if same else runs, counts, strict=False):
-        label = ["clips" if same else f"clips of {_one_line(run.name)}", ""][: len(_labels(runs))]
+        label = ["clips" if same else f"clips of {shown(run.name)}", ""][: len(_labels(runs))]
         rows.append([*label, *row, ""])
-    titles = [f"{_one_line(display_name(group))}\n{_TITLES}" for group in groups]
+    titles = [f"{shown(display_name(group))}\n{_TITLES}" for group in groups]
     return pd.DataFrame(rows, columns=[*_labels(runs), *titles, _CHOSEN], dtype=object)
 
 
@@ -240,49 +267,112 @@ def _cell(entry: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _differences(pairs: Sequence[Pair]) -> pd.DataFrame:
+def _differences(runs: Sequence[Run], pairs: Sequence[Pair]) -> pd.DataFrame:
     """The differences in the headline scores as text, a row a pair, selection and group."""
     rows = []
     for pair in pairs:
         for selection, of_groups in pair.differences.items():
             for group, found in of_groups.items():
-                names = _one_line(f"{pair.first} - {pair.second}")
-                row = {"difference": names, "group": _one_line(display_name(group))}
+                row = {
+                    "difference": shown(f"{pair.first} - {pair.second}"),
+                    "selection": selection,
+                    "group": shown(display_name(group)),
+                }
                 for name in HEADLINE:
                     one, title = found[name], METRICS[name].title
                     span = interval((one.low, one.high), sign="+")
                     row[title] = f"{one.difference:+.4f} {span}".rstrip()
                     row[f"p ({title})"] = f"{one.p_value:.4f}"
-                rows.append(row | {_CHOSEN: Selection(selection).description})
+                both = [run for run in runs if run.name in (pair.first, pair.second)]
+                rows.append(row | {_CHOSEN: chosen_of(both, selection)})
     return pd.DataFrame(rows)
 
 
-def _lines(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each line of the cells."""
-    rows = [
-        row
-        for cells in frame.itertuples(index=False)
-        for row in itertools.zip_longest(*(cell.split("\n") for cell in cells), fillvalue="")
+def chosen_of(runs: Sequence[Run], selection: str) -> str:
+    """How the epochs of several runs were chosen under a selection; baselines are named."""
+    ways: dict[str, list[str]] = {}
+    for run in runs:
+        ways.setdefault(run.chosen(selection), []).append(run.name)
+    if len(ways) == 1:
+        return next(iter(ways))
+    fitted = ways.pop(FITTED_ONCE)
+    return f"{next(iter(ways))} ({', '.join(fitted)}: {FITTED_ONCE})"
+
+
+def _numbered(frame: pd.DataFrame, column: str, numbers: dict[str, int]) -> pd.DataFrame:
+    """The frame with the number of a note behind `column` instead of the note as last column.
+
+    Args:
+        frame: Its last column holds the notes, or nothing.
+        column: Where the number goes.
+        numbers: Note -> its number; new notes are added.
+    """
+    marks = [
+        f" [{numbers.setdefault(words, len(numbers) + 1)}]" if words else ""
+        for words in frame[_CHOSEN]
     ]
-    return pd.DataFrame(rows, columns=frame.columns)
+    frame = frame.drop(columns=_CHOSEN)
+    frame[column] += marks
+    return frame
 
 
-def _aligned(frame: pd.DataFrame) -> list[str]:
-    """The lines of a table, its cells flush left; a rule below its head."""
-    head, body = _lines(frame.columns.to_frame().T), _lines(frame)
-    widths = [max(map(len, [*head[name], *body[name]])) for name in frame]
-    rule = ["-" * width for width in [*widths[:-1], len(_CHOSEN)]]
-    table = pd.concat([head, pd.DataFrame([rule], columns=frame.columns), body])
-    # A column more than its width, to have two spaces between columns.
-    pad: list[Callable[[str], str]] = [f"{{:<{width + 1}}}".format for width in widths]
-    shown = table.to_string(index=False, header=False, formatters=pad)
-    return [line.rstrip() for line in shown.splitlines()]
+def _folded(line: str) -> list[str]:
+    """A line as lines of at most `WIDTH`; those of tables already are."""
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ") if len(line) > WIDTH else [line]
+
+
+def _aligned(frame: pd.DataFrame, labels: int, unit: int = 1) -> list[str]:
+    """The lines of a table, its cells flush left; a rule below its head.
+
+    Args:
+        frame: Cells of one or more lines.
+        labels: The first columns, which each part repeats.
+        unit: So many columns stay together.
+    """
+    head = [_wrapped(title) for title in frame.columns]
+    body = [[*map(_wrapped, row[:labels]), *row[labels:]] for row in frame.itertuples(index=False)]
+    top, rest = _cell_lines([head]), _cell_lines(body)
+    widths = [max(map(len, cells)) for cells in zip(*top, *rest, strict=True)]
+    first = list(range(labels))
+    parts = [first]
+    for start in range(labels, len(head), unit):
+        longer = [*parts[-1], *range(start, start + unit)]
+        if sum(widths[one] + 2 for one in longer) - 2 > WIDTH and len(parts[-1]) > labels:
+            parts.append([*first, *longer[-unit:]])
+        else:
+            parts[-1] = longer
+    lines: list[str] = []
+    for number, part in enumerate(parts):
+        rule = ["-" * width for width in widths]
+        lines += [""] * (number > 0)
+        for row in [*top, rule, *rest]:
+            line = "  ".join(row[one].ljust(widths[one]) for one in part).rstrip()
+            # Lines of a cell that is in another part.
+            lines += [line] if line else []
+    return lines
+
+
+def _wrapped(cell: str) -> str:
+    """A name of any length, on lines of its own."""
+    lines = (textwrap.wrap(line, _NAME_WIDTH) or [""] for line in cell.split("\n"))
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
+def _cell_lines(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """A row for each line of the cells."""
+    return [
+        line
+        for row in rows
+        for line in itertools.zip_longest(*(cell.split("\n") for cell in row), fillvalue="")
+    ]
 
 
 def _banner(runs: Sequence[Run]) -> list[str]:
     """One line for each run that lacks folds; it stands above the table."""
     several = len(runs) > 1
-    return [run.partial + (f" ({run.name})" if several else "") for run in runs if run.partial]
+    return [
+        run.partial + (f" ({shown(run.name)})" if several else "") for run in runs if run.partial
+    ]
 
 
 def _stand_ins(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
@@ -294,11 +384,19 @@ def _stand_ins(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[str]:
         for name in (pair.first, pair.second)
     }
     return [
-        f"{run.name}: a single recorded epoch, so nothing was selected in it; its final "
-        "predictions are compared with the other run's inner ones."
+        f"{run.name}: nothing was selected in it; its final predictions are compared with the "
+        "other run's inner ones."
         for run in runs
         if run.name in compared and Selection.INNER.value not in run.summary
     ]
+
+
+def _common(runs: Sequence[Run]) -> list[str]:
+    if not any(run.common for run in runs):
+        return []
+    parts = ", ".join(f"{run.name} has {run.common}" for run in runs)
+    number = count(len(runs[0].predictions.labels), "clip")
+    return [f"Only the {number} that all runs have are scored ({parts})."]
 
 
 def _other_data(runs: Sequence[Run]) -> list[str]:
@@ -388,9 +486,9 @@ def _tex(plain: str) -> str:
 
 
 def _one_line(name: str) -> str:
-    """Lines are lines of a cell; a name is one."""
+    """The lines of a cell as one."""
     return " ".join(name.split())
 
 
 def _safe(name: str) -> str:
-    return f"'{name}" if name.startswith(_FORMULA) else str(name)
+    return f"'{shown(name)}" if name.startswith(_FORMULA) else shown(name)

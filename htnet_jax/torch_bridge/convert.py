@@ -34,6 +34,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 
 # A training script's dict in a dict; more is no checkpoint of this field.
 MAX_DEPTH = 8
+# Of a layer, as PyTorch writes it; a name with a larger one belongs to no network.
+_NUMBER = "0|[1-9][0-9]{0,2}"
 # A message names this many keys.
 _SHOWN = 50
 
@@ -114,7 +116,8 @@ def match(pattern: str, name: str) -> dict[str, str] | None:
     """The numbers that `{i}` ... stand for in `name`, or None if it does not fit the pattern."""
     parts = re.split(r"\{(\w+)\}", pattern)
     regex = "".join(
-        rf"(?P<{part}>\d+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)
+        rf"(?P<{part}>{_NUMBER})" if index % 2 else re.escape(part)
+        for index, part in enumerate(parts)
     )
     found = re.fullmatch(regex, name)
     return found.groupdict() if found else None

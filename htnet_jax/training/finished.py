@@ -37,7 +37,8 @@ class Content:
 
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
-    return (folder / FILE_NAME).exists() or (folder / Store.FOLDER).exists()
+    # Unlike pathlib's, these hold a name that is too long for one that is not there.
+    return any(os.path.exists(folder / name) for name in (FILE_NAME, Store.FOLDER))
 
 
 def read_all(folders: Sequence[Path], *, partial: bool = False) -> list[Content]:
@@ -107,14 +108,19 @@ def images(content: Content, data_dir: str = "") -> Images:
 
 
 def _read(folder: Path, partial: bool) -> Content:
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(f"{folder}: is a file. Give the folder of the run, {folder.parent}.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder. Give the --workdir of a training run.")
     inside = sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
     if inside and not (folder / FILE_NAME).exists():
         names = shortened([str(path) for path in inside], _SHOWN)
         raise UserError(f"{folder}: is not a run, but holds some: {names}. Give these.")
+    if not holds_run(folder):
+        raise UserError(
+            f"{folder}: holds no run, there is no {FILE_NAME}. Give the --workdir of a training "
+            "run."
+        )
     if not (folder / FILE_NAME).exists() and (folder / Store.FOLDER).is_dir():
         predictions = _read_unfinished(folder, partial)
     else:

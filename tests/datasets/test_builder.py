@@ -1,5 +1,6 @@
 """From a tree as distributed to flow tensors, leave-one-subject-out and a report."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_without_permission_an_incomplete_copy_is_one_report(copies, tmp_path):
     assert "count" in str(caught.value)
     audit = tmp_path / "samm" / f"audit_{RECIPE}.csv"
     assert audit.read_text().startswith("kind,clip,where,what,drops\n")
-    assert not (tmp_path / "samm" / RECIPE / "2.0.0").exists()
+    assert not (tmp_path / "samm" / RECIPE / "3.0.0").exists()
 
 
 def digests(folder):
@@ -240,9 +241,10 @@ def test_unknown_label_sets_are_refused_before_anything_is_built(name, known, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_path):
-    """It holds the clips and classes of one label set."""
-    old = tmp_path / "samm" / RECIPE / "1.0.0"
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_path, version):
+    """It holds the clips and classes of one label set, or action units that are none."""
+    old = tmp_path / "samm" / RECIPE / version
     old.mkdir(parents=True)
     (old / "dataset_info.json").write_text("{}")
     command = "python -m htnet_jax.prepare --dataset=samm --recipe={} --manual_dir=FOLDER"
@@ -259,7 +261,7 @@ def test_what_an_older_version_built_is_refused_with_the_command(copies, tmp_pat
     # With the source files at hand it is built again, beside the old one.
     where = {"manual_dir": str(copies / "samm"), "data_dir": str(tmp_path)}
     arrays, folder = loading.prepare("samm", config=RECIPE, options=INCOMPLETE, **where)
-    assert (len(arrays.clips), folder.name) == (11, "2.0.0")
+    assert (len(arrays.clips), folder.name) == (11, "3.0.0")
 
 
 def test_tfds_knows_the_builders():
@@ -280,7 +282,7 @@ def test_tfds_knows_the_builders():
         ("tvl1_29", "size='29' is unknown"),
         ("tvl1_28+labels-six", "labels are chosen on loading"),
         ("tvl1_28+variant-uv", "has no variant 'uv'"),
-        ("tvl1_28+variant-../../../x", "has no variant '../../../x'"),
+        ("tvl1_28+variant-../../../x", "variant='../../../x' is no name"),
         ("tvl1_28+align-onset", "its usual name is 'tvl1_28'"),
         ("tvl1_28+landmarks-template", "add align=none"),
     ],
@@ -329,3 +331,37 @@ def test_a_data_set_is_one_class(faces, tmp_path):
     assert arrays.class_names == ("joy", "anger")
     assert arrays.labels.tolist() == [0, 1, 0]
     assert metadata(folder)["emotions"] == {"calm": 1, "joy": 2, "anger": 1}
+
+
+def test_strays_and_damage_are_in_every_report(faces, tmp_path, capfd):
+    root, data = tmp_path / "manual", tmp_path / "data"
+    clips = casme2.write(root, faces)
+    strays = ("39 (1).jpg", "mean_face2.jpg")
+    for name in strays:
+        (clips[0].folder / name).write_text("no image")
+    apex = clips[1].folder / f"img{clips[1].apex}.jpg"
+    content = bytearray(apex.read_bytes())
+    half = len(content) // 2
+    content[half : half + 300] = np.random.default_rng(0).bytes(300)
+    apex.write_bytes(content)
+    arguments = {"config": RECIPE, "manual_dir": str(root), "data_dir": str(data)}
+    with pytest.raises(UserError) as caught:
+        loading.build("casme2", **arguments, options=builder.Options(workers=1))
+    options = dataclasses.replace(INCOMPLETE, preview=len(clips))
+    stored = loading.build("casme2", **arguments, options=options)
+    # The strays do no harm; the clip with the damage is left out.
+    built = {example["clip"].decode() for example in stored.examples}
+    assert clips[0].id in built
+    assert clips[1].id not in built
+    places = {
+        "refusal": str(caught.value),
+        "audit": next(data.glob("**/audit_*.csv")).read_text(),
+        "preview": next(data.glob("**/preview_*.html")).read_text(),
+        "terminal": capfd.readouterr().err,
+        "built": json.dumps(metadata(stored.folder)),
+    }
+    for place, text in places.items():
+        for name in strays:
+            assert f"{name} is not used" in text, place
+        assert f"{apex.name}: damaged" in text, place
+        assert clips[1].id in text, place

@@ -139,7 +139,7 @@ def test_a_folder_whose_frames_cannot_be_told_apart_keeps_the_sheets_onset(tmp_p
     expected = fake.write(tmp_path, faces)
     folder = expected[2].folder
     (folder / "21.jpg").unlink()
-    shutil.copy(folder / "22.jpg", folder / "0022.jpg")
+    shutil.copy(folder / "22.jpg", folder / "22.JPG")
     found, audit = _survey(tmp_path)
     assert found[2].onset == 21
     assert audit.findings == []  # the check of all clips' frames reports it
@@ -193,8 +193,9 @@ def test_videos_must_be_extracted(tmp_path, faces):
     assert found == []
     assert kinds(audit) == {"folder": len(fake.ROWS)}
     assert any(
-        f.what == "only the video Part_A_ME_clip/video/spNO.2_a_11.mp4 is here; extract its frames "
-        "to frame/spNO.2_a_11/NUMBER.jpg, numbered from the onset 11"
+        f.what == "neither frame/spNO.2_a_11 nor spNO.2/a/color is there; "
+        "only the video Part_A_ME_clip/video/spNO.2_a_11.mp4 is there; extract its frames to "
+        "numbered images in a folder spNO.2_a_11/ first, with the numbers that the sheet uses"
         for f in audit.findings
     )
 

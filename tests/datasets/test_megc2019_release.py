@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
@@ -405,3 +407,34 @@ def test_configs():
         assert Megc2019.builder_configs[name].landmarks == "file"
     with pytest.raises(ValueError, match="landmarks='mtcnn' is unknown"):
         megc2019.Megc2019Config(name="x", landmarks="mtcnn")
+
+
+@pytest.mark.parametrize(("listed", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_how_unicode_composes_a_name_does_not_matter(tree, listed, on_disk):
+    def name(form):
+        return unicodedata.normalize(form, "EP01_é")
+
+    # The landmark file comes from another machine than the clip list.
+    tree.rows[2][2], tree.landmark_rows[1][1] = name(on_disk), name(on_disk)
+    tree.write()
+    tree.rows[2][2] = name(listed)
+    tree.write_clips()
+    found = _read(tree, None)
+    assert [clip.name for clip in found.clips][2] == name("NFC")
+    assert found.audit["landmarks"]["template_in_file"] == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_only_has_the_name_of_a_flow_image(tree, kind):
+    tree.write()
+    path = tree.png(1)
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda p: p.symlink_to("nowhere")}[kind](path)
+    assert f"{path.name}: cannot be read" in _refusal(tree)
+
+
+def test_names_that_no_disk_can_hold(tree):
+    tree.write()
+    tree.rows[0][2] = "x" * 300
+    tree.write_clips()
+    assert f"{'x' * 300} .png: missing" in _refusal(tree)

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 import pathlib
+import time
 import types
 from unittest import mock
 
@@ -16,7 +17,7 @@ import pytest
 from fakes import fourdme, samm, work
 
 from htnet_jax import io
-from htnet_jax.datasets import builder, loading, process, recipe, recording, survey
+from htnet_jax.datasets import action_units, builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
 from htnet_jax.motion import alignment, flow
 
@@ -111,6 +112,10 @@ def test_folders_without_usable_frames(clip, tmp_path):
     assert (finding.kind, finding.drops) == ("path", True)
     _image(clip, clip.onset).with_name("img008.png").write_text("")
     (finding,) = process.check_frames(clip)
+    assert (finding.kind, finding.drops) == ("image", False)
+    assert finding.what.startswith("img008.png is not used: not named like the frames, img<number>")
+    _image(clip, clip.onset).with_name("img8.PNG").write_text("")
+    finding = next(process.check_frames(clip))
     assert (finding.kind, finding.drops) == ("path", True)
     assert "have the same number" in finding.what
 
@@ -768,7 +773,7 @@ def test_what_was_built_is_loaded(copy, built, faces):
         assert np.abs(pixels[..., 0] - apex).max() <= 1
         assert np.abs(pixels[..., 1] - apex // 2).max() <= 1
         assert np.abs(pixels[..., 2] - apex // 4).max() <= 1
-        units = "+".join(survey.action_units(str(row["aus"])))
+        units = "+".join(action_units.parse(str(row["aus"])).stored)
         assert arrays.action_units[index] == units
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["frames"] == {
@@ -948,6 +953,23 @@ def whole(job, kept):
     return kept.path(job).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensor": np.zeros((1000, 1000, 3), np.float32)},
+        {"tensor": np.zeros((28, 28, 3), np.float64)},
+        {"landmarks": np.array([None] * 10).reshape(5, 2)},
+        {"landmarks": None},
+    ],
+)
+def test_arrays_of_another_kind_are_ignored(job, kept, whole, change):
+    found = {**kept.load(job), **change}
+    np.savez_compressed(kept.path(job), **{k: v for k, v in found.items() if v is not None})
+    start = time.monotonic()
+    assert kept.load(job) is None
+    assert time.monotonic() - start < 1
+
+
 @pytest.mark.parametrize("share", [0, 0.0001, 0.001, 0.01, 0.5, 0.99, 0.9999])
 def test_a_file_that_was_cut_is_ignored(job, kept, whole, share):
     kept.path(job).write_bytes(whole[: int(len(whole) * share)])
@@ -988,3 +1010,42 @@ def test_a_folder_that_cannot_be_written(job, kept):
     kept.clear()
     with pytest.raises(UserError, match="cannot be written"):
         process.keep_tensor((kept.path(job), job, process.inspect(job)))
+
+
+# What is wrong with single frames reaches the audit.
+
+
+def _deep(clip, depth):
+    for path in clip.folder.iterdir():
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.uint16)
+        assert cv2.imwrite(str(path), image << (depth - 8))
+    os.utime(clip.folder, ns=(depth, depth))
+
+
+@pytest.mark.parametrize("depth", [10, 12, 16])
+def test_bits_of_a_clip(clip, depth):
+    job = process.Job(clip, TEMPLATE)
+    digest, before = job.digest, _compute(job)
+    _deep(clip, depth)
+    inspection = process.inspect(job)
+    said = [(f.kind, f.is_problem, f.what) for f in inspection.findings]
+    what = f"16-bit images with values of {depth} bits: the lowest {depth - 8} are dropped"
+    assert said == ([] if depth == 16 else [("note", False, what)])
+    np.testing.assert_array_equal(process.compute(job, inspection).tensor, before.tensor)
+    assert job.digest != digest
+
+
+def test_a_damaged_apex_is_a_finding(clip):
+    clip = dataclasses.replace(clip, folder=clip.folder.with_name("jpeg"))
+    clip.folder.mkdir()
+    for path in clip.folder.with_name("clip").iterdir():
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(str(clip.folder / f"{path.stem}.jpg"), image)
+    apex = clip.folder / f"img{clip.apex}.jpg"
+    data = bytearray(apex.read_bytes())
+    half = len(data) // 2
+    data[half : half + 300] = np.random.default_rng(0).bytes(300)
+    apex.write_bytes(data)
+    (finding,) = process.inspect(process.Job(clip, TEMPLATE)).findings
+    assert (finding.kind, finding.drops, finding.clip) == ("image", True, clip.id)
+    assert f"{apex.name}: damaged: the decoder says" in finding.what

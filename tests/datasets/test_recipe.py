@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet_jax.datasets import recipe
+from htnet_jax.datasets import loading, recipe
 from htnet_jax.errors import UserError
 
 VARIANTS = ("", "hs", "vis", "nir")
@@ -137,3 +137,23 @@ def test_any_number_of_frames_is_a_choice():
             recipe.make(frames=frames)
     with pytest.raises(UserError, match="align=head finds points on onset and apex alone"):
         recipe.make(frames=16, align="head")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["..", "../../x", "/x", "a\0b", "tvl1_28/..", "tvl1_28+", "x" * 300],
+        *[f"tvl1_28+variant-{v}" for v in ("..", "../x", "/x", "a\nb", "\x1b[2J", "x" * 300)],
+        *["tvl1_28+variant-\udcff", "tvl1_28+variant-é", "tvl1_28+frames-" + "9" * 5000],
+        *["tvl1_28+frames-999999999", "tvl1_28+frames-٣"],
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_made(name, tmp_path):
+    with pytest.raises(UserError):
+        recipe.parse(name)
+    for dataset in ("casme2", "megc2019", "synthetic"):
+        with pytest.raises(UserError):
+            loading.build(
+                dataset, config=name, manual_dir=str(tmp_path), data_dir=str(tmp_path / "data")
+            )
+    assert not list(tmp_path.iterdir())

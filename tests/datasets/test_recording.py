@@ -2,7 +2,7 @@
 
 import os
 import struct
-import zlib
+import unicodedata
 
 import cv2
 import numpy as np
@@ -10,7 +10,9 @@ import pytest
 
 from htnet_jax.datasets import recording
 from htnet_jax.datasets.recording import open_frames
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, shown
+
+GRADIENT = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)
 
 
 def test_images_that_lead_out_of_their_folder_are_refused(tmp_path):
@@ -24,7 +26,7 @@ def test_images_that_lead_out_of_their_folder_are_refused(tmp_path):
     clip = root / "clip"
     clip.mkdir()
     (clip / "img1.jpg").symlink_to(folder / "img1.jpg")
-    with pytest.raises(ValueError, match=r"img1\.jpg is a link that leads out"):
+    with pytest.raises(ValueError, match=r"img1\.jpg is a link leading outside"):
         recording.image_files(clip)
 
 
@@ -34,38 +36,117 @@ def test_images_that_lead_out_of_their_folder_are_refused(tmp_path):
         *[("img1.jpg", 1), ("reg_img46.jpg", 46), ("006_05562.jpg", 5562), ("00000.bmp", 0)],
         *[("reg_image559740.bmp", 559740), ("image034208.jpg", 34208), ("175.JPG", 175)],
         *[("Frame_000001823.jpg", 1823), ("reg_00007.bmp", 7), ("S01-07-001.jpg", 1)],
-        *[("image12345678.bmp", 12345678), ("img46 - Copy.jpg", 46), ("a.b.3.png", 3)],
+        *[("image12345678.bmp", 12345678), ("img46_face.jpg", 46), ("a.b.3.png", 3)],
         *[("frame.jpg", None), (".jpg", None), ("img-5.jpg", 5), ("jpg", None), ("mp4.jpg", 4)],
+        *[("\n7\n.png", 7), ("img99999999999.jpg", None), ("img\u0663.jpg", None)],
     ],
 )
-def test_the_number_in_a_frame_s_name(name, number):
-    assert recording.frame_number(name) == number
+def test_the_number_in_a_frame_s_name(tmp_path, name, number):
+    (tmp_path / name).write_text("")
+    assert list(recording.image_files(tmp_path)) == ([] if number is None else [number])
 
 
-def test_frames_are_in_order_of_their_numbers(tmp_path):
-    for number in (9, 10, 100, 99, 1, 11):
-        (tmp_path / f"img{number}.jpg").write_text("")
-    assert list(recording.image_files(tmp_path)) == [1, 9, 10, 11, 99, 100]
-    assert recording.image_files(tmp_path)[100] == tmp_path / "img100.jpg"
+# As the data sets name them: pattern, first number, last number.
+REAL = ["img{}.jpg", "reg_img{}.jpg", "006_{:05d}.jpg", "006_{:04d}.jpg", "image{:06d}.bmp"]
+REAL += ["reg_image{}.bmp", "{:05d}.bmp", "reg_{:05d}.bmp", "{}.jpg", "Frame_{:09d}.jpg", "{}.JPG"]
 
 
-def test_only_images_with_a_number_are_frames(tmp_path):
-    for name in (
-        *("img1.jpg", "._img1.jpg", ".DS_Store", "Thumbs.db", "notes2.txt", "film3.mp4"),
-        *("cover.jpg", "img4.JPEG", "img5.Tiff", "img6.bmp", "img7.png", "img8.jpg.part"),
-    ):
+@pytest.mark.parametrize("first", [0, 8, 97, 9998, 99998, 999998])
+@pytest.mark.parametrize("pattern", REAL)
+def test_frames_are_in_order_of_their_numbers(tmp_path, pattern, first):
+    wanted = {number: tmp_path / pattern.format(number) for number in range(first, first + 5)}
+    for path in reversed(wanted.values()):
+        path.write_text("")
+    found = recording.listing(tmp_path)
+    assert list(found.files.items()) == list(wanted.items())
+    assert not found.left_out
+
+
+STRAYS = ["image034106 (1).bmp", "39 (1).jpg", "s3_po_01_flow.png", "mean_face2.jpg", "thumb1.jpg"]
+STRAYS += [
+    "copy of 12.jpg",
+    "12 - Copy.jpg",
+    "12_mask.png",
+    "12.png",
+    "12.jpeg",
+    "012.jpg",
+    "x.bmp",
+]
+STRAYS += [
+    "12~.jpg",
+    "Kopie von 12.jpg",
+    "12 (2).JPG",
+    "img12.jpg",
+    "12.0.jpg",
+    ".12.jpg",
+    "12b.tif",
+]
+STRAYS += ["99999999999.jpg", "\u0661\u0662.jpg", "1\x1b[2J2.jpg", "12\udcff.jpg"]
+STRAYS += [".12.jpg", "012.jpg"]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_a_stray_image_is_never_a_frame(tmp_path, stray):
+    for number in range(9, 13):
+        assert cv2.imwrite(str(tmp_path / f"{number}.jpg"), GRADIENT)
+    (tmp_path / stray).write_text("no image")
+    source = open_frames(tmp_path)
+    assert source.numbers == (9, 10, 11, 12)
+    assert list(source.left_out) == [stray]
+    assert [number for number, _ in source] == [9, 10, 11, 12]
+    with pytest.raises(UserError, match="frames 9 to 12; not used: ") as caught:
+        source.read(13)
+    assert shown(stray) in str(caught.value)
+
+
+def test_what_is_no_image_is_passed_over(tmp_path):
+    names = ["._img1.jpg", ".DS_Store", "Thumbs.db", "notes2.txt", "film3.mp4", "img8.jpg.part"]
+    for name in ("img1.jpg", *names):
         (tmp_path / name).write_text("")
-    assert list(recording.image_files(tmp_path)) == [1, 4, 5, 6, 7]
+    found = recording.listing(tmp_path)
+    assert list(found.files) == [1]
+    assert not found.left_out
 
 
-@pytest.mark.parametrize("twin", ["img046.jpg", "img46.png", "img46 - Copy.jpg", "reg_img46.jpg"])
-def test_two_images_with_one_number(tmp_path, twin):
-    for name in ("img46.jpg", twin):
+def test_only_regular_files_are_frames(tmp_path):
+    (tmp_path / "img1.jpg").write_text("")
+    (tmp_path / "img2.jpg").mkdir()
+    os.mkfifo(tmp_path / "img3.jpg")
+    (tmp_path / "img4.jpg").symlink_to("nowhere")
+    found = recording.listing(tmp_path)
+    assert list(found.files) == [1]
+    assert found.left_out == dict.fromkeys(("img2.jpg", "img3.jpg", "img4.jpg"), "no regular file")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *[("img46.jpg", twin) for twin in ("img046.jpg", "img46.png", "reg_img46.jpg")],
+        ("1.jpg", "2.jpg", "1_mask.png", "2_mask.png"),
+        ("a_1.jpg", "a_2.jpg", "b_3.jpg", "b_4.jpg", "cover.jpg"),
+        ("1.jpg", "10.jpg", "01.jpg"),
+    ],
+)
+def test_which_images_are_the_frames_is_not_guessed(tmp_path, names):
+    for name in names:
         (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match="have the same number") as caught:
-        recording.image_files(tmp_path)
-    assert "img46.jpg" in str(caught.value)
-    assert twin in str(caught.value)
+    with pytest.raises(UserError, match="it is not clear which are the frames") as caught:
+        open_frames(tmp_path)
+    assert "<number>" in str(caught.value)
+
+
+def test_two_images_with_one_number(tmp_path):
+    for name in ("img46.jpg", "img46.JPG"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=r"img46\.JPG and img46\.jpg have the same number"):
+        open_frames(tmp_path)
+
+
+def test_how_a_name_composes_its_letters_does_not_matter(tmp_path):
+    for number, form in enumerate(("NFC", "NFD", "NFC"), 1):
+        (tmp_path / unicodedata.normalize(form, f"é{number}.jpg")).write_text("")
+    assert list(recording.image_files(tmp_path)) == [1, 2, 3]
+    assert recording.folded("Ü\u0345") == recording.folded(unicodedata.normalize("NFD", "ü\u0345"))
 
 
 def test_frames_that_come_and_go_are_noticed(tmp_path):
@@ -74,133 +155,6 @@ def test_frames_that_come_and_go_are_noticed(tmp_path):
     # A user mends the copy and builds again, from the same notebook.
     (tmp_path / "img2.jpg").write_text("")
     assert list(recording.image_files(tmp_path)) == [1, 2]
-
-
-GRADIENT = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)
-
-
-@pytest.mark.parametrize("suffix", recording.IMAGES)
-def test_gray_images_of_all_kinds(tmp_path, suffix):
-    path = tmp_path / f"img1{suffix}"
-    assert cv2.imwrite(str(path), GRADIENT)
-    image = recording.read_gray(path)
-    assert image.dtype == np.uint8
-    assert image.shape == (24, 32)
-    error = np.abs(image.astype(int) - GRADIENT).max()
-    assert error <= (4 if suffix in (".jpg", ".jpeg") else 0)
-
-
-# Blue, green, red, and what the luma of ITU-R BT.601 gives.
-BGR = (40, 120, 200)
-LUMA = 0.114 * 40 + 0.587 * 120 + 0.299 * 200
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
-def test_colour_becomes_luma(tmp_path, suffix):
-    path = tmp_path / f"img1{suffix}"
-    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint8))
-    assert np.abs(recording.read_gray(path) - LUMA).max() < (3 if suffix == ".jpg" else 1)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jpg"])
-def test_colour_is_read_as_red_green_blue(tmp_path, suffix):
-    path = tmp_path / f"img1{suffix}"
-    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint8))
-    image = recording.read_colour(path)
-    assert image.shape == (24, 32, 3)
-    assert image.dtype == np.uint8
-    assert np.abs(image - np.array(BGR[::-1], int)).max() < (4 if suffix == ".jpg" else 1)
-    # Gray files have it in all three.
-    assert cv2.imwrite(str(path), GRADIENT)
-    image = recording.read_colour(path)
-    for channel in range(3):
-        np.testing.assert_array_equal(image[..., channel], recording.read_gray(path))
-
-
-def test_colour_with_alpha_or_sixteen_bits(tmp_path):
-    path = tmp_path / "img1.png"
-    assert cv2.imwrite(str(path), np.full((4, 4, 4), (*BGR, 0), np.uint8))
-    np.testing.assert_array_equal(recording.read_colour(path)[0, 0], BGR[::-1])
-    assert cv2.imwrite(str(path), np.full((4, 4, 3), BGR, np.uint16) * 257)
-    np.testing.assert_array_equal(recording.read_colour(path)[0, 0], BGR[::-1])
-    path.write_text("this is a text")
-    with pytest.raises(ValueError, match="no image that OpenCV can read"):
-        recording.read_colour(path)
-
-
-@pytest.mark.parametrize("alpha", [0, 255])
-def test_alpha_is_ignored(tmp_path, alpha):
-    path = tmp_path / "img1.png"
-    assert cv2.imwrite(str(path), np.full((24, 32, 4), (*BGR, alpha), np.uint8))
-    assert np.abs(recording.read_gray(path) - LUMA).max() < 1
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bits_become_eight(tmp_path, suffix):
-    path = tmp_path / f"img1{suffix}"
-    assert cv2.imwrite(str(path), GRADIENT.astype(np.uint16) * 256 + 255)
-    np.testing.assert_array_equal(recording.read_gray(path), GRADIENT)
-    assert cv2.imwrite(str(path), np.full((24, 32, 3), BGR, np.uint16) * 257)
-    image = recording.read_gray(path)
-    assert image.dtype == np.uint8
-    assert image.shape == (24, 32)
-    assert np.abs(image - LUMA).max() < 1
-
-
-def _png(width, height, depth, colour, rows):
-    """A PNG that OpenCV can't write."""
-
-    def chunk(kind, content):
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = zlib.compress(rows)
-    parts = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
-
-
-@pytest.mark.parametrize("depth", [8, 16])
-def test_gray_with_alpha(tmp_path, depth):
-    pixel = (b"\xc8" * (depth // 8)) + bytes(depth // 8)
-    path = tmp_path / "img1.png"
-    path.write_bytes(_png(4, 4, depth, 4, (b"\0" + pixel * 4) * 4))
-    np.testing.assert_array_equal(recording.read_gray(path), np.full((4, 4), 200, np.uint8))
-
-
-def test_unreadable_images(tmp_path):
-    text, empty, folder = (tmp_path / f"{name}1.jpg" for name in ("text", "empty", "folder"))
-    text.write_text("this is a text")
-    empty.write_bytes(b"")
-    folder.mkdir()
-    for path in (text, empty):
-        with pytest.raises(ValueError, match="no image that OpenCV can read"):
-            recording.read_gray(path)
-    for path in (folder, tmp_path / "missing1.jpg"):
-        with pytest.raises(ValueError, match="cannot be read"):
-            recording.read_gray(path)
-    floats = tmp_path / "floats1.tif"
-    assert cv2.imwrite(str(floats), np.ones((4, 4), np.float32))
-    with pytest.raises(ValueError, match="float32"):
-        recording.read_gray(floats)
-
-
-def test_a_damaged_header_that_claims_a_huge_image(tmp_path):
-    path = tmp_path / "img1.png"
-    path.write_bytes(_png(200_000, 200_000, 8, 0, b"\0"))
-    with pytest.raises(ValueError, match="OpenCV refuses it"):
-        recording.read_gray(path)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_truncated_images_are_refused_and_not_half_read(tmp_path, suffix, share):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
-    data = cv2.imencode(suffix, noise)[1].tobytes()
-    path = tmp_path / f"img1{suffix}"
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match="no image that OpenCV can read"):
-        recording.read_gray(path)
 
 
 # Frames of a folder or a video.
@@ -404,13 +358,50 @@ def test_files_that_are_no_video(tmp_path, name):
 def test_paths_that_hold_no_frames(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: cannot be opened as frames \(No such file"):
         open_frames(tmp_path / "nowhere")
+    (tmp_path / "film.avi").mkdir()
+    os.mkfifo(tmp_path / "pipe.avi")
+    for name in ("pipe.avi", "x" * 300, "\udcff.avi", "a\0b.avi", "film.avi"):
+        with pytest.raises(UserError):
+            open_frames(tmp_path / name)
+    (tmp_path / "\udcff.avi").write_text("this is a text")
+    with pytest.raises(UserError, match=r"^.*\.avi: "):
+        open_frames(tmp_path / "\udcff.avi")
     # A single image is no series of images.
     image = _folder(tmp_path / "clip", _images(2)) / "img1.png"
     with pytest.raises(UserError, match="neither a folder of images nor a video"):
         open_frames(image)
-    image.with_name("img01.jpg").write_text("")
-    with pytest.raises(UserError, match="have the same number"):
-        open_frames(image.parent)
     (tmp_path / "empty").mkdir()
     with pytest.raises(recording.NoFrames, match="holds no images"):
         open_frames(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.avi", "FFV1"), ("a.mp4", "mp4v"), ("b.avi", "MJPG")]
+)
+def test_frames_after_the_first_damage_of_a_video_are_not_used(tmp_path, name, codec):
+    whole = open_frames(_video(tmp_path / name, _images(12), codec))
+    assert not whole.left_out
+    frames = dict(whole)
+    data = bytearray((tmp_path / name).read_bytes())
+    half = len(data) // 2
+    data[half : half + 100] = np.random.default_rng(3).bytes(100)
+    path = tmp_path / f"bad_{name}"
+    path.write_bytes(data)
+    source = open_frames(path)
+    last = source.numbers[-1]
+    assert last < 12
+    for number, image in source:
+        np.testing.assert_array_equal(image, frames[number])
+    # Where the damage ends the decoding, the video is a shorter one than its header claims.
+    said = r"the decoder reports damage \(.+\)" if source.left_out else "12 that its header claims"
+    with pytest.raises(UserError, match=said):
+        source.read(12)
+    assert list(source.left_out) in ([], [f"frame {last + 1} and later"])
+    assert source.left_out or codec != "FFV1"
+
+
+def test_a_folder_that_holds_a_video_says_so(tmp_path):
+    (tmp_path / "EP02_01f").mkdir()
+    (tmp_path / "EP02_01f" / "film.AVI").write_text("")
+    with pytest.raises(recording.NoFrames, match=r"only the video film\.AVI is there; extract"):
+        open_frames(tmp_path / "EP02_01f")

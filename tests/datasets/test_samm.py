@@ -1,6 +1,8 @@
 """SAMM's survey: its trees and sheet, each known error. See also test_survey.py."""
 
 import collections
+import datetime
+import re
 import shutil
 
 import openpyxl
@@ -102,6 +104,29 @@ def test_a_sheet_with_other_values_is_not_corrected(tmp_path, faces):
     assert (found["028_4_1"].apex, found["032_3_1"].apex) == (1112, None)
     assert found["006_9_3"].emotion == "other"
     assert audit.findings == []
+
+
+def test_cells_that_are_no_action_units_are_noted_with_their_row(tmp_path, faces):
+    fake.write(tmp_path, faces)
+    date = datetime.datetime(2014, 12, 6)  # what Excel makes of 6/12
+    cells = {"028_4_1": date, "032_3_1": "4+ref(43)", "006_9_3": 4.0}
+    fake.rewrite(
+        tmp_path, faces, lambda rows: [r.update(aus=cells.get(r["name"], 12)) for r in rows]
+    )
+    clips, audit = _survey(tmp_path)
+    units = {clip.name: clip.aus for clip in clips}
+    assert [units.pop(name) for name in cells] == [(), ("4",), ("4",)]
+    assert {*units.values()} == {("12",)}
+    found = [f for f in audit.findings if "action units" in f.what]
+    assert [(f.clip, f.is_problem) for f in found] == [
+        ("samm/028/028_4_1", False),
+        ("samm/032/032_3_1", False),
+    ]
+    assert re.fullmatch(rf"{fake.SHEET}, sheet MICRO_ONLY, row \d+", found[0].where)
+    assert [f.what.partition(":")[0] for f in found] == [
+        "action units '2014-12-06 00",
+        "action units '4+ref(43)'",
+    ]
 
 
 def test_the_long_videos_sheet_and_folders_are_not_used(tmp_path, faces):

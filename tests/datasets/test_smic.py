@@ -175,14 +175,14 @@ def test_strange_folder_is_reported(short, root):
 def test_empty_folder_and_ambiguous_frames(short, root):
     for picture in short[0].folder.iterdir():
         picture.unlink()
-    shutil.copy(short[1].folder / "image034110.bmp", short[1].folder / "image34110.bmp")
+    shutil.copy(short[1].folder / "image034110.bmp", short[1].folder / "image034110.BMP")
     clips, audit = _survey(root)
     assert len(clips) == 8
     assert [(f.kind, f.clip) for f in audit.errors] == [
         ("folder", short[0].id),
         ("path", short[1].id),
     ]
-    assert audit.errors[0].what == "it holds no images"
+    assert "it holds no images" in audit.errors[0].what
     assert "have the same number" in audit.errors[1].what
 
 
@@ -197,7 +197,7 @@ def test_links_out_of_the_tree(short, root, tmp_path):
     assert [clip.id for clip in clips] == [clip.id for clip in short[2:]]
     found = _only(audit, "path")
     assert found.clip == short[1].id
-    assert "leads out of its folder" in found.what
+    assert "leading outside the folder" in found.what
     assert survey.Tree(root).outside == [short[0].folder]
 
 
@@ -323,7 +323,7 @@ def test_damaged_sheet(long, root):
     path.write_bytes(path.read_bytes()[:-300])
     clips, audit = _survey(root)
     assert not clips
-    assert "cannot be read as a spreadsheet" in _only(audit, "sheet").what
+    assert "damaged, or not a spreadsheet" in _only(audit, "sheet").what
 
 
 def test_the_documented_sheet_is_preferred(long, root):

@@ -2,13 +2,17 @@
 
 import collections
 import dataclasses
+import datetime
+import re
 import shutil
+import time
+import unicodedata
 
 import pytest
-from fakes import casme2, casme3, fourdme, mmew, samm
+from fakes import casme2, casme3, fourdme, mmew, samm, smic
 
-from htnet_jax.datasets import BUILDERS, labels, survey
-from htnet_jax.errors import UserError
+from htnet_jax.datasets import BUILDERS, labels, recording, sheets, survey
+from htnet_jax.errors import UserError, shown
 
 # Data sets whose clips are listed in a sheet; SMIC has rules of its own.
 FAKES = {"casme2": casme2, "casme3": casme3, "fourdme": fourdme, "mmew": mmew, "samm": samm}
@@ -96,6 +100,29 @@ def test_a_bad_cell(copy, cells, what):
     assert finding.where.startswith(f"{copy.sheet.name}, sheet ")
     if "name no clip" not in what:
         assert audit.dropped == {copy.clips[2].id}
+
+
+@pytest.mark.parametrize(
+    ("apex", "offset"),
+    [("9" * 5000, datetime.datetime(2014, 5, 12)), (-1, 3e9), (4.5, True), ("1e3", "nan\n5")],
+)
+def test_numbers_that_no_frame_has(copy, apex, offset):
+    copy.edit(apex=apex, offset=offset)
+    clips, audit = copy.survey()
+    assert clips == rest(copy)
+    assert [f.what.partition(" ")[0] for f in audit.errors] == ["apex", "offset"]
+    for finding in audit.errors:
+        assert "no frame number" in finding.what and len(finding.what) < 200
+        assert re.search(r", row \d+$", finding.where)
+
+
+def test_names_of_5000_digits_are_found_with_their_row(copy):
+    for key in ("subject", "name"):
+        copy.edit(**{key: "9" * 5000})
+        clips, audit = copy.survey()
+        assert copy.clips[2] not in clips
+        whats = [f.what for f in audit.errors if re.search(r", row \d+$", f.where)]
+        assert whats and all(len(what) < 400 for what in whats)
 
 
 @pytest.mark.parametrize("cells", [{"apex": "/"}, {"apex": None}, {"apex": "999999999"}])
@@ -197,7 +224,7 @@ def test_a_locked_or_damaged_sheet(copy, content):
     assert clips == []
     (finding,) = audit.findings
     assert (finding.kind, finding.where) == ("sheet", copy.sheet.name)
-    assert "cannot be read as a spreadsheet" in finding.what
+    assert "damaged, or not a spreadsheet" in finding.what
 
 
 def test_of_several_sheets_the_documented_one_is_used(copy):
@@ -285,12 +312,17 @@ def test_a_correction_changes_only_what_is_still_wrong():
     assert survey.correct(row, None) == (row, [])
 
 
-def test_action_units():
-    for cell, units in {
-        **{"4": ("4",), "R1+2 or 4": ("R1", "2", "4"), "?": (), "": (), "10A/B": ("10A/B",)},
-        **{"ref(7B)": ("ref(7B)",), "6+12 ": ("6", "12"), "4; L10,T23": ("4", "L10", "T23")},
-    }.items():
-        assert survey.action_units(cell) == units
+def test_what_is_no_action_unit_is_noted_with_its_row():
+    audit = survey.Audit()
+    cells = {"onset": "1", "apex": "2", "offset": "3", "emotion": "happy"}
+    row = sheets.Row(7, "codes.xlsx, sheet A, row 7", cells | {"aus": "R14+17+hard stare"})
+    assert survey.values(row, "x/1/a", audit, ["happy"])["aus"] == ("R14", "17")
+    (found,) = audit.findings
+    assert (found.kind, found.clip, found.is_problem) == ("note", "x/1/a", False)
+    assert found.where == row.where
+    assert found.what == (
+        "action units 'R14+17+hard stare': left out, because not understood: 'hard stare'"
+    )
 
 
 def test_an_audit_reports_by_kind_and_drops_only_clips(tmp_path):
@@ -416,3 +448,114 @@ def test_links_within_the_tree_are_followed_once(tmp_path):
     assert below(tree, tree.folders("EP01")) == ["real/EP01", "sub01/EP01"]
     assert below(tree, tree.folders("sub01", "EP01")) == ["sub01/EP01"]
     assert tree.outside == []
+
+
+# Names with letters that have two forms: in the sheet composed, on disk not, and the reverse.
+@pytest.mark.parametrize(("of_sheet", "of_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("name", ["casme2", "fourdme"])
+def test_how_unicode_composes_a_name_does_not_matter(
+    name, of_sheet, of_disk, tmp_path, faces, monkeypatch
+):
+    fake = FAKES[name]
+    root = tmp_path / "manual"
+    clips = fake.write(root, faces)
+    copy = Copy(name, root, faces, clips)
+    new = f"{clips[2].name}_é"
+    clips[2].folder.rename(clips[2].folder.with_name(unicodedata.normalize(of_disk, new)))
+    copy.edit(name=unicodedata.normalize(of_sheet, new))
+    found, audit = copy.survey()
+    assert audit.errors == []
+    (changed,) = {clip.id for clip in found} - {clip.id for clip in clips}
+    assert changed == unicodedata.normalize("NFC", f"{clips[2].id}_é")
+
+
+def test_only_videos_where_frames_are_expected(copy):
+    clip = copy.clips[2]
+    names = {"casme3": f"{clip.subject}_{clip.name}"}
+    film = clip.folder.parent / f"{names.get(copy.name, clip.name)}.avi"
+    shutil.rmtree(clip.folder)
+    film.write_text("")
+    clips, audit = copy.survey()
+    assert clips == rest(copy)
+    (finding,) = audit.errors
+    assert (finding.kind, finding.clips) == ("folder", (clip.id,))
+    assert f"only the video {film.relative_to(copy.root)} is there; extract its" in finding.what
+
+
+@pytest.mark.parametrize("name", [*FAKES, "smic"])
+def test_a_copy_of_videos_alone(name, faces, tmp_path):
+    fake = FAKES.get(name, smic)
+    clips = fake.write(tmp_path, faces)
+    for folder in {clip.folder for clip in clips}:
+        shutil.rmtree(folder)
+        folder.with_name(f"{folder.name}.MP4").write_text("")
+    audit = survey.Audit()
+    assert BUILDERS[name].clips_in(tmp_path, "", audit) == []
+    said = [finding.what for finding in audit.errors]
+    assert any(re.search(r"^\d+ videos, but no clip's images: extract", what) for what in said)
+    # In a folder of its own a video is found too.
+    clips[0].folder.mkdir()
+    (clips[0].folder / "film.avi").write_text("")
+    audit = survey.Audit()
+    BUILDERS[name].clips_in(tmp_path, "", audit)
+    assert any("only the video film.avi is there" in finding.what for finding in audit.errors)
+
+
+def test_a_linked_sheet_or_folder_is_named_with_the_remedy(copy, tmp_path):
+    copy.sheet.rename(tmp_path / "sheet.xlsx")
+    copy.sheet.symlink_to(tmp_path / "sheet.xlsx")
+    (tmp_path / "elsewhere").mkdir()
+    (copy.root / "more").symlink_to(tmp_path / "elsewhere")
+    audit = survey.Audit()
+    assert BUILDERS[copy.name].clips_in(copy.root, "", audit) == []
+    said = {finding.where: finding.what for finding in audit.errors}
+    for name in (copy.sheet.name, "more"):
+        assert "is a link leading outside" in said[name]
+        assert "put a copy of what it leads to there" in said[name]
+
+
+@pytest.mark.parametrize("count", [9, 15])
+def test_folders_that_link_to_each_other_are_listed_soon(tmp_path, count):
+    names = [f"s{number}" for number in range(count)]
+    folders(tmp_path, *(f"{name}/EP01" for name in names))
+    for name in names:
+        for other in names:
+            if other != name:
+                (tmp_path / name / other).symlink_to(f"../{other}")
+    start = time.monotonic()
+    tree = survey.Tree(tmp_path)
+    assert time.monotonic() - start < 5
+    assert tree.folders("s0", "EP01")[0] == tmp_path / "s0" / "EP01"
+
+
+def test_a_walk_ends(tmp_path, monkeypatch):
+    folders(tmp_path, *map(str, range(20)))
+    monkeypatch.setattr(survey, "MOST_FOLDERS", 10)
+    with pytest.raises(UserError, match="more than 10 folders"):
+        survey.Tree(tmp_path)
+
+
+STRAYS = ("39 (1).jpg", "s3_po_01_flow.png", "mean_face2.jpg", "12_mask.png", "\x1b[2J\udcff.bmp")
+
+
+def test_stray_images_are_findings_and_never_frames(copy, tmp_path):
+    folder = copy.clips[2].folder
+    before = dict(recording.image_files(folder))
+    for name in STRAYS:
+        (folder / name).write_text("no image")
+    audit = survey.Audit()
+    clips = BUILDERS[copy.name].clips_in(copy.root, "", audit)
+    assert copy.clips[2] in clips
+    assert dict(recording.image_files(folder)) == before
+    named = [f for f in audit.errors if f.kind == "image"]
+    # A recording of CAS(ME)^3 has several clips.
+    concerned = {clip.id for clip in copy.clips if clip.folder == folder}
+    assert {f.clip for f in named} == concerned
+    assert {f.what.partition(" is not used: ")[0] for f in named} == set(map(shown, STRAYS))
+    assert not concerned & audit.dropped
+    audit.write_csv(tmp_path / "audit.csv")
+    text = (tmp_path / "audit.csv").read_text()
+    for name in STRAYS:
+        assert shown(name) in text
+        assert shown(name) in audit.report() or len(named) > survey.SHOWN
+    assert "\x1b" not in text + audit.report()

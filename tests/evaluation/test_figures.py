@@ -65,7 +65,7 @@ def test_learning_curves_of_several_runs(make_wide):
     net = Run.of("net", make_wide(seeds=2, epochs=4))
     single = Run.of("ridge", make_wide(epochs=1))
     drawn = figures.draw_curves([net, single])
-    assert "ridge: one epoch, UF1" in drawn.alt
+    assert "ridge: fitted once; nothing to select, UF1" in drawn.alt
     assert size(drawn) > (700, 700)
 
 

@@ -114,8 +114,10 @@ def test_without_inner_folds_there_is_no_temperature_and_it_says_why(make_run):
 def test_one_epoch_has_no_curve_and_no_oracle(make_wide):
     run = Run.of("ridge", make_wide(epochs=1))
     found = show([run], drawn=page.figures([run]))
-    assert "One epoch was recorded, so there is no curve" in found.text
-    assert "oracle" not in found.text
+    # A baseline has no epochs, and no network.
+    assert "Result final : fitted once; nothing to select" in found.text
+    for word in ("oracle", "epoch", "network", "learning"):
+        assert word not in found.text.lower(), word
     assert not [image for image in found.images if "Learning" in image["alt"]]
 
 
@@ -275,7 +277,10 @@ def test_two_runs_side_by_side(make_wide):
         ("h2", "The most confident mistakes"),
         ("h2", "How to read this"),
     ]
-    assert "final (last epoch): good is better than bad by " in found.text
+    assert (
+        "final (last epoch (bad: fitted once; nothing to select)): good is better than bad by "
+        in found.text
+    )
     assert "good, final" in found.text
     assert "bad, final" in found.text
     assert "nothing was selected in it, so in differences its final stands for inner too" in (

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from htnet_jax import foreign
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.predictions import FORMAT_VERSION, Predictions
 
@@ -216,3 +217,19 @@ def test_disk_full_keeps_the_old_file(make_run, tmp_path, monkeypatch):
 def test_saving_into_a_missing_folder(make_run, tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         make_run().save(tmp_path / "missing" / "predictions.npz")
+
+
+@pytest.mark.parametrize("name", ["logits", "clips", "train_loss", "fold", "inner_logits"])
+def test_shapes_and_types_are_checked_before_anything_is_read(
+    make_run, make_inner, tmp_path, monkeypatch, name
+):
+    path = tmp_path / "p.npz"
+    make_run(inner=make_inner()).save(path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    monkeypatch.setattr(foreign, "read_array", lambda *_: pytest.fail("read"))
+    wrong = {"[0-9]+": arrays[name].repeat(2, axis=-1), "type": arrays[name].astype("S9")}
+    for word, array in wrong.items():
+        np.savez(path, **(arrays | {name: array}))
+        with pytest.raises(UserError, match=rf"p\.npz: {name} has .*{word}"):
+            Predictions.load(path)

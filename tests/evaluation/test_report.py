@@ -84,7 +84,13 @@ def test_what_no_longer_holds_is_removed_and_nothing_else(
     ]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"plots": 3}', '{"plots": ["../report.html", 4]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", '{"plots": 3}', '{"plots": ["../report.html", 4]}', '{"plots": {"a": 1}}'),
+        *("[" * 100_000, '"\\ud800"', "null", '{"plots": "kept.png"}'),
+    ],
+)
 def test_a_foreign_metrics_file_removes_nothing(make_run, tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     (tmp_path / "kept.png").write_text("kept")

@@ -239,10 +239,10 @@ def test_all_that_keeps_two_runs_apart_is_reported_at_once(make_run):
     for part in (
         "net and base cannot be compared",
         "classes: ['negative', 'positive', 'surprise'], ['negative', 'positive', 'other']",
-        "1 clips only in net: a3",
-        "1 clips only in base: x3",
-        "1 clips have other labels: b1",
-        "1 clips have other subjects: a2",
+        "1 clip only in net: a3",
+        "1 clip only in base: x3",
+        "1 clip has other labels: b1",
+        "1 clip has other subjects: a2",
         "Compare runs on one data set",
     ):
         assert part in message

@@ -191,11 +191,11 @@ def measured(tool, tmp_path_factory):
     cases = ["--cases=train_step,forward_3,folds", "--batch_size=435", "--epochs=32"]
     done = tool(*TINY, *cases, f"--json={file}")
     assert done.returncode == 0, done.stderr
-    return json.loads(file.read_text(), parse_constant=pytest.fail), done.stdout
+    return json.loads(file.read_text(), parse_constant=pytest.fail), done
 
 
 def test_measurement(measured, benchmark):
-    figures, output = measured
+    figures, output = measured[0], measured[1].stdout
     assert list(figures) == ["train_step", "forward_3", "folds", "machine"]
     for name in ("train_step", "forward_3", "folds"):
         case = figures[name]
@@ -219,6 +219,19 @@ def test_measurement(measured, benchmark):
     assert (machine["platform"], machine["model"]["dim"]) == ("cpu", 6)
     assert {"jax", "torch"} <= set(machine["versions"])
     assert "--epochs=32" in machine["command"]
+
+
+def test_each_case_is_printed_as_it_is_done(measured):
+    """With how long to expect, what it took, and what is left."""
+    lines = measured[1].stderr.splitlines()
+    done = [line for line in lines if ", ratio " in line]
+    assert [line.split(":")[0] for line in done] == ["train_step", "forward_3", "folds"]
+    assert [line.split("; ")[-1] for line in done] == [
+        *("2 cases left)", "1 case left)", "0 cases left)")
+    ]
+    (expected,) = [line for line in lines if "a case takes" in line]
+    assert lines.index(expected) < lines.index(done[0])
+    assert expected.startswith("3 cases, 1 measurement of each side")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_translate_puts_every_number_in_its_place():
     assert translate("3.b.12", "{j}.b.{i}", "a/{i}/{j}") == "a/12/3"
 
 
-@given(numbers=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)))
+@given(numbers=st.tuples(st.integers(0, 999), st.integers(0, 999)))
 def test_translate_there_and_back(numbers):
     i, j = numbers
     for rule in BRIDGE.table:
@@ -412,3 +412,12 @@ def test_non_finite_values_are_counted():
         "double": torch.tensor([1e300], dtype=torch.float64),
     }
     assert convert.non_finite(state_dict) == {"bad": 3, "half": 1}
+
+
+@pytest.mark.parametrize("number", ["1000", "1000000000", "9" * 5000, "00", "٣", "-1", "1.5"])
+@pytest.mark.parametrize("name", ["layers.{}.0.pos_emb", "layers.0.0.layers.{}.0.norm.g"])
+def test_numbers_of_layers_that_are_none(name, number):
+    """Not counted up to, which would take for ever."""
+    state_dict = {"layers.0.0.pos_emb": torch.zeros(1), name.format(number): torch.zeros(1)}
+    with pytest.raises(UserError, match="1 unknown"):
+        convert.infer_sizes(state_dict, htnet.BRIDGE, {}, 3)

@@ -1,0 +1,160 @@
+"""Action units as sheets write them, and the one form in which examples store them.
+
+    stored = group {"+" group}                  made together
+    group  = unit {"|" unit}                    one of these; the coder could not tell which
+    unit   = [side] number [intensity] ["?"]    "?": the coder was not sure
+    side   = L R (left, right), T B (top, bottom), U (unilateral)
+
+such as `R1+2|4+L10B?`. A stored text is also a cell, so `parse` reads both.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Codes of FACS (Ekman, Friesen and Hager, 2002): face, gross behaviour, head and eyes, visibility.
+NUMBERS = frozenset({*range(1, 75), *range(80, 86), 91, 92, 97, 98} - {3, 47, 48, 49, 67})
+SIDES = ("", "L", "R", "T", "B", "U")
+INTENSITIES = ("", "A", "B", "C", "D", "E")
+
+_FLAGS = re.ASCII | re.IGNORECASE
+_UNIT = re.compile(
+    r"(?:AU ?)?([LRTBU]?) ?(?<![0-9])0{0,2}([0-9]{1,2})([A-E]?)"
+    r"(?P<doubt> ?\?+)?(?P<held> ?\(k\))?(?![0-9A-Z(?.])",
+    _FLAGS,
+)
+_OR = re.compile(r"[/|]|(?<![A-Z])OR(?![A-Z])", _FLAGS)
+_AND = re.compile(r"(?<![A-Z])AND(?![A-Z])", _FLAGS)
+_BRACKETS = re.compile(r"\(([^()]*)\) ?(\?*)")
+# Wide, narrow and small forms are the same character; a superscript is another one: 4² is not 42.
+_SAME_CHARACTER = ("<wide>", "<narrow>", "<small>", "<noBreak>")
+
+
+class ActionUnit(NamedTuple):
+    """One unit.
+
+    Attributes:
+        side: One of `SIDES`; "": both sides, or none given.
+        number: One of `NUMBERS`.
+        intensity: One of `INTENSITIES`; "": none given.
+        uncertain: Whether the coder was not sure.
+    """
+
+    side: str
+    number: int
+    intensity: str = ""
+    uncertain: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.side}{self.number}{self.intensity}{'?' if self.uncertain else ''}"
+
+
+# Alternatives of each other; nearly always one unit.
+Group = tuple[ActionUnit, ...]
+
+
+class Parsed(NamedTuple):
+    """What a cell says.
+
+    Attributes:
+        groups: Made together, in the cell's order.
+        rest: Parts of the cell that are no units.
+    """
+
+    groups: tuple[Group, ...]
+    rest: tuple[str, ...]
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Each group as it is stored, such as `("R1", "2|4")`."""
+        return tuple("|".join(map(str, group)) for group in self.groups)
+
+
+def parse(cell: str) -> Parsed:
+    """The units of a sheet's cell, or of a stored text; never raises.
+
+    Units are separated by `+ , ; &`, blanks or "and", alternatives by "or", `/` or `|`; letter
+    case, "AU" before a unit and dots at a part's end do not matter. `10A/B` is `10A|10B`. Brackets
+    bind: `(L6 or L12)+L15`. Held units, `7(k)`, were not made in the clip and are left out, and a
+    cell that is only `?` has no units. A part between two separators of which anything is not
+    understood is left out as a whole: half of it could say the opposite.
+    """
+    same = "".join(
+        unicodedata.normalize("NFKC", character)
+        if unicodedata.decomposition(character).startswith(_SAME_CHARACTER)
+        else character
+        for character in cell
+    )
+    groups: list[Group] = []
+    rest: list[str] = []
+    if not same.strip("? "):
+        return Parsed((), ())
+    for part in _parts(" ".join(same.split())):
+        found = _groups(part)
+        if found is None:
+            rest.append(part)
+        else:
+            groups += found
+    return Parsed(tuple(groups), tuple(rest))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """What stands between the separators that are in no brackets, unless it is nothing."""
+    depth, start = 0, 0
+    cuts = []
+    ands = {found.start(): found.end() for found in _AND.finditer(text)}
+    for place, character in enumerate(text):
+        depth = max(depth + (character == "(") - (character == ")"), 0)
+        if depth == 0 and (character in "+,;&\u3001" or place in ands):
+            cuts.append((start, place))
+            start = ands.get(place, place + 1)
+    for begin, end in (*cuts, (start, len(text))):
+        part = text[begin:end].strip(" ").rstrip(" .")
+        if part:
+            yield part
+
+
+def _groups(part: str) -> list[Group] | None:
+    """The groups of a part; None if it has anything else. Held units are no group."""
+    if found := _BRACKETS.fullmatch(part):
+        inner = [_groups(inside) for inside in _parts(found[1])]
+        if not inner or None in inner:
+            return None
+        return [
+            tuple(unit._replace(uncertain=unit.uncertain or bool(found[2])) for unit in group)
+            for groups in inner
+            for group in groups
+        ]
+    alternatives = [text.strip(" ") for text in _OR.split(part)]
+    if len(alternatives) == 1:
+        return _listed(part)
+    units: list[ActionUnit] = []
+    for text in alternatives:
+        if units and units[-1].intensity and re.fullmatch(r"[A-E]", text, _FLAGS):
+            units.append(units[-1]._replace(intensity=text.upper()))
+            continue
+        listed = _listed(text)
+        if listed is None or len(listed) != 1:
+            return None
+        units += listed[0]
+    return [tuple(dict.fromkeys(units))]
+
+
+def _listed(text: str) -> list[Group] | None:
+    """Units with nothing but blanks between them."""
+    groups: list[Group] = []
+    place = 0
+    while place < len(text):
+        found = _UNIT.match(text, place)
+        if found is None or int(found[2]) not in NUMBERS:
+            return None
+        if not found["held"]:
+            uncertain = bool(found["doubt"])
+            groups.append(
+                (ActionUnit(found[1].upper(), int(found[2]), found[3].upper(), uncertain),)
+            )
+        place = found.end() + (text[found.end() : found.end() + 1] == " ")
+    return groups
