@@ -355,22 +355,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that a mistyped one most likely means; empty: none is near.
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known keys that may have been meant: same last part, initials, or spelling."""
+    last = name.rpartition(".")[2].casefold()
+    tails = {one: one.rpartition(".")[2] for one in known}
+    initials = {one: "".join(word[0] for word in tail.split("_")) for one, tail in tails.items()}
+    same = [one for one, tail in tails.items() if last in (tail, initials[one]) and len(last) > 1]
+    if same:
+        return same[:3]
+    spelt = difflib.get_close_matches(name.casefold(), tails, n=1)
+    alike = difflib.get_close_matches(last, tails.values(), n=1)
+    return spelt or [one for one, tail in tails.items() if tail in alike][:3]
 
-    The name of a setting may lack its group (`dim`), or be its initials (`lr`).
-    """
-    names = list(known)
-    if near := difflib.get_close_matches(name, names, n=1):
-        return near[0]
-    last = name.rpartition(".")[2]
-    short = {other: other.rpartition(".")[2] for other in names}
-    initials = {other: "".join(word[:1] for word in short[other].split("_")) for other in names}
-    for other in names:
-        if short[other] == last or (len(last) > 1 and initials[other] == last.lower()):
-            return other
-    near = difflib.get_close_matches(last, list(short.values()), n=1)
-    return next((other for other in names if near and short[other] == near[0]), "")
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "config.") -> str:
+    """A remark on the known keys that may have been meant; empty: none is near."""
+    near = " or ".join(f"{prefix}{one}" for one in nearest(name, known))
+    return f"; did you mean {near}?" if near else ""
 
 
 # What tells of the user's machine helps to resume, but is not for others to read. A run keeps it in
@@ -423,6 +424,11 @@ def read_private(workdir: Path) -> dict[str, str]:
     return {key: value for key, value in content["config"].items() if key in known}
 
 
+def default_data_dir() -> str:
+    """Where built data sets are if nothing says so; `~` is not replaced yet."""
+    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
 def names_in(text: str) -> list[str]:
     """The items of a comma-separated setting."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -449,11 +455,22 @@ def chosen_in(key: str, text: str, known: list[str], what: str) -> set[str]:
     return set(found)
 
 
-def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:
+def hint(argument: str) -> str:
+    """What to write instead of an argument that no command takes."""
+    key = argument.partition("=")[0].lstrip("-").removeprefix("config.")
+    if key.endswith(".py"):
+        return f"give a config as --config={argument}"
+    return "settings are given as --config.KEY=VALUE" + did_you_mean(key, SETTINGS, "--config.")
+
+
+def parser_for(
+    flag: Any, more_help: Callable[[], str] | None = None
+) -> Callable[[Sequence[str]], list[str]]:
     """A command-line parser in which a config that cannot be read or set ends in one message.
 
     Args:
         flag: What `config_flags.DEFINE_config_file` returned.
+        more_help: What `--help` prints after the flags.
 
     Returns:
         For `run_command`; raises a UserError for an unknown `--config.KEY`, or a config file that
@@ -462,19 +479,19 @@ def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            rest = parse_flags(argv)
+            rest = parse_flags(argv, more_help)
             # For a config file that is missing, the flag holds an object that raises when used.
             getattr(flag.value, "items", None)
-            return rest
         except Exception as error:  # whatever the user's config file raises when it is run
             if unknown := _unknown_keys(argv):
                 raise UserError("\n".join(unknown)) from error
             if isinstance(error, UserError):
                 raise
             if missing := [path for path in _files(argv) if not Path(path).is_file()]:
-                raise UserError(f"{missing[0]}: no such file") from error
+                raise UserError(f"{missing[0]}: no such file{_files_like(missing[0])}") from error
             named = [argument for argument in argv if argument.startswith("--config")]
             raise UserError(f"{' '.join(named)}: {type(error).__name__}: {error}") from error
+        return rest
 
     return parse
 
@@ -488,17 +505,47 @@ def _files(argv: Sequence[str]) -> Iterator[str]:
             yield argument.partition("=")[2].partition(":")[0]
 
 
+def _files_like(path: str) -> str:
+    """Config files of a similar name, in the same folder or in `configs/`."""
+    near = []
+    for folder in {Path(path).parent, Path("configs")}:
+        names = {file.stem: file for file in sorted(folder.glob("*.py"))}
+        near += [
+            str(names[stem]) for stem in difflib.get_close_matches(Path(path).stem, names, n=3)
+        ]
+    return f"; did you mean {' or '.join(sorted(near))}?" if near else ""
+
+
 def _unknown_keys(argv: Sequence[str]) -> list[str]:
-    """One line for each unknown `--config.KEY`, with the nearest known one."""
-    known = list(_keys(_config_of(argv)))
+    """One line for each `--config.KEY` that is unknown or a group, and what may be meant by it."""
+    from absl import flags
+
+    given = flatten(_config_of(argv))
     lines = []
-    for argument in argv:
-        key = argument.partition("=")[0].removeprefix("--config.")
-        if argument.startswith("--config.") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean --config.{near[0]}?" if near else f"there are {', '.join(known)}"
-            lines.append(f"unknown setting --config.{key}; {hint}")
+    for argument in argv[1:]:
+        name = argument.partition("=")[0].lstrip("-")
+        group, _, key = name.partition(".")
+        inside = [one for one in given if one.startswith(f"{key}.")]
+        if not argument.startswith("-") or (name in flags.FLAGS and not (key and inside)):
+            continue
+        if group == "config" and key and inside:
+            lines.append(f"--config.{key} is a group; set one of its keys: " + _listed(inside))
+        elif group == "config" and key and key not in given:
+            lines.append(
+                f"unknown setting --config.{key}"
+                + (did_you_mean(key, given, "--config.") or f"; there are {_listed(given)}")
+            )
+        elif group == "config" and key:
+            lines.append(f"--config.{key} changes a config: give --config=FILE.py too")
+        elif key in given and difflib.get_close_matches(group, ["config"]):
+            lines.append(f"unknown flag --{name}; did you mean --config.{key}?")
+        elif not key and not difflib.get_close_matches(name, flags.FLAGS) and nearest(name, given):
+            lines.append(f"unknown flag --{name}{did_you_mean(name, given, '--config.')}")
     return lines
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(f"--config.{key}" for key in keys)
 
 
 def _config_of(argv: Sequence[str]) -> ConfigDict:
@@ -511,11 +558,3 @@ def _config_of(argv: Sequence[str]) -> ConfigDict:
         if isinstance(config, ConfigDict):
             return config
     return default_config()
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key

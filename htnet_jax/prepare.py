@@ -12,10 +12,10 @@ whatever the number of workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
+from htnet_jax import foreign
 from htnet_jax.datasets import recipe as recipes
 from htnet_jax.errors import UserError, count, run_command
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         preview=_PREVIEW.value,
         workers=_WORKERS.value,
         allow_incomplete=_INCOMPLETE.value,
-        model=Path(_MODEL.value).expanduser() if _MODEL.value else None,
+        model=foreign.expanded(_MODEL.value) if _MODEL.value else None,
     )
     stored = loading.build(
         _DATASET.value,

@@ -42,12 +42,11 @@ class Range(NamedTuple):
         return f"{self.ends[0]}{self.least:g}, {self.most:g}{self.ends[1]}"
 
     def __str__(self) -> str:
-        one = f"in {self._bounds()}"
-        if not self._is_real:
-            one = f"a whole number from {self.least} to {self.most}"
-        if self.several == "any":
-            return f"{one}, or several in a tuple"
-        return f"each {one}" if self.several else one
+        bounds = f"in {self._bounds()}" if self._is_real else f"{self.least:,} to {self.most:,}"
+        if self.several == "all":
+            return f"numbers {bounds}" if self._is_real else f"whole numbers {bounds}"
+        one = f"a number {bounds}" if self._is_real else f"a whole number, {bounds}"
+        return f"{one}, or several in a tuple" if self.several else one
 
     def refuse(self, key: str, value: object) -> None:
         """Raises a ValueError that names `key` if the value is of another type or outside."""
@@ -55,9 +54,9 @@ class Range(NamedTuple):
         if isinstance(value, list | tuple) and self.several:
             values = value
             if not values:
-                raise ValueError(f"{key}={short(value)} must be {self}; it is empty")
+                raise ValueError(f"{key}={short(value)} must be {self}, at least one")
         elif self.several == "all":
-            raise ValueError(f"{key}={short(value)} must be a sequence, {self}")
+            raise ValueError(f"{key}={short(value)} must be a tuple of {self}")
         kind = numbers.Real if self._is_real else numbers.Integral
         for one in values:
             if isinstance(one, bool) or not isinstance(one, kind):
@@ -90,7 +89,7 @@ class Choice(NamedTuple):
             raise ValueError(f"{key}={short(repr(value))} is unknown; use {', '.join(self.names)}")
 
 
-class Text(NamedTuple):
+class Text:
     """A text, such as names separated by commas or a folder."""
 
     def __str__(self) -> str:
@@ -102,7 +101,7 @@ class Text(NamedTuple):
             raise ValueError(f"{key}={short(repr(value))} must be text")
 
 
-class Switch(NamedTuple):
+class Switch:
     """True or False."""
 
     def __str__(self) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import example_serializer
 
-from htnet_jax import datasets, errors
+from htnet_jax import datasets, errors, foreign
+from htnet_jax.config import default_data_dir
 from htnet_jax.datasets.builder import Options, RawBuilder, RawConfig
 from htnet_jax.datasets.frames import FrameArrays, collect
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
@@ -168,7 +168,7 @@ def build(
     Raises:
         UserError: As `load`; for raw clips also the report of everything that is wrong with them.
     """
-    data_dir, manual_dir = os.path.expanduser(data_dir), os.path.expanduser(manual_dir)
+    manual_dir = str(foreign.expanded(manual_dir)) if manual_dir else ""
     builder = _builder(name, config, data_dir, options)
     folder = Path(builder.data_dir)
     shows_preview = bool(options and options.preview)
@@ -210,7 +210,7 @@ def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
     Raises:
         UserError: Unknown name or config, or a damaged data set.
     """
-    folder = Path(_builder(name, config, os.path.expanduser(data_dir), None).data_dir)
+    folder = Path(_builder(name, config, data_dir, None).data_dir)
     return folder if folder.exists() else None
 
 
@@ -300,7 +300,9 @@ def _builder(
 ) -> tfds.core.DatasetBuilder:
     _check_name("data set", name, tuple(datasets.BUILDERS))
     cls = datasets.BUILDERS[name]
-    arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir or None}
+    # TFDS itself would make a folder called "~" where no home is known.
+    data_dir = str(foreign.expanded(data_dir or default_data_dir()))
+    arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir}
     if issubclass(cls, RawBuilder):
         arguments |= {"config": cls.config_of(config), "options": options}
     elif config and not cls.builder_configs:
@@ -314,7 +316,7 @@ def _builder(
         raise
     except Exception as error:  # TFDS raises many types for a damaged dataset_info.json
         raise errors.UserError(
-            f"data set {name} in {data_dir or 'the default data folder'} cannot be opened "
+            f"data set {name} in {data_dir} cannot be opened "
             f"({_one_line(error)}); delete its folder there to build it again"
         ) from error
     folder = Path(builder.data_dir)

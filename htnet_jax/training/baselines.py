@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import threadpoolctl
@@ -52,7 +52,7 @@ COMPONENTS = Range(0, 100_000, "any")
 FACTOR = Range(1e-6, 1e6, ends="[]")
 
 
-class Channels(NamedTuple):
+class Channels:
     """Names of channels, separated by commas; one of them is `u`."""
 
     def __str__(self) -> str:
@@ -309,11 +309,13 @@ class BaselineTrainer:
         folds: All folds, in order.
         choices: Fold name -> hyper-parameter -> the value chosen, for the folds trained so far.
         parameter_bytes: 0: a baseline leaves no checkpoint.
+        state_bytes: 0: nor snapshots.
         folds_per_device: 0: no accelerator is used.
     """
 
     fits_once = True
     parameter_bytes = 0
+    state_bytes = 0
     folds_per_device = 0
 
     def __init__(

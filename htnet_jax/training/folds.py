@@ -147,6 +147,7 @@ class FoldTrainer:
         fits_once: False: it trains for epochs.
         folds: All folds, in order.
         parameter_bytes: Size of one fold's variables.
+        state_bytes: Size of what training keeps of a fold: these and the optimizer's.
         program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
 
@@ -218,6 +219,9 @@ class FoldTrainer:
         self._host_data = feed.arrays, labels.astype(np.int32)
         state = jax.eval_shape(self._program.init, np.zeros(2, np.uint32))
         self.parameter_bytes = _bytes((state.trained, state.idle, state.collections))
+        self.state_bytes = _bytes(
+            (state.trained, state.optimizer, state.average, state.collections)
+        )
         self.program_bytes = 0
         devices = list(devices or jax.local_devices())
         precisions = _GPU_PRECISIONS if devices[0].platform == "gpu" else MATMUL_PRECISIONS
@@ -225,7 +229,7 @@ class FoldTrainer:
         self._size = GroupSize(
             len(self.folds),
             devices,
-            _bytes((state.trained, state.optimizer, state.average, state.collections)),
+            self.state_bytes,
             self.parameter_bytes,
             processes=jax.process_count(),
             size=folds_per_device,

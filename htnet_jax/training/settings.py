@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from htnet_jax.config import (
     LOSS_WEIGHT,
     SETTINGS,
     default_config,
+    did_you_mean,
     flatten,
     names_in,
-    nearest,
 )
 from htnet_jax.datasets.loading import LAYOUTS, SCALINGS, ClipArrays
 from htnet_jax.errors import UserError
@@ -135,7 +136,8 @@ def _items(value: Any) -> Sequence[Any]:
 def _allowed(config: ConfigDict) -> Iterator[tuple[str, Allowed]]:
     """What each key may be, those of the losses and of the model included."""
     for key, setting in SETTINGS.items():
-        yield key, _CHOICES[key]() if key in _CHOICES else setting.allowed
+        if not key.startswith("losses."):
+            yield key, _CHOICES[key]() if key in _CHOICES else setting.allowed
     weights, model = config.get("losses"), config.get("model")
     if isinstance(weights, ConfigDict):
         yield from ((f"losses.{name}", LOSS_WEIGHT) for name in weights)
@@ -145,7 +147,7 @@ def _allowed(config: ConfigDict) -> Iterator[tuple[str, Allowed]]:
         except UserError:
             return  # the name is wrong; `_wrong_keys` says so
         for name, attribute in found.items():
-            if attribute.allowed:
+            if attribute.allowed is not None:
                 yield f"model.{name}", attribute.allowed
 
 
@@ -156,9 +158,7 @@ def _wrong_keys(config: ConfigDict) -> list[str]:
     lines = [f"config.{name} must be a group of settings" for name in groups]
     known = {key for key in known if key.split(".")[0] not in groups}
     for key in sorted(given - known):
-        near = nearest(key, known)
-        hint = f"; did you mean config.{near}?" if near else ""
-        lines.append(f"config.{key} is unknown{hint}")
+        lines.append(f"config.{key} is unknown{did_you_mean(key, known)}")
     lines += [f"config.{key} is missing" for key in sorted(known - given)]
     if lines:
         lines.append("The keys are listed by: python -m htnet_jax.train --help")
@@ -167,10 +167,14 @@ def _wrong_keys(config: ConfigDict) -> list[str]:
             own = attributes(class_of(config.model.get("name")))
         except UserError as error:
             return [*lines, str(error)]
+        lines += [
+            f"config.model.{key} must be a value, not a group"
+            for key, value in config.model.items()
+            if isinstance(value, ConfigDict)
+        ]
         for key in sorted({*config.model} - {*own, "name"}):
-            near = nearest(key, own)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(own)}"
-            lines.append(f"config.model.{key} is unknown to {config.model.name}; {hint}")
+            hint = did_you_mean(key, own, "config.model.") or f"; there are {', '.join(own)}"
+            lines.append(f"config.model.{key} is unknown to {config.model.name}{hint}")
     return lines
 
 
@@ -271,6 +275,57 @@ def build_model(config: ConfigDict) -> Any:
     return baseline
 
 
+def table() -> dict[str, dict[str, Attribute]]:
+    """Every setting: those of all runs under "", those of `config.model` under its class's name."""
+    from htnet_jax.training.baselines import BASELINES
+
+    common = {
+        key: Attribute(
+            one.default, _CHOICES[key]() if key in _CHOICES else one.allowed, one.meaning
+        )
+        for key, one in SETTINGS.items()
+    }
+    common["model.name"] = common["model.name"]._replace(
+        allowed=Choice((*models.MODELS, *BASELINES))
+    )
+    return {"": common} | {
+        name: {f"model.{key}": one for key, one in attributes(kind).items()}
+        for name, kind in {**models.MODELS, **BASELINES}.items()
+    }
+
+
+def as_text() -> str:
+    """All settings for a terminal: default, meaning, what they may be."""
+    lines = []
+    indents = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+    for name, rows in table().items():
+        lines.append(f"Settings of {name}:" if name else "Settings, each with its default:")
+        for key, one in rows.items():
+            lines.append(f"  --config.{key}={one.default}")
+            lines += textwrap.wrap(f"{one.meaning} [{one.allowed or 'any'}]", 96, **indents)
+    return "\n".join(lines)
+
+
+def as_markdown() -> str:
+    """docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of a config, with its default and what it may be; on the command line it is",
+        "`--config.KEY=VALUE`. `python -m htnet_jax.train --help` prints the same. This page is",
+        "written from `htnet_jax/config.py` and the classes of networks and baselines, and a test",
+        "compares them. `[` and `]` include the end of a range, `(` and `)` do not.",
+    ]
+    for name, rows in table().items():
+        lines += ["", f"## {f'Attributes of {name}' if name else 'Of every run'}", ""]
+        lines += ["| key | default | values | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{key}` | `{one.default!r}` | {one.allowed or 'any'} | {one.meaning} |"
+            for key, one in rows.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) -> None:
     """The network takes what the data set gives, and has an output for every class.
 
@@ -328,12 +383,19 @@ def differences(
         whose: What to call each.
     """
     before, after = flatten(old), flatten(new)
-    return [
+    lines = [
         f"config.{key}: {before.get(key, 'not set')} {whose[0]}, "
         f"{after.get(key, 'not set')} {whose[1]}"
         for key in sorted({*before, *after} - {*_PLACE_KEYS})
         if before.get(key) != after.get(key)
+        and (key.startswith(FREE) or (key in before) == (key in after))
     ]
+    for one, other, where in ((before, after, whose[0]), (after, before, whose[1])):
+        # Keys come and go with versions of the program.
+        lost = {key for key in other if key not in one and not key.startswith(FREE)}
+        if lost := sorted(lost - {*_PLACE_KEYS}):
+            lines.append(f"{', '.join(f'config.{key}' for key in lost)}: not known {where}")
+    return lines
 
 
 def _names(config: ConfigDict) -> set[str]:

@@ -390,10 +390,12 @@ def test_two_processes_in_one_folder(make_config, refusal, tmp_path):
 
 def test_too_little_disk_space(make_config, refusal, monkeypatch, tmp_path):
     parameters = 4 * (28 * 28 * 3 * 3 + 3)
-    usage = types.SimpleNamespace(free=6 * parameters - 1)
+    # Checkpoints; three snapshots of Adam's state for all folds; all logits, twice.
+    needed = 6 * parameters + 3 * 6 * (3 * parameters + 4) + 2 * 4 * 3 * 24 * 3
+    usage = types.SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     message = refusal(make_config())
-    assert "6 checkpoints need 0.0 GB" in message
+    assert "(6 checkpoints 0.0 GB, snapshots 0.0 GB, predictions 0.0 GB)" in message
     assert "set --config.checkpoints=none or to a few folds" in message
     # What fits is not refused.
     usage.free += 1
