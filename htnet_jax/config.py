@@ -533,10 +533,11 @@ def _unknown_keys(argv: Sequence[str]) -> list[str]:
         elif group == "config" and key and key not in given:
             lines.append(
                 f"unknown setting --config.{key}"
-                + (did_you_mean(key, given, "--config.") or f"; there are {_listed(given)}")
+                + (did_you_mean(key, given, "--config.") or "; --help lists all")
             )
         elif group == "config" and key:
-            lines.append(f"--config.{key} changes a config: give --config=FILE.py too")
+            if not [*_files(argv)]:
+                lines.append(f"--config.{key} changes a config: give --config=FILE.py too")
         elif key in given and difflib.get_close_matches(group, ["config"]):
             lines.append(f"unknown flag --{name}; did you mean --config.{key}?")
         elif not key and not difflib.get_close_matches(name, flags.FLAGS) and nearest(name, given):

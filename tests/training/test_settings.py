@@ -14,7 +14,7 @@ from htnet_jax.config import SETTINGS, default_config
 from htnet_jax.errors import UserError
 from htnet_jax.models import HTNet
 from htnet_jax.ranges import Range
-from htnet_jax.training import experiment, folds, memory, settings
+from htnet_jax.training import experiment, folds, memory, plan, settings
 from htnet_jax.training.baselines import BASELINES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -251,11 +251,15 @@ def test_what_a_run_takes_is_refused_with_the_figure_before_it_is_allocated(
         experiment.run(make_config(model=network), tmp_path / "large")
 
 
-def test_the_figure_is_that_of_the_predictions(make_config, run_quickly, monkeypatch, tmp_path):
-    """What is estimated is what is written, inner folds included."""
-    seen = []
-    monkeypatch.setattr(experiment.workdir, "check_memory", seen.append)
+def test_the_figure_is_that_of_the_predictions(make_config, arrays):
+    """What is estimated is what will be written, inner folds included."""
     config = make_config(epochs=2, inner_folds=2, seeds=2, folds="a01,g02")
-    found = run_quickly(config, tmp_path / "run").predictions
-    arrays = found.logits, found.inner.logits, found.inner.test_logits
-    assert seen[0].result_bytes == sum(array.nbytes for array in arrays)
+    run = plan.make_plan(config, arrays, arrays.labels)
+
+    def read(unit):
+        shape = (2, int(run.predicted(unit).sum()), 3)
+        return plan.Result(np.zeros(shape, np.float32), np.zeros(2, np.float32))
+
+    found = plan.joined(run, read, [0, 1])
+    written = found.logits, found.inner.logits, found.inner.test_logits
+    assert run.result_bytes == sum(array.nbytes for array in written)
