@@ -424,11 +424,6 @@ def read_private(workdir: Path) -> dict[str, str]:
     return {key: value for key, value in content["config"].items() if key in known}
 
 
-def default_data_dir() -> str:
-    """Where built data sets are if nothing says so; `~` is not replaced yet."""
-    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-
-
 def names_in(text: str) -> list[str]:
     """The items of a comma-separated setting."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -67,7 +67,10 @@ def reading(
     except UserError:
         raise
     except Exception as error:  # parsers of foreign data raise anything; this is their one border
-        raise UserError(f"{path}: damaged, or not a {what} ({reason(error)}). {remedy}") from error
+        # The system's errors have a number: the file is missing, or may not be read.
+        is_there = getattr(error, "errno", None) is None
+        problem = f"damaged, or not a {what}" if is_there else "cannot be read"
+        raise UserError(f"{path}: {problem} ({reason(error)}). {remedy}") from error
 
 
 def opened(path: str | os.PathLike[str], most: int) -> BinaryIO:

@@ -24,6 +24,21 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def data_folder(given: str = "") -> Path:
+    """Where built data sets are: `given`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+        UserError: No such user, or no home folder, for `~`; a name that array_record cannot open.
+    """
+    folder = foreign.expanded(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    try:
+        if b"\0" not in str(folder).encode():
+            return folder
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"data folder {folder}: its name is not UTF-8 text; choose another one")
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it in the place of `path`.
 

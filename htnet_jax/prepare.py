@@ -17,7 +17,7 @@ from absl import flags
 
 from htnet_jax import foreign
 from htnet_jax.datasets import recipe as recipes
-from htnet_jax.errors import UserError, count, run_command
+from htnet_jax.errors import UserError, count, run_command, say, shown
 
 _DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Folder with the data set as distributed.")
@@ -55,9 +55,14 @@ _PREVIEW = flags.DEFINE_integer(
     "preview", 0, "Also write a page with every step of this many clips.", lower_bound=0
 )
 
+# The last lines name this many clips that are left out.
+_NAMED = 20
+
 
 def main(argv: Sequence[str]) -> None:
     """Builds what the flags describe; the last line printed is `built PATH: N clips, M subjects`.
+
+    The line before it, on standard error, names the clips that were left out.
 
     Raises:
         UserError: A flag is missing or wrong, or anything wrong with the data.
@@ -86,6 +91,13 @@ def main(argv: Sequence[str]) -> None:
         options=options,
     )
     subjects = {(example["source"], example["subject"]) for example in stored.examples}
+    if left_out := stored.builder.info.metadata.get("left_out"):
+        named = ", ".join(map(shown, left_out[:_NAMED]))
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        say(
+            f"left out: {count(len(left_out), 'clip')} that cannot be built: {named}{more}. "
+            f"Why: {stored.builder.audit_path}"
+        )
     counts = f"{count(len(stored.examples), 'clip')}, {count(len(subjects), 'subject')}"
     print(f"built {stored.folder}: {counts}")
 

@@ -113,7 +113,6 @@ MISTYPED = {
     "D --config.model=HTNet": "--config.model is a group; set one of its keys: --config.model.",
     "D config.lr=3": "'config.lr=3'; settings are given as --config.KEY=VALUE; did you mean "
     "--config.learning_rate?",
-    "D --config.epochs=many": "flag --config.epochs=many",
     "D --config.qqqqq=1": "unknown setting --config.qqqqq; --help lists all",
 }
 

@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,23 @@ def test_an_incomplete_copy_is_one_message(copy, tmp_path):
     assert done.stderr.count("error: ") == 1
     assert "clips, the published data set has" in done.stderr
     assert "--allow-incomplete" in done.stderr
+
+
+def test_clips_that_are_left_out_are_named_in_the_last_lines(copy, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(copy, part)
+    gone = sorted(path for path in part.rglob("*_*_*") if path.is_dir())[:2]
+    for folder in gone:
+        shutil.rmtree(folder)
+    command = _command(part, tmp_path / "data", *QUICK, "--allow-incomplete")
+    for _ in ("builds", "reads"):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(": 10 clips, 3 subjects\n")
+        names = ", ".join(f"samm/{folder.parent.name}/{folder.name}" for folder in gone)
+        audit = tmp_path / "data" / "samm" / f"audit_{QUICK_NAME}.csv"
+        last = f"left out: 2 clips that cannot be built: {names}. Why: {audit}"
+        assert done.stderr.splitlines()[-1] == last
 
 
 def _call(*arguments):

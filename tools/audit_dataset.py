@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from htnet_jax import foreign
 from htnet_jax.errors import UserError, run_command
 
 _DATASET = flags.DEFINE_string("dataset", None, "Its name; docs/datasets.md lists them.")
@@ -106,12 +107,7 @@ def _metadata(folder: Path) -> dict[str, object]:
     path = folder / "metadata.json"
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); delete {folder} to build the data set again"
-        ) from error
+    found = foreign.read_json(path, "record of a data set", f"Delete {folder} to build it again.")
     return found if isinstance(found, dict) else {}
 
 

@@ -521,6 +521,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             "emotions": dict(collections.Counter(clip.emotion for clip in clips)),
             "apex_rules": dict(collections.Counter(i.apex_rule for i in prepared.inspections)),
             "landmarks": dict(collections.Counter(i.found for i in prepared.inspections)),
+            "left_out": sorted(prepared.audit.dropped),
             "incomplete": [
                 shown(f"{f.kind} {f.clip or f.where}: {f.what}") for f in prepared.audit.errors
             ],

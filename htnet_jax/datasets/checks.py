@@ -19,8 +19,9 @@ from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
 from htnet_jax.datasets.survey import Finding
+from htnet_jax.errors import count, shown
 from htnet_jax.evaluation.protocols import Split, classes_lost
-from htnet_jax.motion.regions import TEMPLATE_POINTS
+from htnet_jax.motion.regions import TEMPLATE_POINTS, outside
 
 # Kind of finding -> what it is about, in the order of the report.
 KINDS: Mapping[str, str] = {
@@ -89,7 +90,8 @@ class _Collector:
         rows = list(rows)
         clips = tuple(str(self.clips[row]) for row in rows)
         folds = self.folds(rows)
-        self.found.append(Finding(kind, clips, "", what, is_problem=not note, folds=folds))
+        # Names of subjects and clips are in it.
+        self.found.append(Finding(kind, clips, "", shown(what), is_problem=not note, folds=folds))
 
     def folds(self, rows: Iterable[int]) -> tuple[str, ...]:
         return tuple(sorted({self.fold_of[row] for row in rows} - {""}))
@@ -356,9 +358,9 @@ def _check_landmarks(
 def _implausible(points: np.ndarray, side: int) -> str:
     from htnet_jax.motion import landmarks  # here, because it needs OpenCV
 
-    outside = float(max(-0.5 - points.min(), points.max() - (side - 0.5)))
-    if outside > 0:
-        return f"a point lies {outside:.2g} pixels outside the image"
+    farthest = float(outside(points, side).max())
+    if farthest > 0:
+        return f"a point lies {farthest:.2g} pixels outside the image"
     return landmarks.implausible(points, (side, side))
 
 
@@ -420,7 +422,8 @@ def as_csv(findings: Sequence[Finding]) -> str:
     import pandas as pd
 
     rows = [
-        [_severity(f), f.kind, " | ".join(f.clips), " | ".join(f.folds), f.what] for f in findings
+        [_severity(f), f.kind, _joined(" | ", f.clips), _joined(" | ", f.folds), f.what]
+        for f in findings
     ]
     table = pd.DataFrame(rows, columns=["severity", "kind", "clips", "folds", "what"])
     return table.to_csv(index=False, lineterminator="\n")
@@ -440,16 +443,16 @@ def as_text(checkup: Checkup, arrays: ClipArrays, title: str) -> str:
         parts.append(f"findings by fold that tests the clips\n{_table(rows, 'fold')}")
     problems = len(checkup.problems)
     notes = len(checkup.findings) - problems
-    parts.append(f"{_number(problems, 'problem')}, {_number(notes, 'note')}")
+    parts.append(f"{count(problems, 'problem')}, {count(notes, 'note')}")
     return "\n\n".join(parts)
+
+
+def _joined(between: str, names: Iterable[str]) -> str:
+    return between.join(map(shown, names))
 
 
 def _severity(finding: Finding) -> str:
     return "problem" if finding.is_problem else "note"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _count_lines(checkup: Checkup) -> list[str]:
@@ -475,7 +478,7 @@ def _similarity_lines(checkup: Checkup, arrays: ClipArrays) -> list[str]:
     ):
         found = _closest(closest, checkup, arrays)
         if found:
-            names = " and ".join(found["clips"])
+            names = _joined(" and ", found["clips"])
             lines.append(f"most similar flows of {words}: {found['similarity']:.3f}, {names}")
     return lines or ["no two flows to compare"]
 
@@ -505,7 +508,7 @@ def _finding_parts(findings: Sequence[Finding], arrays: ClipArrays) -> list[str]
             head = f"{_severity(chosen[0])}: {kind} ({meaning}): {len(chosen)}"
             lines = [f"{head}; {where}" if where else head]
             for f in chosen[:SHOWN]:
-                names = ", ".join(f.clips[:SHOWN])
+                names = _joined(", ", f.clips[:SHOWN])
                 if len(f.clips) > SHOWN:
                     names += f" and {len(f.clips) - SHOWN} more"
                 lines.append(f"  {names}: {f.what}" if names else f"  {f.what}")
@@ -519,6 +522,7 @@ def _table(rows: Mapping[str, Mapping[str, int | None]], name: str) -> str:
     """Name of a row -> name of a column -> number, as text; `name` heads the first column."""
     import pandas as pd
 
+    rows = {shown(key): row for key, row in rows.items()}
     table = pd.DataFrame.from_dict(rows, orient="index").astype("Int64").astype(object)
     table = table.where(table.notna(), "").rename_axis(name, axis="columns")
     return table.to_string()

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from absl import logging
 from tensorflow_datasets.core import example_serializer
 
 from htnet_jax import datasets, errors, foreign
-from htnet_jax.config import default_data_dir
 from htnet_jax.datasets.builder import Options, RawBuilder, RawConfig
 from htnet_jax.datasets.frames import FrameArrays, collect
 from htnet_jax.datasets.labels import CLASSES, LabelSet, three_classes
 from htnet_jax.evaluation.summary import Images
+from htnet_jax.io import data_folder
 from htnet_jax.motion import regions
 
 # The order in which examples store the channels of a flow.
@@ -174,11 +175,12 @@ def build(
     shows_preview = bool(options and options.preview)
     if shows_preview and not isinstance(builder.builder_config, RawConfig):
         raise errors.UserError(f"{builder.info.full_name} has no frames to preview")
-    if shows_preview and folder.exists() and not (manual_dir and Path(manual_dir).is_dir()):
+    is_built = os.path.exists(folder)  # unlike Path's, False for any path that cannot be there
+    if shows_preview and is_built and not (manual_dir and os.path.isdir(manual_dir)):
         raise errors.UserError(
             f"a preview needs the source files: manual directory {manual_dir!r} does not exist"
         )
-    if folder.exists():
+    if is_built:
         errors.say(f"{builder.info.full_name}: reading what was built in {folder}")
     else:
         _build(builder, manual_dir, folder)
@@ -186,6 +188,8 @@ def build(
         errors.say(f"preview: {builder.write_preview(Path(manual_dir))}")
     try:
         source = builder.as_data_source(split="train")
+        if len(source) > sum(path.stat().st_size for path in folder.iterdir()):
+            raise ValueError(f"{len(source):,} clips are more than its bytes")
         examples = [source[index] for index in range(len(source))]
     except Exception as error:  # array_record raises bare Exception types for damaged files
         raise _damaged(folder, error) from error
@@ -211,7 +215,7 @@ def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
         UserError: Unknown name or config, or a damaged data set.
     """
     folder = Path(_builder(name, config, data_dir, None).data_dir)
-    return folder if folder.exists() else None
+    return folder if os.path.exists(folder) else None
 
 
 def network_inputs(
@@ -300,15 +304,18 @@ def _builder(
 ) -> tfds.core.DatasetBuilder:
     _check_name("data set", name, tuple(datasets.BUILDERS))
     cls = datasets.BUILDERS[name]
-    # TFDS itself would make a folder called "~" where no home is known.
-    data_dir = str(foreign.expanded(data_dir or default_data_dir()))
-    arguments: dict[str, Any] = {"config": config or None, "data_dir": data_dir}
+    root = data_folder(data_dir)
+    arguments: dict[str, Any] = {"config": config or None, "data_dir": str(root)}
     if issubclass(cls, RawBuilder):
         arguments |= {"config": cls.config_of(config), "options": options}
     elif config and not cls.builder_configs:
         raise errors.UserError(f"data set {name} has no configs; leave config {config!r} out")
     elif config:
         _check_name(f"config of data set {name}", config, tuple(cls.builder_configs))
+    chosen = arguments["config"] or cls.BUILDER_CONFIGS[0]
+    chosen = cls.builder_configs[chosen] if isinstance(chosen, str) else chosen
+    folder = root / name / chosen.name / str(chosen.version or cls.VERSION)
+    _check_files(folder)
     try:
         with _quiet():
             builder = cls(**arguments, file_format="array_record")
@@ -316,13 +323,31 @@ def _builder(
         raise
     except Exception as error:  # TFDS raises many types for a damaged dataset_info.json
         raise errors.UserError(
-            f"data set {name} in {data_dir} cannot be opened "
+            f"data set {name} in {root} cannot be opened "
             f"({_one_line(error)}); delete its folder there to build it again"
         ) from error
-    folder = Path(builder.data_dir)
-    if folder.exists() and not (folder / "dataset_info.json").is_file():
+    if os.path.exists(folder) and not (folder / "dataset_info.json").is_file():
         raise _damaged(folder, "dataset_info.json is missing")
     return builder
+
+
+def _check_files(folder: Path) -> None:
+    """Whether TFDS can be let at the files of a built data set, if it is there."""
+    for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
+        if path.suffix == ".json":
+            _read_record(path)
+        else:
+            try:
+                foreign.opened(path, foreign.MAX_ARRAYS).close()
+            except (OSError, ValueError) as error:
+                raise _damaged(folder, f"{path.name}: {foreign.reason(error)}") from error
+
+
+def _read_record(path: Path) -> Any:
+    """A JSON file of a built data set."""
+    return foreign.read_json(
+        path, "record of a data set", f"Delete {path.parent} to build it again."
+    )
 
 
 @contextlib.contextmanager
@@ -363,9 +388,18 @@ def _build(builder: tfds.core.DatasetBuilder, manual_dir: str, folder: Path) -> 
                 f"{name} is not built yet in {folder}, and no manual directory is given "
                 f"(dataset.manual_dir).\n{how}"
             )
-        if not Path(manual_dir).is_dir():
-            raise errors.UserError(f"manual directory {manual_dir} does not exist.\n{how}")
-        if not any(Path(manual_dir).iterdir()):
+        try:
+            is_empty = not any(Path(manual_dir).iterdir())
+        except FileNotFoundError as error:
+            raise errors.UserError(
+                f"manual directory {manual_dir} does not exist.\n{how}"
+            ) from error
+        except (OSError, ValueError) as error:  # of a name that no file can have
+            raise errors.UserError(
+                f"manual directory {manual_dir} cannot be read ({foreign.reason(error)}); give a "
+                f"folder that you may read.\n{how}"
+            ) from error
+        if is_empty:
             raise errors.UserError(f"manual directory {manual_dir} is empty.\n{how}")
     errors.say(f"{name}: building in {folder}")
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir or None, try_download_gcs=False)
@@ -413,34 +447,32 @@ def _label_set(name: str, labels: str) -> LabelSet:
 def _arrays(stored: Stored, chosen: LabelSet) -> ClipArrays:
     """The clips that have a class, in plain arrays."""
     info = stored.builder.info
-    if "label" in info.features:
-        found = [example["label"] for example in stored.examples]
-    else:
-        found = [
-            chosen.label(example["emotion"].decode("utf-8"), example["objective"])
-            for example in stored.examples
-        ]
-    examples = [e for e, label in zip(stored.examples, found, strict=True) if label is not None]
+    keys = {"subject", "source", "clip", "emotion", "action_units"} & {*info.features}
+    try:
+        found = [_label(example, chosen) for example in stored.examples]
+        examples = [e for e, label in zip(stored.examples, found, strict=True) if label is not None]
+        texts = {
+            key: np.array([example[key].decode("utf-8") for example in examples], dtype=np.str_)
+            for key in keys
+        }
+    except ValueError as error:
+        raise _damaged(stored.folder, error) from error
     if not examples:
         raise errors.UserError(
             f"{info.full_name} has no clip of the classes {', '.join(chosen.classes)}; choose "
             "another label set (dataset.labels), or build from a sheet that has what these are "
             "formed by"
         )
-
-    def texts(key: str) -> np.ndarray:
-        return np.array([example[key].decode("utf-8") for example in examples], dtype=np.str_)
-
     fields: dict[str, np.ndarray] = {
         "flow": np.stack([example["flow"] for example in examples]).astype(np.float32),
         "landmarks": np.stack([example["landmarks"] for example in examples]).astype(np.float32),
         "labels": np.array([label for label in found if label is not None], np.int32),
-        "subjects": texts("subject"),
-        "sources": texts("source"),
-        "clips": texts("clip"),
-        "emotions": texts("emotion"),
+        "subjects": texts["subject"],
+        "sources": texts["source"],
+        "clips": texts["clip"],
+        "emotions": texts["emotion"],
     }
-    action_units = texts("action_units") if "action_units" in info.features else None
+    action_units = texts.get("action_units")
     objective = None
     if "objective" in info.features:
         objective = np.array([example["objective"] for example in examples], np.int32)
@@ -460,11 +492,28 @@ def _arrays(stored: Stored, chosen: LabelSet) -> ClipArrays:
     )
 
 
+def _label(example: Mapping[str, Any], chosen: LabelSet) -> int | None:
+    """The clip's label; None if it belongs to no class.
+
+    Raises:
+        ValueError: It has a number that no builder stores, or an emotion that is no text.
+    """
+    if "label" in example:
+        label = int(example["label"])
+    else:
+        label = chosen.label(example["emotion"].decode("utf-8"), int(example["objective"]))
+    if label is not None and not 0 <= label < len(chosen.classes):
+        raise ValueError(f"a clip has the class {label}")
+    return label
+
+
 def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
     try:
-        about = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        about = _read_record(folder / "metadata.json")
         return collect(examples, about["frames"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except errors.UserError:
+        raise
+    except Exception as error:  # whatever the record holds in place of numbers
         reason = f"{type(error).__name__}: {error}"
         raise _damaged(folder, f"its frames or metadata.json cannot be used, {reason}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from htnet_jax.datasets.recording import folded
 from htnet_jax.datasets.samm import Samm
 from htnet_jax.datasets.smic import Smic
 from htnet_jax.datasets.survey import Audit, RawClip
-from htnet_jax.errors import UserError
+from htnet_jax.errors import UserError, say, shown
 from htnet_jax.io import core_count
 
 # In the order of the challenge's clip list.
@@ -199,7 +198,7 @@ class Megc2019(RawBuilder):
             Path(dl_manager.manual_dir), enforce_counts=config.enforce_counts, search=search
         )
         for note in found.notes:
-            print(f"{self.info.full_name}: {note}", file=sys.stderr)
+            say(shown(f"{self.info.full_name}: {note}"))
         self.info.metadata.update(found.audit)
         return {"train": self._generate_examples(found)}
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from htnet_jax import errors
 from htnet_jax.datasets import images, png, process, recording, sheets
 from htnet_jax.datasets.builder import Clip
 from htnet_jax.datasets.labels import CLASSES
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, shown
 from htnet_jax.motion import regions
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class FivePoints:
     Attributes:
         points: `(5, 2)` float32 (x, y), as in the file: before any clipping.
         detected: False where the file says that its points are the release's template.
-        outside: How far, in pixels, the farthest point lies outside the image (0: inside).
+        outside: How far the farthest point lies outside the image, see `regions.outside`.
     """
 
     points: np.ndarray
@@ -180,6 +181,8 @@ def read(folder: Path, *, enforce_counts: bool, search: Search | None = None) ->
 
     columns = _COLUMNS if search is None else (*_COLUMNS, PHOTOGRAPH)
     listed, named, photographs = _read_clips(folder / CLIP_LIST, columns, problems)
+    if not named:  # what follows from it would bury the reason
+        problems.raise_if_any(f"Correct or restore this file; {LAYOUT}")
     flows = _read_flows(folder / PNG_FOLDER, listed, problems)
     in_file = {}
     if (folder / LANDMARKS).is_file() and (search is None or search.fall_back):
@@ -322,7 +325,7 @@ def read_landmarks(
         values, bad = sheets.five_points(row)
         what += bad
         points = values.astype(np.float32)
-        beyond = np.maximum(-points, points - SIZE).max(axis=1)
+        beyond = regions.outside(values, SIZE)
         if not bad:
             what += [
                 f"{name} is outside the {SIZE}x{SIZE} image by {distance:g} pixels"
@@ -332,8 +335,7 @@ def read_landmarks(
         for text in what:
             problems.add(row.where, text)
         if not what:
-            outside = float(max(beyond.max(), 0.0))
-            found[clip] = FivePoints(points, row.cells["detected"] == "1", outside)
+            found[clip] = FivePoints(points, row.cells["detected"] == "1", float(beyond.max()))
     return found
 
 
@@ -446,14 +448,14 @@ def _points_on(detector: landmarks.Detector, path: Path) -> np.ndarray | str:
 
 
 def _below(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return shown(path.relative_to(root).as_posix())
 
 
 def _notes(audit: dict[str, object], farthest: float, folders: tuple[str, ...]) -> tuple[str, ...]:
     origin = audit["landmarks"]
     dlib = f"{origin['dlib']} clips by dlib from {', '.join(folders)}; " if "dlib" in origin else ""
     notes = [
-        f"{audit['clips']} clips of {audit['subjects']} subjects",
+        f"{errors.count(audit['clips'], 'clip')} of {errors.count(audit['subjects'], 'subject')}",
         f"landmarks: {dlib}{origin['detected']} clips with detected points, "
         f"{origin['template_in_file']} with the template rows of {LANDMARKS}, "
         f"{origin['template_no_row']} without a row there, for which the fixed template is used",
@@ -464,8 +466,8 @@ def _notes(audit: dict[str, object], farthest: float, folders: tuple[str, ...]) 
     ]
     if outside := audit["landmarks_outside"]:
         notes.append(
-            f"landmarks of {len(outside)} clips lie up to {farthest:.1f} pixels outside the "
-            f"image (kept; crops clip them): {', '.join(outside)}"
+            f"landmarks of {errors.count(len(outside), 'clip')} lie up to {farthest:.1f} pixels "
+            f"outside the image (kept; crops clip them): {', '.join(outside)}"
         )
     if audit["differences"]:
         notes.append("not the full composite: " + "; ".join(audit["differences"]))

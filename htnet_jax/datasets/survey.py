@@ -17,7 +17,7 @@ from htnet_jax.datasets import action_units, images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.recording import OUTSIDE, VIDEOS, folded, is_inside, only_video
 from htnet_jax.datasets.sheets import Row
-from htnet_jax.errors import UserError, shown
+from htnet_jax.errors import UserError, count, shown
 from htnet_jax.io import write_atomically
 
 # What a survey's finding is about, in the order of the report.
@@ -140,11 +140,9 @@ class Audit:
     def raise_if_errors(self, subject: str, remedy: str) -> None:
         """Raises one UserError with the whole report, if anything stops the build."""
         if self.errors:
-            clips = len({f.clip for f in self.errors if f.clip})
-            raise UserError(
-                f"{subject}: {len(self.errors)} findings, {clips} clips concerned\n"
-                f"{self.report()}\n{remedy}"
-            )
+            clips = count(len({f.clip for f in self.errors if f.clip}), "clip")
+            number = count(len(self.errors), "finding")
+            raise UserError(f"{subject}: {number}, {clips} concerned\n{self.report()}\n{remedy}")
 
     def extend(self, findings: Iterable[Finding]) -> None:
         """Adds findings that were made elsewhere, in a worker process for example."""

@@ -21,6 +21,22 @@ TEMPLATE_POINTS.flags.writeable = False
 LAYOUTS = ("release", "upright")
 
 
+def outside(points: np.ndarray, size: int) -> np.ndarray:
+    """How far points lie outside an image, in pixels; 0 inside.
+
+    Pixel centres have whole-numbered coordinates, so the image reaches from -0.5 to `size` - 0.5.
+
+    Args:
+        points: `(..., 2)` (x, y).
+        size: Side of the image in pixels.
+
+    Returns:
+        `(...)` float64.
+    """
+    points = np.asarray(points, np.float64)
+    return np.maximum(np.maximum(-0.5 - points, points - (size - 0.5)).max(axis=-1), 0)
+
+
 def mosaic(flow: np.ndarray, points: np.ndarray, layout: str = "release") -> np.ndarray:
     """The image `[[left eye, right eye], [left mouth, right mouth]]` of S/2-pixel crops.
 

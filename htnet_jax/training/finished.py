@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from htnet_jax import foreign
-from htnet_jax.config import default_data_dir, read_private, split_private
+from htnet_jax.config import read_private, split_private
 from htnet_jax.errors import UserError, say
 from htnet_jax.evaluation.predictions import FILE_NAME, Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.evaluation.summary import Images, shortened
+from htnet_jax.io import data_folder
 from htnet_jax.training.plan import Store
 
 # A message names this many folds or folders.
@@ -77,8 +78,7 @@ def images(content: Content, data_dir: str = "") -> Images:
     if not isinstance(dataset, dict) or not all(isinstance(dataset.get(k), str) for k in keys):
         raise UserError("the run has no config.json that names its data set")
     name = dataset["name"]
-    given = data_dir or content.private.get("dataset.data_dir")
-    where = foreign.expanded(given or default_data_dir())
+    where = data_folder(data_dir or content.private.get("dataset.data_dir") or "")
     absent = f"{name} is not built in {where}; --data_dir=DIR says where it is"
     # Check the folder first: importing TFDS takes longer than scoring a run.
     if not (where / name).is_dir():

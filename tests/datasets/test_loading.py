@@ -1,6 +1,7 @@
 """Loading: built on first use, read afterwards, and refused with one clear message."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -8,11 +9,13 @@ import socket
 import subprocess
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from htnet_jax import errors
-from htnet_jax.datasets import loading
+from htnet_jax.datasets import checks, loading
 from htnet_jax.motion import regions
 
 
@@ -219,6 +222,100 @@ def test_a_damaged_data_set_is_refused(tree, built, how):
     assert len(_load(tree.folder, data_dir).labels) == 4
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json", "features.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "\xff", "", "pipe", "folder"])
+def test_hostile_records_of_a_data_set_are_one_message(tree, built, name, content):
+    _, data_dir, folder = built
+    (folder / name).unlink()
+    if content == "pipe":
+        os.mkfifo(folder / name)
+    elif content == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content.encode("latin-1"))
+    message = _refusal(tree.folder, data_dir)
+    assert message.startswith(f"{folder / name}: damaged, or not a record of a data set (")
+    assert message.endswith(f"Delete {folder} to build it again.") and "\n" not in message
+
+
+def test_a_pipe_in_place_of_the_clips(tree, built):
+    _, data_dir, folder = built
+    record = next(folder.glob("*array_record*"))
+    record.unlink()
+    os.mkfifo(record)
+    assert "a pipe, socket or device, not a regular file" in _refusal(tree.folder, data_dir)
+
+
+@pytest.mark.parametrize("count", ["99999999999999", "-1", "1e9", "3"])
+def test_more_clips_than_there_are(tree, built, count):
+    _, data_dir, folder = built
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = [count]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    if count == "3":  # a part of what is there
+        assert len(_load(tree.folder, data_dir).labels) == 3
+    else:
+        assert "to build it again" in _refusal(tree.folder, data_dir)
+
+
+@hypothesis.given(
+    which=st.integers(0, 99),
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=9),
+)
+@hypothesis.settings(
+    max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+def test_any_bytes_in_a_built_data_set(tiny, tiny_dir, tmp_path, which, changes):
+    folder = tmp_path / "synthetic" / "tiny" / "1.0.0"
+    shutil.copytree(loading.built("synthetic", config="tiny", data_dir=tiny_dir), folder)
+    path = sorted(folder.iterdir())[which % len(list(folder.iterdir()))]
+    content = bytearray(path.read_bytes())
+    for place, byte in changes:
+        content[place % len(content)] = byte
+    path.write_bytes(content)
+    try:
+        arrays = loading.load("synthetic", config="tiny", data_dir=str(tmp_path))
+        assert len(arrays.clips) <= 24
+    except errors.UserError as error:
+        assert str(tmp_path) in str(error) and "\n" not in str(error)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\0b"])
+def test_a_data_folder_whose_name_is_no_text(name, tmp_path):
+    with pytest.raises(errors.UserError, match="its name is not UTF-8 text; choose another"):
+        loading.load("synthetic", config="tiny", data_dir=str(tmp_path / name))
+
+
+def test_a_home_folder_that_is_not_known(tmp_path):
+    for options in ({"data_dir": "~nosuchuser"}, {"manual_dir": "~nosuchuser"}):
+        with pytest.raises(errors.UserError, match="give the path without ~"):
+            loading.load("samm", **({"data_dir": str(tmp_path)} | options))
+
+
+def test_the_variable_for_the_data_folder_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/data")
+    assert len(loading.load("synthetic", config="tiny").clips) == 24
+    assert (tmp_path / "data/synthetic/tiny").is_dir()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file"])
+def test_a_manual_directory_that_cannot_be_read(tmp_path, name):
+    (tmp_path / "file").touch()
+    message = _refusal(tmp_path / name, tmp_path / "data")
+    assert "cannot be read (" in message and "give a folder that you may read" in message
+
+
+def test_a_manual_directory_without_permission(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", denied)
+    assert "cannot be read (Permission denied)" in _refusal(tmp_path, tmp_path / "data")
+
+
 def test_network_inputs_of_the_release(built):
     arrays = built[0]
     inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
@@ -290,6 +387,12 @@ def test_the_real_release(tmp_path):
     assert "006" in arrays.subjects
     inputs = loading.network_inputs(arrays, layout="release", channels=("strain", "v", "u"))
     assert inputs.shape == (442, 28, 28, 3)
+    # The build and the check of built data count the same clips.
+    (folder,) = (tmp_path / "megc2019/release").iterdir()
+    noted = json.loads((folder / "metadata.json").read_text())["landmarks_outside"]
+    checkup = checks.check(arrays, arrays.subjects, [])
+    found = [f.clip for f in checkup.findings if "outside the image" in f.what]
+    assert len(found) == 33 and sorted(found) == sorted(noted)
 
 
 # What a report shows.

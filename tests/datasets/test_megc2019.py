@@ -68,7 +68,7 @@ def test_build_stores_the_files_as_they_are(tree, tmp_path, capfd):
     shown = capfd.readouterr().err
     assert "2 clips with detected points, 1 with the template rows" in shown
     assert "1 without a row there" in shown
-    assert "up to 6.0 pixels outside" in shown
+    assert "up to 5.5 pixels outside" in shown
     assert "not the full composite: smic: 0 negative clips, the composite has 70" in shown
 
 

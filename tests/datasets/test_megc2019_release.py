@@ -127,8 +127,8 @@ def test_all_bad_rows_and_pictures_are_reported_together(tree):
         ("nose_y", "-inf", "nose_y is '-inf', not a finite number"),
         ("nose_y", "", "empty cell in column nose_y"),
         ("detected", "yes", "detected is 'yes', expected 0 or 1"),
-        ("nose_y", 35.5, "nose is outside the 28x28 image by 7.5 pixels"),
-        ("right_mouth_x", -9, "right_mouth is outside the 28x28 image by 9 pixels"),
+        ("nose_y", 35.5, "nose is outside the 28x28 image by 8 pixels"),
+        ("right_mouth_x", -9, "right_mouth is outside the 28x28 image by 8.5 pixels"),
         ("filename_o", "EP77_77", "no clip EP77_77 of subject 096 in the clip list"),
     ],
 )
@@ -148,6 +148,14 @@ def test_bad_landmark_rows_are_reported_together(tree):
     assert f"{release.LANDMARKS} line 5: {again}" in message
 
 
+@pytest.mark.parametrize("enforce_counts", [False, True])
+def test_a_clip_list_that_is_none_is_one_problem(tree, enforce_counts):
+    tree.header[2] = "name"
+    message = _refusal(tree.write(), enforce_counts=enforce_counts)
+    what = f"{release.CLIP_LIST}: missing column filename_o in its first line"
+    assert message.startswith(f"{tree.folder}: 1 problem\n  {what}\nCorrect or restore this file; ")
+
+
 def test_missing_landmark_columns_are_named(tree):
     tree.landmark_header[3] = "left_x"
     message = _refusal(tree.write())
@@ -156,7 +164,7 @@ def test_missing_landmark_columns_are_named(tree):
 
 @pytest.mark.parametrize("beyond", [7.0, 7.25])
 def test_a_quarter_of_the_picture_outside_is_the_limit(tmp_path, beyond):
-    coordinates = [9, 10, 19, 10, 14, 15, 10, 20, 28 + beyond, 20]
+    coordinates = [9, 10, 19, 10, 14, 15, 10, 20, 27.5 + beyond, 20]
     path = tmp_path / "l.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([release.LANDMARK_COLUMNS, ["s", "c", 1, *coordinates]])

@@ -1,6 +1,7 @@
 """What all surveys share: folders of a copy, its sheet, and the report of what is wrong."""
 
 import collections
+import csv
 import dataclasses
 import datetime
 import re
@@ -341,6 +342,19 @@ def test_an_audit_reports_by_kind_and_drops_only_clips(tmp_path):
     assert lines[2] == "onset,samm/006/006_1_2,folder,frame 3 is not there,1"
     with pytest.raises(ValueError, match="unknown kind 'colour'"):
         audit.add("colour", "samm", "red")
+
+
+def test_an_audit_with_hostile_names_is_written_escaped(tmp_path):
+    audit = survey.Audit()
+    odd = "samm/0\x1b[31m6/a\nb\u202e\udcff"
+    audit.add("onset", f"{odd}.jpg", f"{odd}: not there", clip=odd)
+    with pytest.raises(UserError) as caught:
+        audit.raise_if_errors("samm", "Mend it.")
+    shown = r"samm/0\x1b[31m6/a\nb\u202e\udcff"
+    assert shown in str(caught.value)
+    audit.write_csv(tmp_path / "audit.csv")
+    (_, row) = csv.reader((tmp_path / "audit.csv").read_text().splitlines())
+    assert row == ["onset", shown, f"{shown}.jpg", f"{shown}: not there", "1"]
 
 
 def folders(root, *paths):

@@ -112,3 +112,8 @@ def test_other_sizes():
 def test_mosaic_refuses(shape, points, layout, message):
     with pytest.raises(ValueError, match=message):
         regions.mosaic(np.zeros(shape), points, layout=layout)
+
+
+def test_one_meaning_of_outside_the_image():
+    points = [[0, 0], [-0.5, 27.5], [-0.75, 3], [3, 28], [30.5, -2]]
+    np.testing.assert_array_equal(regions.outside(points, 28), [0, 0, 0.25, 0.5, 3])

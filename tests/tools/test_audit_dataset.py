@@ -103,3 +103,26 @@ def test_wrong_use_is_one_message(tmp_path, data_dir):
         assert words in errors
         assert "Traceback" not in errors
         assert not output
+
+
+def test_hostile_names_are_shown_escaped(tmp_path):
+    manual = tmp_path / "manual"
+    (manual / release.PNG_FOLDER).mkdir(parents=True)
+    rows = [("samm", "0\x1b[31m6", "a\nb", 2), ("smic", "s\u202e9", "c\x07", 0)]
+    with (manual / release.CLIP_LIST).open("w", newline="") as file:
+        csv.writer(file).writerows([("dataset", "sub", "filename_o", "label"), *rows])
+    flow = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
+    for _, subject, name, _ in rows:
+        assert cv2.imwrite(str(manual / release.PNG_FOLDER / f"{subject}_{name}.png"), flow)
+    table = tmp_path / "audit.csv"
+    status, output, errors = run(
+        *("--dataset=megc2019", "--config=release_partial", f"--data_dir={tmp_path / 'data'}"),
+        *(f"--manual_dir={manual}", f"--csv={table}"),
+    )
+    assert status == 1, errors
+    names = [r"samm/0\x1b[31m6/a\nb", r"smic/s\u202e9/c\x07"]
+    assert ", ".join(names) in output
+    for text in (output, errors, table.read_text()):
+        assert all(line.isprintable() for line in text.splitlines()), ascii(text)
+    found = list(csv.DictReader(table.read_text().splitlines()))
+    assert any(row["clips"] == " | ".join(names) for row in found)

@@ -212,7 +212,7 @@ def test_a_config_that_cannot_be_read(tmp_path, monkeypatch):
         return original(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", denied)
-    assert "config.json: damaged, or not a run's config (Permission denied)" in refusal(fold)
+    assert "config.json: cannot be read (Permission denied)" in refusal(fold)
 
 
 def loads_or_is_refused(path):
