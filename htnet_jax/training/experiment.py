@@ -33,7 +33,7 @@ from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Pro
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
 from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
-from htnet_jax.training.state import Snapshots, fold_folder, save_fold
+from htnet_jax.training.state import KEPT, Snapshots, fold_folder, save_fold
 
 if TYPE_CHECKING:
     from htnet_jax.training.baselines import BaselineTrainer
@@ -146,6 +146,7 @@ class _Experiment:
         self.digest = settings.digest(self.as_json)
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        workdir.check_memory(self.plan)
         self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
         if self.record and self.record.get("data_fingerprint") != self.arrays.fingerprint:
@@ -158,6 +159,7 @@ class _Experiment:
             for inner in (False, True)
             if self.plan.inner_folds or not inner
         ]
+        self._tell_of_whole_sets()
 
     def _check_settings(self) -> None:
         """All processes have the settings of process 0."""
@@ -169,6 +171,19 @@ class _Experiment:
                 f"process {index} has other settings than process 0:\n"
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nGive all processes the same settings, apart from --config.process."
+            )
+
+    def _tell_of_whole_sets(self) -> None:
+        """Says if a batch is larger than training sets: there it is the whole set."""
+        size = self.config.batch_size
+        units = [unit for stage in self.stages for unit in stage.units.values()]
+        clips = [int(self.plan.trained(unit).sum()) for unit in units]
+        small = sum(number < size for number in clips)
+        if small and not self.stages[0].trainer.fits_once:
+            hosts.tell(
+                f"config.batch_size={size} is larger than the training set of {small} of "
+                f"{count(len(units), 'model')} (the smallest: {count(min(clips), 'clip')}); "
+                "a batch there is the whole set"
             )
 
     def run(self) -> Run | None:
@@ -231,7 +246,17 @@ class _Experiment:
     def _prepare(self) -> None:
         """Records of a new run."""
         checkpoints = len(self.kept) * len(self.plan.seeds)
-        workdir.check_space(self.folder, checkpoints, self.stages[0].trainer.parameter_bytes)
+        trainer = self.stages[0].trainer
+        # The one being written exists beside those that are kept.
+        number = 1 + KEPT if self.config.checkpoint_every else 1
+        at_once = max(len(folds) for stage in self.stages for folds in stage.trainer.rounds())
+        workdir.check_space(
+            self.folder,
+            self.plan,
+            checkpoints,
+            trainer.parameter_bytes,
+            number * at_once * trainer.state_bytes,
+        )
         if not self.record:
             groups = {stage.key: stage.trainer.folds_per_device for stage in self.stages}
             self.record.update(

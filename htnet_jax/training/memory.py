@@ -79,7 +79,17 @@ class GroupSize:
             processes: That share the folds.
             size: Use this size; 0: what is estimated to fit, balanced over the devices.
             devices_at_once: Use so many devices at most; 0: all.
+
+        Raises:
+            UserError: The memory does not suffice for a single fold.
         """
+        free, least = available_bytes(pool[:1]), state_bytes + parameter_bytes
+        if least > free:
+            raise UserError(
+                f"a single fold takes at least {least / 1e9:,.1f} GB of memory (parameters, "
+                f"gradient, optimizer), but {free / 1e9:,.1f} GB are free. Set a smaller network "
+                "(config.model), end other programs, or use a device with more memory."
+            )
         self._folds, self._state_bytes, self._processes = folds, state_bytes, processes
         self.pool = list(pool[:devices_at_once] if devices_at_once else pool)
         self.devices_at_once = devices_at_once
@@ -143,8 +153,8 @@ class GroupSize:
         raise UserError(
             f"{why} with a single fold: its parameters and optimizer alone take "
             f"{self._state_bytes / 1e9:.2f} GB, and {available_bytes(devices) / 1e9:.2f} "
-            "GB are free. Set a smaller --config.batch_size or --config.model.dim, end other "
-            "programs, or use a device with more memory."
+            "GB are free. Set a smaller --config.batch_size or a smaller network (config.model), "
+            "end other programs, or use a device with more memory."
         )
 
 

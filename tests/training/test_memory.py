@@ -145,7 +145,7 @@ def test_nothing_left_to_make_smaller(fail_when):
     fail_when(lambda trainer: True)
     message = (
         r"out of memory with a single fold: its parameters and optimizer alone take \d+\.\d\d GB, "
-        r"and \d+\.\d\d GB are free\. Set a smaller --config\.batch_size or --config\.model\.dim"
+        r"and \d+\.\d\d GB are free\. Set a smaller --config\.batch_size or a smaller network"
     )
     with pytest.raises(UserError, match=message) as caught:
         trained(make_trainer(group=2))
