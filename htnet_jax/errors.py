@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TextIO
 
 
@@ -129,6 +130,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{error}; see --help") from error
 
 
+class Stopped(KeyboardInterrupt):
+    """The work has stopped because a signal asked for it; what was finished is on disk."""
+
+    def __init__(self, number: int) -> None:
+        """`number`: the signal's."""
+        super().__init__()
+        self.signal = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    raise Stopped(number)
+
+
 def run_command(
     main: Callable[[list[str]], Any],
     flags_parser: Callable[[Sequence[str]], list[str]] | None = None,
@@ -149,6 +164,9 @@ def run_command(
         logging.set_verbosity(logging.WARNING)
         return main(argv)
 
+    # Ended by the default action, nothing would be tidied up. Ignored, it stays ignored.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
     with _safe_output():
         try:
             app.run(guarded, flags_parser=flags_parser or parse_flags)

@@ -36,7 +36,10 @@ def data_folder(given: str = "") -> Path:
             return folder
     except UnicodeEncodeError:
         pass
-    raise UserError(f"data folder {folder}: its name is not UTF-8 text; choose another one")
+    raise UserError(
+        f"data folder {folder}: its name is not UTF-8 text; choose another one, or, if only the "
+        "locale of this shell says so, set PYTHONUTF8=1"
+    )
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:

@@ -139,6 +139,57 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, buil
     assert [path.name for path in folder.parent.iterdir()] == ["3.0.0"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_the_locale_cannot_print(copy, tmp_path, encoding):
+    """What is built has its name; what is printed of it is escaped."""
+    manual = tmp_path / "Daten-\u00f6-\u65e5\u672c"
+    manual.symlink_to(copy)
+    data_dir = tmp_path / "aus-\u00e9-\u65e5"
+    command = _command(manual, data_dir, *QUICK[:-1], "--workers=2", "--allow-incomplete")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (data_dir / "samm" / QUICK_NAME).is_dir()
+    assert b"\\u65e5" in done.stdout
+    # Where names are no text at all, it is said what to do.
+    environment |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert b"PYTHONUTF8=1" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_it_leaves_no_process_and_says_how_to_resume(copy, tmp_path, number):
+    temporary = tmp_path / ("a-long-name" * 10)  # too long for the path of a socket
+    temporary.mkdir()
+    command = _command(copy, tmp_path, "--landmarks=csv", "--allow-incomplete", "--workers=4")
+    unfinished = tmp_path / "samm" / f"unfinished_{NAME}"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | ({"TMPDIR": str(temporary)} if number == signal.SIGTERM else {}),
+        # A shell's background, as tests may run in, would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not list(unfinished.glob("*.npz")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # As Ctrl-C does, to all of the group; SIGTERM to the command alone.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    # Whoever still runs would hold the other end of the pipe.
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 128 + number, output
+    assert b"Traceback" not in output
+    assert b"what was finished is kept" in output
+    assert b"htnet_jax.prepare --dataset=samm" in output
+    assert list(unfinished.glob("*.npz"))
+
+
 def test_an_incomplete_copy_is_one_message(copy, tmp_path):
     command = _command(copy, tmp_path, *QUICK)
     done = subprocess.run(command, capture_output=True, text=True)

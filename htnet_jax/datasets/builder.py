@@ -436,8 +436,13 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         kept = process.Kept(self.unfinished)
         kept.folder.mkdir(parents=True, exist_ok=True)
         tasks = [(kept.path(job), job, i) for job, i in pairs if kept.load(job) is None]
-        for _ in process.run(process.keep_tensor, tasks, workers=workers, title=f"{title}: flow"):
-            pass
+        results = process.run(process.keep_tensor, tasks, workers=workers, title=f"{title}: flow")
+        if impossible := [finding for finding in results if finding]:
+            audit.extend(impossible)
+            self._report(audit)
+            pairs = [(job, i) for job, i in pairs if job.clip.id not in audit.dropped]
+            if not pairs:
+                raise UserError(f"{folder}: no clip is left to build; see {self.audit_path}")
         return Prepared([job for job, _ in pairs], [i for _, i in pairs], kept, audit)
 
     def write_preview(self, folder: Path) -> Path:
@@ -459,8 +464,13 @@ class RawBuilder(FlowBuilder, skip_registration=True):
             for job in progress(chosen, len(chosen), "preview", "clip"):
                 inspection = process.inspect(job)
                 audit.extend(inspection.findings)
-                if not any(finding.drops for finding in inspection.findings):
-                    yield job, inspection, process.compute(job, inspection)
+                if any(finding.drops for finding in inspection.findings):
+                    continue
+                steps = process.compute(job, inspection)
+                if finding := process.impossible_flow(job, steps):
+                    audit.extend([finding])
+                else:
+                    yield job, inspection, steps
 
         path = self.audit_path.with_name(f"preview_{self.builder_config.name}.html")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,13 @@ import dataclasses
 import functools
 import hashlib
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +34,13 @@ from htnet_jax.errors import UserError, shown
 from htnet_jax.io import write_atomically
 from htnet_jax.motion import regions
 from htnet_jax.progress import progress
+
+# The largest flow within the face, in eye distances: 22 mm of an adult's 63 mm, 4.2 px of an
+# aligned tensor of 28. So far the corner of the mouth moves in the widest of smiles (7 to 22 mm,
+# Paletz et al., Plastic and Reconstructive Surgery 1994); in a micro-expression far less, and the
+# rest is left to the head. On rendered clips it is at most 0.09; into another face or an image
+# without one TV-L1 reaches 0.2 to 1.7, mostly more than this.
+MOST_FLOW = 0.35
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,7 +81,8 @@ class Inspection:
         apex: Number of the apex frame that is used.
         apex_rule: "sheet", "midpoint" or "estimate".
         points: `(5, 2)` float64 (x, y) on the onset frame, pixels.
-        apex_points: The same on the apex frame, for `align=head`.
+        apex_points: The same on the apex frame, of the face nearest to the onset's; None where the
+            points do not come from the images.
         found: How the points were found: "detector", "upsampled", "whole picture", "csv" or
             "template".
         unusable: Numbers of frames that the recipe wants stored and that cannot be.
@@ -150,7 +164,8 @@ def inspect(job: Job) -> Inspection:
         image = _read(clip, apex)
         if image.shape != onset.shape:
             raise _Bad("image", f"apex is {_size(image)} pixels, onset is {_size(onset)}")
-        apex_points = _points(job, image)[0] if recipe.align == "head" else None
+        # Looked at in any case: without a face there, the flow means nothing.
+        apex_points = _apex_points(job, apex, image, points)
         unusable = {}
         if recipe.frames != "none":
             unusable = _unusable(clip, apex, recipe.frames, onset)
@@ -170,7 +185,7 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     points = inspection.points
     transforms = None
     if recipe.align != "none":
-        own = points if inspection.apex_points is None else inspection.apex_points
+        own = inspection.apex_points if recipe.align == "head" else points
         transforms = tuple(alignment.face_transform(each, FACE_SIZE) for each in (points, own))
         onset = alignment.warp(onset, transforms[0], FACE_SIZE)
         apex = alignment.warp(apex, transforms[1], FACE_SIZE)
@@ -189,6 +204,30 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     scale = recipe.size / np.array(onset.shape[::-1], np.float64)
     landmarks = (points + 0.5) * scale - 0.5
     return Steps(onset, apex, tensor, landmarks.astype(np.float32), stored)
+
+
+def impossible_flow(job: Job, steps: Steps) -> Finding | None:
+    """What is wrong with flow that no face can make, see `MOST_FLOW`; of any alignment.
+
+    Only the flow near the points counts, as far as an aligned face reaches: beside it, something
+    may move.
+    """
+    eyes = float(np.linalg.norm(steps.landmarks[1] - steps.landmarks[0]))
+    size = len(steps.tensor)
+    reach = eyes * 14 / np.linalg.norm(np.subtract(*regions.TEMPLATE_POINTS[:2]))
+    y, x = np.mgrid[:size, :size]
+    centre = steps.landmarks.mean(axis=0)
+    near = (abs(x - centre[0]) <= reach) & (abs(y - centre[1]) <= reach)
+    largest = float(np.linalg.norm(steps.tensor[..., :2], axis=-1)[near].max(initial=0))
+    if largest <= MOST_FLOW * eyes:
+        return None
+    return _finding(
+        job.clip,
+        "flow",
+        f"flow of {largest:.1f} pixels of {size}, {largest / eyes:.1f} eye distances: no face "
+        "moves so far from onset to apex; are both images of this clip, and do the points fit?",
+        drops=True,
+    )
 
 
 def about_frames(jobs: Sequence[Job], inspections: Sequence[Inspection]) -> dict[str, Any]:
@@ -258,6 +297,17 @@ def _read(clip: RawClip, number: int) -> np.ndarray:
 
 def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _apex_points(job: Job, apex: int, image: np.ndarray, near: np.ndarray) -> np.ndarray | None:
+    if job.recipe.landmarks != "dlib":
+        return None
+    from htnet_jax.motion import landmarks
+
+    try:
+        return _detector(job.model).follow(image, near).astype(np.float64)
+    except landmarks.NoFace as error:
+        raise _Bad("landmarks", f"apex frame {apex}: {error}") from error
 
 
 def _points(job: Job, image: np.ndarray) -> tuple[np.ndarray, str]:
@@ -408,9 +458,17 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         yield from progress(map(function, items), len(items), title, "clip")
         return
     context = _context()
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), mp_context=context)
+    lifeline, ours = context.Pipe(duplex=False)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(lifeline,)
+    )
     try:
         yield from progress(pool.map(function, items), len(items), title, "clip")
+    except KeyboardInterrupt:
+        # Whoever interrupts does not want to wait for the clips at hand.
+        pool.shutdown(wait=False, cancel_futures=True)
+        ours.close()
+        raise
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; give fewer --workers. "
@@ -418,6 +476,8 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        ours.close()
+        lifeline.close()
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -430,7 +490,29 @@ def _context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "htnet_jax.motion.flow"])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    except OSError:  # Its socket is a file in TMPDIR, whose path may be too long for one.
+        return multiprocessing.get_context("spawn")
     return context
+
+
+def _begin(lifeline: multiprocessing.connection.Connection) -> None:
+    """What a worker does first: it leaves Ctrl-C to its parent, and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _end_with(lifeline: multiprocessing.connection.Connection) -> None:
+    """Ends this process once no one holds the other end, which only the parent has.
+
+    However the parent ends, even before this process has begun. By itself a worker would not
+    notice: it waits at a queue that it and the other workers hold open.
+    """
+    multiprocessing.connection.wait([lifeline])
+    # An interrupted parent first forgets what is not begun: its pool would stumble over that.
+    time.sleep(1)
+    os._exit(1)
 
 
 class Kept:
@@ -465,11 +547,18 @@ class Kept:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def keep_tensor(task: tuple[Path, Job, Inspection]) -> None:
-    """Computes one clip and writes its tensor to a file, complete or not at all."""
+def keep_tensor(task: tuple[Path, Job, Inspection]) -> Finding | None:
+    """Computes one clip and writes its tensor to a file, complete or not at all.
+
+    Returns:
+        What is wrong with its flow, see `impossible_flow`; then nothing is written.
+    """
     path, job, inspection = task
     steps = compute(job, inspection)
+    if finding := impossible_flow(job, steps):
+        return finding
     found = {"tensor": steps.tensor, "landmarks": steps.landmarks}
     if steps.frames is not None:
         found |= steps.frames.example()
     write_atomically(path, lambda file: np.savez(file, **found))
+    return None

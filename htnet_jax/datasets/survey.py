@@ -30,6 +30,7 @@ KINDS = (
     "offset",
     "image",
     "landmarks",
+    "flow",
     "path",
     "count",
     "corrected",

@@ -7,18 +7,11 @@ import threading
 from types import FrameType
 from typing import Any
 
-from htnet_jax.errors import say
+from htnet_jax.errors import Stopped, say
+
+__all__ = ["StopRequest", "Stopped"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(KeyboardInterrupt):
-    """Training has stopped because it was asked to; its state is on disk."""
-
-    def __init__(self, number: int) -> None:
-        """`number`: the signal's."""
-        super().__init__()
-        self.signal = number
 
 
 class StopRequest:

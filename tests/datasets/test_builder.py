@@ -184,7 +184,7 @@ def test_an_interrupted_build_goes_on_with_what_is_finished(copies, built, tmp_p
     next(unfinished.glob("*.npz")).write_bytes(b"PK")
     again = []
     with mock.patch.object(
-        process, "keep_tensor", lambda task: (again.append(task), original(task))
+        process, "keep_tensor", lambda task: again.append(task) or original(task)
     ):
         _, other = loading.prepare("samm", **arguments)
     assert len(again) == metadata(other)["clips"] - 2

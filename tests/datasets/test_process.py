@@ -1,5 +1,6 @@
 """From frames to flow tensors and face frames, by one process or several."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -7,6 +8,10 @@ import json
 import operator
 import os
 import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 import time
 import types
 from unittest import mock
@@ -19,7 +24,7 @@ from fakes import fourdme, samm, work
 from htnet_jax import io
 from htnet_jax.datasets import action_units, builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
-from htnet_jax.motion import alignment, flow
+from htnet_jax.motion import alignment, flow, regions
 
 needs_dlib = pytest.mark.skipif(
     importlib.util.find_spec("dlib") is None, reason="dlib is an optional dependency"
@@ -277,6 +282,30 @@ def test_a_flat_image_has_no_face(tmp_path):
 
 
 @needs_dlib
+@pytest.mark.parametrize("align", ["onset", "head", "none"])
+@pytest.mark.parametrize("shown", ["nothing", "upside down", "aside"])
+def test_an_apex_without_the_face_is_a_finding(tmp_path, faces, align, shown):
+    rendered = faces(0, 1)
+    folder = tmp_path / "clip"
+    wide = [
+        cv2.copyMakeBorder(frame, 0, 0, 0, 160, cv2.BORDER_REPLICATE) for frame in rendered.frames
+    ]
+    apex = wide[rendered.apex]
+    shown = {
+        "nothing": np.full_like(apex, 90),
+        "upside down": np.ascontiguousarray(apex[::-1]),
+        "aside": np.roll(apex, 120, axis=1),
+    }[shown]
+    clip = _write(folder, dataclasses.replace(rendered, frames=wide))
+    job = process.Job(clip, recipe.make(align=align))
+    assert process.inspect(job).findings == ()
+    assert cv2.imwrite(str(_image(clip, clip.apex)), shown)
+    (finding,) = process.inspect(job).findings
+    assert (finding.kind, finding.drops) == ("landmarks", True)
+    assert f"apex frame {clip.apex}: " in finding.what
+
+
+@needs_dlib
 def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
     rendered = faces(0, 1)
     clip = _still(tmp_path / "clip", rendered.frames[rendered.onset], [1, 2, 3])
@@ -292,6 +321,71 @@ def test_aligning_each_frame_takes_head_motion_out(tmp_path, faces):
         median[align] = np.median(tensor[8:20, 8:20, 0])
     assert median["onset"] > 0.7
     assert abs(median["head"]) < median["onset"] / 4
+
+
+def _swapped(tmp_path, rendered, how):
+    """A clip whose apex image is another than it should be."""
+    clip = _write(tmp_path / "clip", rendered)
+    apex = rendered.frames[rendered.apex]
+    rng = np.random.default_rng(0)
+    shown = {
+        "as it is": apex,
+        "aside": np.roll(apex, 30, axis=1),
+        "clouds": cv2.GaussianBlur(rng.normal(128, 900, (128, 128)), (0, 0), 6)
+        .clip(0, 255)
+        .astype(np.uint8),
+    }[how]
+    assert cv2.imwrite(str(_image(clip, clip.apex)), np.ascontiguousarray(shown))
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("align", "how"),
+    [("onset", "as it is"), ("onset", "aside"), *(("none", h) for h in ("aside", "clouds"))],
+)
+def test_flow_that_no_face_can_make_is_a_finding(tmp_path, faces, align, how):
+    rendered = faces(0, 1)
+    clip = _swapped(tmp_path, rendered, how)
+    points = rendered.landmarks[rendered.onset]
+    job = process.Job(clip, recipe.make(landmarks="csv", align=align), points=points)
+    inspection = process.inspect(job)
+    assert inspection.findings == ()
+    path = tmp_path / "kept.npz"
+    finding = process.keep_tensor((path, job, inspection))
+    assert path.exists() == (how == "as it is") == (finding is None)
+    if finding:
+        assert (finding.kind, finding.drops, finding.clip) == ("flow", True, clip.id)
+        assert "pixels of 28" in finding.what
+
+
+@pytest.mark.parametrize("size", [28, 56, 112])
+def test_the_limit_of_flow_is_relative_to_the_face(clip, size):
+    job = process.Job(clip, TEMPLATE)
+    points = regions.TEMPLATE_POINTS * size / 28
+    eyes = np.linalg.norm(points[1] - points[0])
+    tensor = np.zeros((size, size, 3), np.float32)
+    for scale in (1, 0.5):
+        small = (points - size / 2) * scale + size / 2
+        for share in (0.3, 0.4):
+            tensor[size // 2, size // 2, 0] = -share * eyes * scale
+            steps = process.Steps(None, None, tensor, small)
+            assert (process.impossible_flow(job, steps) is None) == (share < 0.35)
+    # Beside the face anything may move.
+    tensor[:] = 0
+    tensor[0, 0] = size
+    assert process.impossible_flow(job, process.Steps(None, None, tensor, small)) is None
+
+
+def test_a_clip_with_impossible_flow_is_reported_and_left_out(tmp_path, copy):
+    manual = tmp_path / "samm"
+    shutil.copytree(copy, manual)
+    path = manual / "SAMM" / "006" / "006_1_2" / "006_01040.png"
+    assert cv2.imwrite(str(path), np.roll(cv2.imread(str(path)), 30, axis=1))
+    config = "tvl1_28+align-none+landmarks-template"
+    arrays, folder = _prepare(manual, tmp_path / "data", config, workers=2)
+    assert len(arrays.labels) == 4
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert any("flow samm/006/006_1_2" in line for line in metadata["incomplete"])
 
 
 # Tensors.
@@ -910,6 +1004,77 @@ def test_a_run_that_is_left_early_ends_its_workers():
     assert next(results)[0] == 0
     results.close()
     assert list(results) == []
+
+
+_PARENT = """
+import pathlib, sys
+from htnet_jax.datasets import process
+from fakes import work
+
+def main(argv):
+    items = [(pathlib.Path(argv[1]), number) for number in range(8)]
+    list(process.run(work.begin_and_sleep, items, workers=4, title="test"))
+
+if __name__ == "__main__":
+    from htnet_jax import errors
+    errors.run_command(main)
+"""
+
+
+def _members(group):
+    """Names of a process group's members that run: in a container nobody buries the dead."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, fields = path.read_text().rpartition(")")
+            state, _, of = fields.split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "number"),
+    [("tmp", signal.SIGKILL), ("tmp", signal.SIGTERM), ("a-long-name" * 10, signal.SIGKILL)],
+)
+def test_workers_end_with_their_parent_however_it_ends(tmp_path, folder_name, number):
+    """Also where TMPDIR is too long for a socket, so that workers start in another way."""
+    temporary = tmp_path / folder_name
+    temporary.mkdir()
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    tests = pathlib.Path(__file__).parents[1]
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(begun)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(begun.iterdir())) < 4 and parent.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert parent.poll() is None, parent.stdout.read()
+        parent.send_signal(number)
+        deadline = time.monotonic() + 5
+        # Whoever still runs would hold the other end of the pipe.
+        output, _ = parent.communicate(timeout=5)
+        assert b"Traceback" not in output
+        assert (b"give this command again" in output) == (number == signal.SIGTERM)
+        assert parent.returncode == (143 if number == signal.SIGTERM else -number)
+        while left := _members(parent.pid):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.communicate()
 
 
 def test_the_cores_of_this_process():

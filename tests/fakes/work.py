@@ -30,3 +30,10 @@ def die_at_three(item):
     if item == 3:
         os._exit(9)
     return item
+
+
+def begin_and_sleep(item):
+    """Says that it began, and takes far longer than any test waits."""
+    folder, number = item
+    (folder / str(number)).touch()
+    time.sleep(300)

@@ -1,13 +1,17 @@
 """Face points on a real photograph: scikit-image's astronaut (NASA, public domain)."""
 
+import csv
+import os
+import pathlib
 import pickle
+import types
 
 import cv2
 import numpy as np
 import pytest
 
 from htnet_jax.errors import UserError
-from htnet_jax.motion import landmarks
+from htnet_jax.motion import landmarks, regions
 
 # Marked by hand on the enlarged photograph: the middle between the corners and lids of each eye,
 # the nose tip between and above the nostrils, the corners of the lips.
@@ -77,6 +81,36 @@ def test_the_larger_of_two_faces_wins(detector, photograph, half_first):
     # The other one alone would have been found.
     both[:, left : left + 512] = 128
     assert _distance(detector.find(both).points, (MARKED + 0.5) / 2 - 0.5 + (beside, 0)) < TOLERANCE
+
+
+@pytest.mark.parametrize("other", [250, 262, 276, 400])
+@pytest.mark.parametrize("is_left", [True, False])
+def test_the_nearest_of_two_faces(detector, photograph, other, is_left):
+    """Whichever is larger, by a few pixels or by many."""
+    sides = (270, other)
+    places = [MARKED * side / 512 + (side / 512 - 1) / 2 for side in sides]
+    places[1] += (270, 0)
+    both = np.full((max(sides), sum(sides)), 128, np.uint8)
+    for side, left in zip(sides, (0, 270), strict=True):
+        face = cv2.resize(photograph, (side, side), interpolation=cv2.INTER_AREA)
+        both[:side, left : left + side] = face
+    near = places[0] if is_left else places[1]
+    found = detector.follow(both, near + np.array([3, -2]))
+    assert _distance(found, near) < TOLERANCE
+    # Where one was covered meanwhile, the other does not take its place.
+    hidden = both.copy()
+    hidden[:, slice(0, 270) if is_left else slice(270, None)] = 128
+    with pytest.raises(landmarks.NoFace, match="the face is no longer there"):
+        detector.follow(hidden, near)
+
+
+def test_what_one_face_can_do_between_two_frames():
+    eyes = 40
+    assert landmarks.apart(PLAUSIBLE, PLAUSIBLE + np.array([0.5, -0.5]) * eyes) == ""
+    assert landmarks.apart(PLAUSIBLE, 50 + 1.2 * (_turned(20) - 50)) == ""
+    assert "1.5 eye distances" in landmarks.apart(PLAUSIBLE, PLAUSIBLE + np.array([1.5, 0]) * eyes)
+    assert "2.00 times as large" in landmarks.apart(PLAUSIBLE, 2 * PLAUSIBLE - 50)
+    assert "0.50 times as large" in landmarks.apart(PLAUSIBLE, PLAUSIBLE / 2 + 25)
 
 
 @pytest.mark.parametrize("enlarged", [1, 4])
@@ -228,6 +262,97 @@ def _moved(index, x, y):
 )
 def test_implausible_points(points, reason):
     assert reason in landmarks.implausible(points, (100, 100))
+
+
+@pytest.mark.parametrize("degrees", [0, 25, -25])
+@pytest.mark.parametrize("base", [PLAUSIBLE, 100 / 28 * regions.TEMPLATE_POINTS])
+@pytest.mark.parametrize(
+    ("corners", "move"),  # in eye distances, of a face that is not turned
+    [
+        ([3], (0.25, 0.5)),  # onto the chin's middle
+        ([4], (-0.25, 0.5)),
+        ([3], (0.05, 0.3)),  # straight below
+        ([4], (0.0, 0.3)),
+        ([3, 4], (0.0, 0.5)),  # both onto the chin
+        ([3, 4], (0.0, 0.7)),
+        ([3], (0.45, 0.0)),  # to the middle of the mouth
+        ([4], (0.0, -0.3)),  # onto the cheek
+        ([3], (-0.7, 0.0)),  # beyond the cheek
+        ([3, 4], (0.35, 0.0)),
+    ],
+)
+def test_slipped_mouth_corners_are_implausible(corners, move, base, degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[c, s], [-s, c]])
+    points = (np.array(base, np.float64) - 50) @ turn + 150
+    assert landmarks.implausible(points, (300, 300)) == ""
+    eyes = np.linalg.norm(points[1] - points[0])
+    points[corners] += eyes * np.array(move) @ turn
+    assert "mouth" in landmarks.implausible(points, (300, 300))
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        _moved(3, 31, 76),  # a smile of one side
+        PLAUSIBLE + np.array([[0, 0]] * 3 + [[-6, -3], [6, -3]]),  # of both
+        PLAUSIBLE + np.array([[0, 0]] * 3 + [[4, 0], [-4, 0]]),  # pursed lips
+        PLAUSIBLE + np.array([[0, 0]] * 3 + [[1, 5], [-1, 5]]),  # an open mouth
+        PLAUSIBLE + np.array([[0, 0]] * 2 + [[10, 0]] + [[4, 0]] * 2),  # a head turned aside
+        PLAUSIBLE + np.array([[0, 0]] * 2 + [[0, -6]] + [[0, -4]] * 2),  # looking up
+        PLAUSIBLE + np.array([[0, 0]] * 2 + [[0, 7]] + [[0, 2]] * 2),  # looking down
+    ],
+)
+def test_expressions_and_turned_heads_are_plausible(points):
+    assert landmarks.implausible(points, (100, 100)) == ""
+
+
+def test_no_face_of_the_release_is_refused():
+    """270 clips in which its detector found the points, in pixels of 28."""
+    folder = pathlib.Path(os.environ.get("HTNET_DATA", ""), "megc2019")
+    if not os.environ.get("HTNET_DATA") or not folder.is_dir():
+        pytest.skip("no folder $HTNET_DATA/megc2019: the release's files are not public")
+    with (folder / "landmarks_mtcnn_28px.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["detected"] == "1"]
+    names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+    assert len(rows) == 270
+    for row in rows:
+        points = np.array([[float(row[f"{name}_{axis}"]) for axis in "xy"] for name in names])
+        assert landmarks.implausible(points + 14, (56, 56)) == "", row
+
+
+def test_faces_of_25_pixels(detector):
+    """Of 100 faces of LFW no more are refused than before mouth corners were looked at."""
+    skimage = pytest.importorskip("skimage.data", reason="the faces come with scikit-image")
+    lfw = np.load(pathlib.Path(skimage.__file__).parent / "lfw_subset.npy")
+    refused = 0
+    for face in (lfw[:100] * 255).astype(np.uint8):
+        try:
+            detector.find(face)
+        except landmarks.NoFace:
+            refused += 1
+    assert refused <= 5
+
+
+def test_the_mouth_s_own_scatter():
+    """Corners that jump with the detector's box; the other points stay."""
+    jumps = iter([0, 0, 0, 20, 0, 20, 0])
+
+    def predictor(gray, box):
+        shape = np.zeros((68, 2))
+        shape[36:42], shape[42:48], shape[30], shape[48], shape[54] = PLAUSIBLE
+        shape[48, 1] += next(jumps)
+        parts = [types.SimpleNamespace(x=x, y=y) for x, y in shape]
+        return types.SimpleNamespace(parts=lambda: parts)
+
+    pytest.importorskip("dlib", reason="boxes are dlib's")
+    points, scatter = landmarks._five_points(
+        predictor, np.zeros((100, 100), np.uint8), (9, 9, 90, 90)
+    )
+    np.testing.assert_allclose(points, PLAUSIBLE)
+    assert scatter.tolist() == pytest.approx([0, 2 / 7 * 20 / 40])
+    reason = landmarks._doubt(points, scatter, (100, 100))
+    assert reason == "repeated predictions of a mouth corner differ by 14% of the eye distance"
 
 
 def test_a_small_face_is_no_crop():
