@@ -127,7 +127,8 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
         source = open_frames(clip.folder)
     except UserError as error:
         kind = "folder" if isinstance(error, NoFrames) else "path"
-        yield _finding(clip, kind, str(error), drops=True)
+        # The folder's path stands beside it, and tells of the machine.
+        yield _finding(clip, kind, str(error).removeprefix(f"{clip.folder}: "), drops=True)
         return
     for name, why in source.left_out.items():
         yield _finding(clip, "image", f"{shown(name)} is not used: {why}")

@@ -259,7 +259,7 @@ def _short_clips(tree: Tree, found: Mapping[str, list[Path]], audit: Audit) -> l
             source = open_frames(folder)
         except UserError as error:
             kind = "folder" if isinstance(error, NoFrames) else "path"
-            audit.add(kind, where, str(error), clip=clip)
+            audit.add(kind, where, str(error).removeprefix(f"{folder}: "), clip=clip)
             continue
         numbers = source.numbers
         if what := _unclear(source):

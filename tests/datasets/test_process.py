@@ -123,6 +123,8 @@ def test_folders_without_usable_frames(clip, tmp_path):
     finding = next(process.check_frames(clip))
     assert (finding.kind, finding.drops) == ("path", True)
     assert "have the same number" in finding.what
+    # What is left out is recorded with the data set.
+    assert str(tmp_path) not in finding.what
 
 
 @pytest.mark.parametrize("names", ["out{:04d}.png", "{}_flow.png", "img{:03d}.jpg"])
