@@ -191,6 +191,8 @@ class _Experiment:
         if hosts.leads():
             self._prepare()
             Store(self.folder / Store.FOLDER, self.plan)  # makes it, before the others look
+            if self.kept:
+                inner_folder(self.folder, "checkpoints")
         hosts.texts("prepared")
         store = Store(self.folder / Store.FOLDER, self.plan)
         logs = self.config.tensorboard and hosts.leads()
