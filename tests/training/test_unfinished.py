@@ -206,6 +206,18 @@ def test_checkpoints_that_lead_elsewhere_are_refused_before_any_training(
         assert (tmp_path / "elsewhere/a01/mine.txt").read_text() == "mine"
 
 
+def test_checkpoints_deleted_before_resuming_are_named(
+    make_config, cut, run_quickly, tmp_path, capfd
+):
+    config = make_config(folds_per_device=1, cpu_devices=1)
+    folder = cut(config, tmp_path / "run").parent
+    for name in ("a01", "b01"):
+        shutil.rmtree(folder / "checkpoints" / name)
+    capfd.readouterr()
+    run_quickly(config, folder)
+    assert f"warning: {folder}/checkpoints lacks a01, b01, deleted" in capfd.readouterr().err
+
+
 def test_a_folder_that_cannot_be_removed_costs_nothing(
     fitted, run_quickly, whole, tmp_path, monkeypatch, capfd
 ):
