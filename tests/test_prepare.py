@@ -166,14 +166,17 @@ def test_interrupted_it_leaves_no_process_and_says_how_to_resume(copy, tmp_path,
     temporary.mkdir()
     command = _command(copy, tmp_path, "--landmarks=csv", "--allow-incomplete", "--workers=4")
     unfinished = tmp_path / "samm" / f"unfinished_{NAME}"
+    # A shell's background, as tests may run in, would have it ignored.
+    unignored = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", unignored, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
         env=os.environ | ({"TMPDIR": str(temporary)} if number == signal.SIGTERM else {}),
-        # A shell's background, as tests may run in, would have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not list(unfinished.glob("*.npz")):

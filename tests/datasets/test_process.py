@@ -1130,9 +1130,9 @@ def whole(job, kept):
 def test_arrays_of_another_kind_are_ignored(job, kept, whole, change):
     found = {**kept.load(job), **change}
     np.savez_compressed(kept.path(job), **{k: v for k, v in found.items() if v is not None})
-    start = time.monotonic()
+    start = time.process_time()
     assert kept.load(job) is None
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.001, 0.01, 0.5, 0.99, 0.9999])
