@@ -35,6 +35,17 @@ def shown(text: object, keep: str = "") -> str:
     )
 
 
+def csv_cell(text: object) -> str:
+    """Text as a cell of a CSV file: `shown`, and nothing that a spreadsheet would run.
+
+    A text that would be a formula (it starts with `= + - @`) gets an apostrophe in front, and so
+    does one that starts with an apostrophe: take one leading apostrophe away to have the text.
+    """
+    printable = shown(text)
+    # OWASP, "CSV Injection".
+    return f"'{printable}" if printable.startswith(("=", "+", "-", "@", "'")) else printable
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 fold`, `2 folds`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
@@ -68,7 +79,7 @@ class Problems:
 
     def add(self, where: str, what: str) -> None:
         """Records one problem: `where` names a file, row or key, `what` says what is wrong."""
-        self.found.append((where, what))
+        self.found.append((shown(where), what))
 
     def __bool__(self) -> bool:
         return bool(self.found)

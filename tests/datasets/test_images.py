@@ -317,3 +317,16 @@ def test_images_of_another_depth_are_refused(tmp_path):
     os.utime(tmp_path / "clip", ns=(1, 1))
     with pytest.raises(UserError, match=r"2\.png: values of 10 bits, but 8 bits in the folder's"):
         open_frames(tmp_path / "clip").read_gray(2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_transparent_tiff_is_refused_as_it_would_turn_black(tmp_path, mode):
+    gray = np.full((9, 8), 120, np.uint8)
+    for alpha, name in ((255, "solid.tif"), (0, "clear.tif"), (128, "half.tif")):
+        image = Image.fromarray(gray).convert(mode)
+        image.putalpha(alpha)
+        image.save(tmp_path / name)
+    assert (images.read_gray(tmp_path / "solid.tif") == 120).all()
+    for name in ("clear.tif", "half.tif"):
+        with pytest.raises(ValueError, match="save it without an alpha channel"):
+            images.read_gray(tmp_path / name)

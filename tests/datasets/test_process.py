@@ -125,6 +125,22 @@ def test_folders_without_usable_frames(clip, tmp_path):
     assert "have the same number" in finding.what
 
 
+@pytest.mark.parametrize("names", ["out{:04d}.png", "{}_flow.png", "img{:03d}.jpg"])
+def test_more_images_than_frames_are_not_taken_for_the_frames(clip, names):
+    for number in range(1, 60):
+        (clip.folder / names.format(number)).write_text("no image")
+    (finding,) = (finding for finding in process.check_frames(clip) if finding.drops)
+    assert (finding.kind, finding.is_problem) == ("image", True)
+    assert "its frames are there twice" in finding.what
+
+
+def test_some_images_named_alike_do_not_drop_a_clip(clip):
+    for number in range(clip.onset, clip.offset):  # no flow from the last frame
+        (clip.folder / f"img{number}_flow.png").write_text("no image")
+    found = list(process.check_frames(clip))
+    assert {(finding.kind, finding.drops) for finding in found} == {("image", False)}
+
+
 # What is wrong with images.
 
 
