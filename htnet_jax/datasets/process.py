@@ -463,7 +463,9 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(lifeline,)
     )
     try:
-        yield from progress(pool.map(function, items), len(items), title, "clip")
+        with _uninterrupted_start():
+            results = pool.map(function, items)
+        yield from progress(results, len(items), title, "clip")
     except KeyboardInterrupt:
         # Whoever interrupts does not want to wait for the clips at hand.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -491,10 +493,24 @@ def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "htnet_jax.motion.flow"])
     try:
-        multiprocessing.forkserver.ensure_running()
+        with _uninterrupted_start():
+            multiprocessing.forkserver.ensure_running()
     except OSError:  # Its socket is a file in TMPDIR, whose path may be too long for one.
         return multiprocessing.get_context("spawn")
     return context
+
+
+@contextlib.contextmanager
+def _uninterrupted_start() -> Iterator[None]:
+    """Processes that begin meanwhile never see Ctrl-C, which a terminal sends to all of them.
+
+    While they import they could only end in a traceback. This process gets it afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(lifeline: multiprocessing.connection.Connection) -> None:
