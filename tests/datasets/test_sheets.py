@@ -452,6 +452,32 @@ def test_claimed_dimensions_cost_nothing(tmp_path):
         sheets.read_sheet(path, COLUMNS)
 
 
+def test_one_sheet_many_times(tmp_path):
+    """Its bytes are there once, and count as often as they are read."""
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[HEADER, *ROWS])
+    with zipfile.ZipFile(path) as archive:
+        (sheet,) = re.findall(rb"<sheet [^>]*>", archive.read("xl/workbook.xml"))
+    again = [sheet.replace(b'"label"', b'"%d"' % number) for number in range(300)]
+    rows = b"".join(b'<row><c r="XFD%d"><v>1</v></c></row>' % n for n in range(10, 20))
+    _rewritten(path, (b"</sheetData>", rows + b"</sheetData>"))
+    for times, said in ((20, ""), (30, "4,000,000 cells"), (300, "300 sheets, more than 256")):
+        _rewritten(path, (sheet, b"".join(again[:times])), part="xl/workbook.xml")
+        if said:
+            with pytest.raises(UserError, match=said):
+                sheets.read_sheet(path, COLUMNS)
+        else:
+            assert _values(sheets.read_sheet(path, COLUMNS))[:3] == CELLS
+        _rewritten(path, (b"".join(again[:times]), sheet), part="xl/workbook.xml")
+
+
+def test_too_many_sheets_of_the_old_format(tmp_path):
+    path = tmp_path / "codes.xls"
+    _xls(path, label=[HEADER, *ROWS], **{f"s{number}": [] for number in range(256)})
+    with pytest.raises(UserError, match="257 sheets, more than 256"):
+        sheets.read_sheet(path, COLUMNS)
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_what_is_no_regular_file_or_too_large(tmp_path, suffix, monkeypatch):
     path = tmp_path / f"codes{suffix}"
