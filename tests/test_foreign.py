@@ -40,10 +40,10 @@ GOOD = npz(a=np.arange(600.0).reshape(20, 30), b=np.array(["x", "yy"]), c=np.int
 
 
 def refusal(path, read=foreign.read_arrays):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: ") as caught:
         read(path, "test file")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

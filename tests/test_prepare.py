@@ -139,21 +139,24 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(copy, buil
     assert [path.name for path in folder.parent.iterdir()] == ["3.0.0"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_names_that_the_locale_cannot_print(copy, tmp_path, encoding):
+@pytest.mark.parametrize(("encoding", "workers"), [("ascii", 1), ("latin-1", 2)])
+def test_names_that_the_locale_cannot_print(copy, tmp_path, encoding, workers):
     """What is built has its name; what is printed of it is escaped."""
     manual = tmp_path / "Daten-\u00f6-\u65e5\u672c"
     manual.symlink_to(copy)
     data_dir = tmp_path / "aus-\u00e9-\u65e5"
-    command = _command(manual, data_dir, *QUICK[:-1], "--workers=2", "--allow-incomplete")
+    command = _command(manual, data_dir, *QUICK, f"--workers={workers}", "--allow-incomplete")
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     assert (data_dir / "samm" / QUICK_NAME).is_dir()
     assert b"\\u65e5" in done.stdout
-    # Where names are no text at all, it is said what to do.
-    environment |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_in_which_names_are_no_text(copy, tmp_path):
+    command = _command(copy, tmp_path / "\u65e5", *QUICK, "--allow-incomplete")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
@@ -162,18 +165,18 @@ def test_names_that_the_locale_cannot_print(copy, tmp_path, encoding):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_it_leaves_no_process_and_says_how_to_resume(copy, tmp_path, number):
-    temporary = tmp_path / ("a-long-name" * 10)  # too long for the path of a socket
-    temporary.mkdir()
-    command = _command(copy, tmp_path, "--landmarks=csv", "--allow-incomplete", "--workers=4")
+    command = _command(copy, tmp_path, *CHOICES)
     unfinished = tmp_path / "samm" / f"unfinished_{NAME}"
+    # A shell's background, as tests may run in, would have it ignored.
+    unignored = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", unignored, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env=os.environ | ({"TMPDIR": str(temporary)} if number == signal.SIGTERM else {}),
-        # A shell's background, as tests may run in, would have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not list(unfinished.glob("*.npz")):
@@ -201,21 +204,21 @@ def test_an_incomplete_copy_is_one_message(copy, tmp_path):
     assert "--allow-incomplete" in done.stderr
 
 
-def test_clips_that_are_left_out_are_named_in_the_last_lines(copy, tmp_path):
+def test_clips_that_are_left_out_are_named_in_the_last_lines(copy, tmp_path, capsys):
     part = tmp_path / "part"
     shutil.copytree(copy, part)
     gone = sorted(path for path in part.rglob("*_*_*") if path.is_dir())[:2]
     for folder in gone:
         shutil.rmtree(folder)
-    command = _command(part, tmp_path / "data", *QUICK, "--allow-incomplete")
+    arguments = ("--dataset=samm", f"--manual_dir={part}", f"--data_dir={tmp_path / 'data'}")
     for _ in ("builds", "reads"):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith(": 10 clips, 3 subjects\n")
+        _call(*arguments, *QUICK, "--allow-incomplete")
+        done = capsys.readouterr()
+        assert done.out.endswith(": 10 clips, 3 subjects\n")
         names = ", ".join(f"samm/{folder.parent.name}/{folder.name}" for folder in gone)
         audit = tmp_path / "data" / "samm" / f"audit_{QUICK_NAME}.csv"
         last = f"left out: 2 clips that cannot be built: {names}. Why: {audit}"
-        assert done.stderr.splitlines()[-1] == last
+        assert done.err.splitlines()[-1] == last
 
 
 def _call(*arguments):

@@ -27,7 +27,7 @@ _UNIT = re.compile(
     _FLAGS,
 )
 _OR = re.compile(r"[/|]|(?<![A-Z])OR(?![A-Z])", _FLAGS)
-_AND = re.compile(r"(?<![A-Z])AND(?![A-Z])", _FLAGS)
+_AND = re.compile(r"(?<![A-Z/])AND(?![A-Z]| ?/)", _FLAGS)  # "and/or" is no separator
 _BRACKETS = re.compile(r"\(([^()]*)\) ?(\?*)")
 # Wide, narrow and small forms are the same character; a superscript is another one: 4² is not 42.
 _SAME_CHARACTER = ("<wide>", "<narrow>", "<small>", "<noBreak>")

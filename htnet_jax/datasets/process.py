@@ -14,6 +14,7 @@ import hashlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -469,7 +470,9 @@ def run(function: Callable[[T], R], items: Sequence[T], *, workers: int, title: 
         min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(lifeline,)
     )
     try:
-        yield from progress(pool.map(function, items), len(items), title, "clip")
+        with _uninterrupted():
+            results = pool.map(function, items)
+        yield from progress(results, len(items), title, "clip")
     except KeyboardInterrupt:
         # Whoever interrupts does not want to wait for the clips at hand.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -497,10 +500,36 @@ def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "htnet_jax.motion.flow"])
     try:
-        multiprocessing.forkserver.ensure_running()
+        with _uninterrupted():
+            multiprocessing.forkserver.ensure_running()
     except OSError:  # Its socket is a file in TMPDIR, whose path may be too long for one.
         return multiprocessing.get_context("spawn")
     return context
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds interruptions back: of workers that are half begun nobody would know.
+
+    Processes that begin meanwhile never see Ctrl-C, which a terminal sends to all of them: while
+    they import they could only end in a traceback.
+    """
+    held: list[tuple[Any, ...]] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda *got: held.append(got))
+    multiprocessing.resource_tracker.ensure_running()  # Beginning it would unblock the signal.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in held[:1]:
+        handlers[number](number, frame)
 
 
 def _begin(lifeline: multiprocessing.connection.Connection) -> None:

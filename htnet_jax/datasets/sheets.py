@@ -22,9 +22,11 @@ from htnet_jax.errors import Problems, UserError, count
 
 # Notes may stand above the header: SAMM's is on row 14.
 MAX_HEADER_ROW = 40
-# Excel's own limit, and far more cells than any sheet of this field: a few bytes can claim both.
+# Excel's own limit for a sheet, and far more cells and sheets than any file of this field has: a
+# few bytes can claim them.
 MAX_ROWS = 2**20
 MAX_CELLS = 4_000_000
+MAX_TABLES = 256
 # Numbers of frames are stored as int32.
 MAX_WHOLE = 2**31 - 1
 
@@ -173,7 +175,7 @@ def _tables(path: Path, first: str) -> list[tuple[str, list[list[Any]]]]:
     with foreign.reading(path, "spreadsheet", remedy):
         data = foreign.read_bytes(path, foreign.MAX_SHEET)
         if path.suffix.lower() == ".csv":
-            return [("", _bounded(row for _, row in _csv(data)))]
+            return _bounded(1, [("", (row for _, row in _csv(data)))])
         with warnings.catch_warnings(action="ignore"):  # of openpyxl, about styles
             # By content: renamed files are common.
             found = _xlsx(data) if data.startswith(b"PK") else _xls(data)
@@ -193,11 +195,12 @@ def _xlsx(data: bytes) -> list[tuple[str, list[list[Any]]]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         foreign.check_size(sum(m.file_size for m in archive.infolist()), foreign.MAX_SHEET)
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
-    found = []
-    for sheet in book.worksheets:
+
+    def rows(sheet: Any) -> Iterator[Iterable[Any]]:
         sheet.reset_dimensions()  # those that the file claims
-        found.append((str(sheet.title), _bounded(sheet.iter_rows(values_only=True))))
-    return found
+        return sheet.iter_rows(values_only=True)
+
+    return _bounded(len(book.worksheets), ((str(s.title), rows(s)) for s in book.worksheets))
 
 
 def _xls(data: bytes) -> list[tuple[str, list[list[Any]]]]:
@@ -210,26 +213,37 @@ def _xls(data: bytes) -> list[tuple[str, list[list[Any]]]]:
             return xlrd.error_text_from_code.get(value, "#ERROR")
         return bool(value) if kind == xlrd.XL_CELL_BOOLEAN else value
 
-    book = xlrd.open_workbook(file_contents=data, ragged_rows=True, logfile=io.StringIO())
-    return [
-        (sheet.name, _bounded(map(cell, sheet.row_types(i), sheet.row_values(i)) for i in rows))
-        for sheet in book.sheets()
-        for rows in [range(sheet.nrows)]
-    ]
+    def rows(sheet: Any) -> Iterator[Iterable[Any]]:
+        for row in range(sheet.nrows):
+            yield map(cell, sheet.row_types(row), sheet.row_values(row))
+
+    # Sheets are read one by one: thousands of them may be the same bytes of the file.
+    options = {"ragged_rows": True, "on_demand": True, "logfile": io.StringIO()}
+    with xlrd.open_workbook(file_contents=data, **options) as book:
+        sheets = (book.sheet_by_index(index) for index in range(book.nsheets))
+        return _bounded(book.nsheets, ((sheet.name, rows(sheet)) for sheet in sheets))
 
 
-def _bounded(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """The rows up to the last one with cells; each may have its own length."""
-    found: list[list[Any]] = []
-    cells = last = 0
-    for row in rows:
-        found.append(list(row))
-        cells += len(found[-1])
-        if found[-1]:
-            last = len(found)
-        if len(found) > MAX_ROWS or cells > MAX_CELLS:
-            raise ValueError(f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
-    return found[:last]
+def _bounded(
+    number: int, tables: Iterable[tuple[str, Iterable[Iterable[Any]]]]
+) -> list[tuple[str, list[list[Any]]]]:
+    """Each table's rows up to the last one with cells; rows may have their own lengths."""
+    if number > MAX_TABLES:
+        raise ValueError(f"{number:,} sheets, more than {MAX_TABLES}")
+    found: list[tuple[str, list[list[Any]]]] = []
+    cells = 0
+    for name, rows in tables:
+        kept: list[list[Any]] = []
+        last = 0
+        for row in rows:
+            kept.append(list(row))
+            cells += 1 + len(kept[-1])  # An empty row takes memory too.
+            if kept[-1]:
+                last = len(kept)
+            if len(kept) > MAX_ROWS or cells > MAX_CELLS:
+                raise ValueError(f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
+        found.append((name, kept[:last]))
+    return found
 
 
 def _places(

@@ -191,6 +191,8 @@ class _Experiment:
         if hosts.leads():
             self._prepare()
             Store(self.folder / Store.FOLDER, self.plan)  # makes it, before the others look
+            if self.kept:
+                inner_folder(self.folder, "checkpoints")
         hosts.texts("prepared")
         store = Store(self.folder / Store.FOLDER, self.plan)
         logs = self.config.tensorboard and hosts.leads()
@@ -218,6 +220,7 @@ class _Experiment:
             ),
         )
         report.write_run(finished, self.folder)
+        self._tell_of_lost_checkpoints()
         finished.predictions.save(self.folder / predictions.FILE_NAME)
         try:
             shutil.rmtree(store.folder)
@@ -367,12 +370,26 @@ class _Experiment:
         unit = stage.units[name]
         return unit.inner is None and self.plan.folds[unit.fold] in self.kept
 
+    def _checkpoint_folder(self, unit: Unit) -> Path:
+        name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
+        return fold_folder(self.folder, f"{name}.seed{seed}" if unit.seed else name)
+
+    def _tell_of_lost_checkpoints(self) -> None:
+        """Names those of a resumed run that were deleted after their folds were finished."""
+        units = [u for u in self.plan.units(inner=False) if self.plan.folds[u.fold] in self.kept]
+        lost = [self.plan.name(u) for u in units if not self._checkpoint_folder(u).is_dir()]
+        if lost:
+            hosts.tell(
+                f"warning: {self.folder / 'checkpoints'} lacks {shortened(lost, _SHOWN)}, deleted "
+                "since these were trained; to have them, train again in another --workdir"
+            )
+
     def _keep_checkpoint(self, unit: Unit, result: FoldResult) -> None:
         """Writes the final variables of a fold, if they are wanted."""
         if result.variables is None:
             return
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
-        path = fold_folder(self.folder, f"{name}.seed{seed}" if unit.seed else name)
+        path = self._checkpoint_folder(unit)
         dataset = self.config.dataset
         about = {
             "fold": name,

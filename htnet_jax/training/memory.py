@@ -77,7 +77,8 @@ class GroupSize:
             state_bytes: Of one fold's parameters and optimizer.
             parameter_bytes: Of its parameters alone.
             processes: That share the folds.
-            size: Use this size; 0: what is estimated to fit, balanced over the devices.
+            size: Use this size, but no more than there are folds; 0: what is estimated to fit,
+                balanced over the devices.
             devices_at_once: Use so many devices at most; 0: all.
 
         Raises:
@@ -98,7 +99,9 @@ class GroupSize:
         fit = int(available_bytes(self.pool) / guess)
         if self._is_cpu:
             fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        self.size = size or balanced_size(folds, len(self.pool) * processes, fit)
+        # Places beyond the last fold would be trained like folds. The limit does not depend on the
+        # devices, because the same size gives the same bits.
+        self.size = min(size, folds) or balanced_size(folds, len(self.pool) * processes, fit)
 
     def check(self, program_bytes: int, copies: int, devices: Sequence[jax.Device]) -> None:
         """Makes the groups smaller if the compiled program does not fit.

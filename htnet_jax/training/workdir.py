@@ -96,11 +96,33 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             workdir / name,
             "record of a run",
             f"workdir {workdir} holds a run that cannot be read; choose another --workdir.",
-            lambda content: content.keys(),
+            check,
         )
-        for name in ("config.json", "environment.json")
+        for name, check in (
+            ("config.json", lambda content: content.keys()),
+            ("environment.json", _check_record),
+        )
     )
     return config, record
+
+
+def _check_record(record: Any) -> None:
+    """Raises anything if what resuming reads from an environment record is of another type."""
+    if not isinstance(record, dict):
+        raise TypeError("not a JSON object")
+    for name, kind in (("packages", dict), ("hyperparameters", dict), ("regrouped", list)):
+        if not isinstance(record.get(name, kind()), kind):
+            raise TypeError(f"{name}={record[name]!r}")
+    changes = record.get("regrouped", [])
+    sizes = {
+        key: record[key] for key in ("folds_per_device", "inner_folds_per_device") if key in record
+    }
+    for change in changes:
+        str(change["of"])
+        sizes["devices_at_once"] = change["devices_at_once"]
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 <= size < 2**31:
+            raise TypeError(f"{name}={size!r}")
 
 
 @contextlib.contextmanager

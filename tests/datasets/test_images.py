@@ -240,11 +240,11 @@ def test_nothing_but_regular_files_of_a_size_is_read(tmp_path, monkeypatch):
         images.read_gray(path)
     # The header alone is looked at.
     path.write_bytes(_png(12_000, 12_000, 8, 2, b""))
-    start = time.monotonic()
+    start = time.process_time()
     monkeypatch.delenv(foreign.LIMIT_VARIABLE)
     with pytest.raises(ValueError, match="12000x12000 pixels take"):
         images.read_gray(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_png_that_claims_a_huge_chunk_is_refused_soon(tmp_path):
@@ -252,10 +252,10 @@ def test_a_png_that_claims_a_huge_chunk_is_refused_soon(tmp_path):
     place = data.index(b"IDAT") - 4
     for size in (b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"):
         (tmp_path / "1.png").write_bytes(data[:place] + size + data[place + 4 :])
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(ValueError, match="no image that OpenCV can read"):
             images.read_gray(tmp_path / "1.png")
-        assert time.monotonic() - start < 0.5
+        assert time.process_time() - start < 0.5
 
 
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import json
 import operator
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 from fakes import fourdme, samm, work
 
-from htnet_jax import io
+from htnet_jax import errors, io
 from htnet_jax.datasets import action_units, builder, loading, process, recipe, recording, survey
 from htnet_jax.errors import UserError
 from htnet_jax.motion import alignment, flow, regions
@@ -365,7 +366,8 @@ def test_flow_that_no_face_can_make_is_a_finding(tmp_path, faces, align, how):
     rendered = faces(0, 1)
     clip = _swapped(tmp_path, rendered, how)
     points = rendered.landmarks[rendered.onset]
-    job = process.Job(clip, recipe.make(landmarks="csv", align=align), points=points)
+    chosen = recipe.make(flow="dis", landmarks="csv", align=align)
+    job = process.Job(clip, chosen, points=points)
     inspection = process.inspect(job)
     assert inspection.findings == ()
     path = tmp_path / "kept.npz"
@@ -399,7 +401,7 @@ def test_a_clip_with_impossible_flow_is_reported_and_left_out(tmp_path, copy):
     shutil.copytree(copy, manual)
     path = manual / "SAMM" / "006" / "006_1_2" / "006_01040.png"
     assert cv2.imwrite(str(path), np.roll(cv2.imread(str(path)), 30, axis=1))
-    config = "tvl1_28+align-none+landmarks-template"
+    config = "dis_28+align-none+landmarks-template"
     arrays, folder = _prepare(manual, tmp_path / "data", config, workers=2)
     assert len(arrays.labels) == 4
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -1024,6 +1026,26 @@ def test_a_run_that_is_left_early_ends_its_workers():
     assert list(results) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, errors.Stopped)]
+)
+def test_while_workers_begin_interruptions_wait(number, error):
+    before = signal.signal(signal.SIGTERM, errors._stop)
+    done = False
+    try:
+        with pytest.raises(error), process._uninterrupted():
+            os.kill(os.getpid(), number)
+            status = pathlib.Path("/proc/self/status")
+            child = subprocess.run(["cat", status], capture_output=True, text=True).stdout
+            done = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done
+    blocked = int(re.search(r"SigBlk:\s*(\w+)", child)[1], 16)
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 _PARENT = """
 import pathlib, sys
 from htnet_jax.datasets import process
@@ -1031,7 +1053,7 @@ from fakes import work
 
 def main(argv):
     items = [(pathlib.Path(argv[1]), number) for number in range(8)]
-    list(process.run(work.begin_and_sleep, items, workers=4, title="test"))
+    list(process.run(work.begin_and_sleep, items, workers=2, title="test"))
 
 if __name__ == "__main__":
     from htnet_jax import errors
@@ -1075,7 +1097,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path, folder_name, nu
     )
     try:
         deadline = time.monotonic() + 60
-        while len(list(begun.iterdir())) < 4 and parent.poll() is None:
+        while len(list(begun.iterdir())) < 2 and parent.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert parent.poll() is None, parent.stdout.read()
@@ -1148,9 +1170,9 @@ def whole(job, kept):
 def test_arrays_of_another_kind_are_ignored(job, kept, whole, change):
     found = {**kept.load(job), **change}
     np.savez_compressed(kept.path(job), **{k: v for k, v in found.items() if v is not None})
-    start = time.monotonic()
+    start = time.process_time()
     assert kept.load(job) is None
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.001, 0.01, 0.5, 0.99, 0.9999])

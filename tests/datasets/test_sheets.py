@@ -416,14 +416,14 @@ def test_a_hostile_workbook_ends_in_one_message(tmp_path, changes, said):
     path = tmp_path / "codes.xlsx"
     _xlsx(path, label=[HEADER, *ROWS])
     _rewritten(path, *changes)
-    start = time.monotonic()
+    start = time.process_time()
     if said:
         with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{said}") as caught:
             sheets.read_sheet(path, COLUMNS)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
     else:
         assert len(sheets.read_sheet(path, COLUMNS)) == 3
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_workbook_with_hostile_parts(tmp_path):
@@ -441,14 +441,40 @@ def test_claimed_dimensions_cost_nothing(tmp_path):
     far = b'<row r="1048576"><c r="XFD1048576"/></row></sheetData>'
     claimed = b'<dimension ref="A1:XFD1048576"'
     _rewritten(path, (b'<dimension ref="A1:C4"', claimed))
-    start = time.monotonic()
+    start = time.process_time()
     assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
     _rewritten(path, (b"</sheetData>", far))
     assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     wide = b"".join(b'<row><c r="XFD%d"><v>1</v></c></row>' % n for n in range(10, 400))
     _rewritten(path, (b"</sheetData>", wide + b"</sheetData>"))
     with pytest.raises(UserError, match="4,000,000 cells"):
+        sheets.read_sheet(path, COLUMNS)
+
+
+def test_one_sheet_many_times(tmp_path):
+    """Its bytes are there once, and count as often as they are read."""
+    path = tmp_path / "codes.xlsx"
+    _xlsx(path, label=[HEADER, *ROWS])
+    with zipfile.ZipFile(path) as archive:
+        (sheet,) = re.findall(rb"<sheet [^>]*>", archive.read("xl/workbook.xml"))
+    again = [sheet.replace(b'"label"', b'"%d"' % number) for number in range(300)]
+    rows = b"".join(b'<row><c r="XFD%d"><v>1</v></c></row>' % n for n in range(10, 20))
+    _rewritten(path, (b"</sheetData>", rows + b"</sheetData>"))
+    for times, said in ((20, ""), (30, "4,000,000 cells"), (300, "300 sheets, more than 256")):
+        _rewritten(path, (sheet, b"".join(again[:times])), part="xl/workbook.xml")
+        if said:
+            with pytest.raises(UserError, match=said):
+                sheets.read_sheet(path, COLUMNS)
+        else:
+            assert _values(sheets.read_sheet(path, COLUMNS))[:3] == CELLS
+        _rewritten(path, (b"".join(again[:times]), sheet), part="xl/workbook.xml")
+
+
+def test_too_many_sheets_of_the_old_format(tmp_path):
+    path = tmp_path / "codes.xls"
+    _xls(path, label=[HEADER, *ROWS], **{f"s{number}": [] for number in range(256)})
+    with pytest.raises(UserError, match="257 sheets, more than 256"):
         sheets.read_sheet(path, COLUMNS)
 
 

@@ -536,9 +536,9 @@ def test_folders_that_link_to_each_other_are_listed_soon(tmp_path, count):
         for other in names:
             if other != name:
                 (tmp_path / name / other).symlink_to(f"../{other}")
-    start = time.monotonic()
+    start = time.process_time()
     tree = survey.Tree(tmp_path)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert tree.folders("s0", "EP01")[0] == tmp_path / "s0" / "EP01"
 
 

@@ -265,6 +265,10 @@ def test_a_cpu_device_takes_a_few_folds_at_most(monkeypatch):
     assert make_trainer().folds_per_device == memory.MAX_FOLDS_PER_CPU_DEVICE
 
 
+def test_a_group_has_no_more_places_than_there_are_folds():
+    assert make_trainer(devices=1, names="abc", group=10_000).folds_per_device == 3
+
+
 def test_fewer_folds_than_devices():
     trainer = make_trainer(devices=4, names="abc")
     assert trainer.folds_per_device == 1
