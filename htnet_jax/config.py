@@ -9,14 +9,323 @@ import copy
 import difflib
 import os
 import runpy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from htnet_jax import foreign
 from htnet_jax.errors import UserError, parse_flags
+from htnet_jax.ranges import Allowed, Choice, Range, Switch, Text
+
+
+class Setting(NamedTuple):
+    """A key of the config.
+
+    Attributes:
+        default: Its value where a config does not set it.
+        allowed: What it may be; names of what is in a registry are checked against that.
+        meaning: What it does, for `train --help` and docs/settings.md.
+    """
+
+    default: Any
+    allowed: Allowed
+    meaning: str
+
+
+_TEXT, _SWITCH, _SHARE = Text(), Switch(), Range(0.0, 1.0, ends="[]")
+_MOST_EPOCHS = 100_000
+# Of `config.losses`, whatever the loss.
+LOSS_WEIGHT = Range(0.0, 1e6, ends="[]")
+
+# The defaults are HTNet as published, on the released MEGC 2019 flow images. The attributes of
+# networks and baselines (`config.model`) have their ranges beside their code.
+SETTINGS: Mapping[str, Setting] = {
+    "seed": Setting(
+        0,
+        Range(0, 2**32 - 1),
+        "Root of every random number: initial parameters, order of clips, dropout.",
+    ),
+    "epochs": Setting(
+        800,
+        Range(1, _MOST_EPOCHS),
+        "Passes over each fold's training clips (HTNet's release: 800).",
+    ),
+    "batch_size": Setting(
+        256,
+        Range(1, 1_000_000),
+        "Clips a step (release: 256). More than a fold's training clips: all of them in one step.",
+    ),
+    "losses.cross_entropy": Setting(
+        1.0,
+        LOSS_WEIGHT,
+        "What is minimised: the weight of each loss of htnet_jax/learn/losses.py.",
+    ),
+    "loss_options.cross_entropy.label_smoothing": Setting(
+        0.0, Range(0.0, 1.0), "Share of the target spread evenly over all classes, as PyTorch's."
+    ),
+    "loss_options.cross_entropy.class_weights": Setting(
+        "none", Choice(("none", "balanced")), "Whether rare classes count more in training."
+    ),
+    "optimizer": Setting("adam", _TEXT, "As PyTorch's (b1 0.9, b2 0.999, eps 1e-8)."),
+    "learning_rate": Setting(
+        5e-5, Range(0.0, 100.0, ends="(]"), "The optimizer's learning rate (release: 5e-5)."
+    ),
+    "weight_decay": Setting(
+        0.0, Range(0.0, 100.0, ends="[]"), 'Of "adamw" and "sgd", on every parameter.'
+    ),
+    "momentum": Setting(0.0, Range(0.0, 1.0), 'Of "sgd".'),
+    "schedule": Setting(
+        "constant",
+        _TEXT,
+        'How the learning rate changes: "step" (see the next keys), "cosine" (down to 0), '
+        '"one_cycle" (as PyTorch\'s OneCycleLR).',
+    ),
+    "learning_rate_decay": Setting(
+        1.0,
+        Range(0.0, 1.0, ends="(]"),
+        'Of "step": after every epoch the learning rate is multiplied by this, as often as the '
+        "next key says.",
+    ),
+    "learning_rate_decay_epochs": Setting(
+        0, Range(0, _MOST_EPOCHS), 'Of "step": epochs after which the rate falls; 0: after all.'
+    ),
+    "warmup_epochs": Setting(
+        0,
+        Range(0, _MOST_EPOCHS),
+        'Epochs in which the learning rate rises to its full value; of "one_cycle" 0 means 30 % '
+        "of all.",
+    ),
+    "ema": Setting(
+        0.0,
+        Range(0.0, 1.0),
+        "Decay of a moving average of the parameters, which then predicts and is kept; 0: none. "
+        "Batch statistics are not averaged: they move by themselves.",
+    ),
+    "inputs": Setting(
+        "",
+        _TEXT,
+        "The network's inputs in the order of its arguments, comma-separated; empty: those that it "
+        'declares. There are "mosaic" (as config.dataset.layout says), "flow" (the whole of it), '
+        'and of data sets with face frames "onset" and "apex", RGB normalised by ImageNet\'s mean '
+        "and standard deviation.",
+    ),
+    "shuffle": Setting(
+        False,
+        _SWITCH,
+        "A new order of the training clips every epoch; False: always that of the next key.",
+    ),
+    "order": Setting(
+        "release",
+        _TEXT,
+        'Without shuffle: "release" (class by class, in a class by subject and clip name, so that '
+        'most batches hold one class, as HTNet\'s release) or "file" (as the data set has the '
+        "clips).",
+    ),
+    "seeds": Setting(
+        1,
+        Range(1, 1000),
+        "Repetitions of the whole run, with the seeds seed, seed + 1, ...; they train side by "
+        "side.",
+    ),
+    "protocol": Setting(
+        "loso",
+        _TEXT,
+        'Who is left out: "loso" (a fold for each subject), "lodo" (a fold for each data set), '
+        '"kfold" (groups of subjects, balanced per data set).',
+    ),
+    "protocol_folds": Setting(5, Range(2, 10_000), 'Number of folds of "kfold".'),
+    "folds": Setting(
+        "",
+        _TEXT,
+        'Folds to run (for "loso" the left-out subjects), comma-separated; empty: all.',
+    ),
+    "inner_folds": Setting(
+        0,
+        Range(0, 1000),
+        'Inner folds of each fold, for the selection "inner" and the temperature; 0: none. Each '
+        "trains one more model.",
+    ),
+    "inner_parts": Setting(
+        5,
+        Range(1, 1000),
+        "The training subjects are split into this many parts; an inner fold validates on one of "
+        "them.",
+    ),
+    "inner_refit": Setting(
+        True,
+        _SWITCH,
+        'The selection "inner" applies the epoch chosen on the validation subjects to the model '
+        "that is trained on all training subjects; False: to the inner folds' models themselves.",
+    ),
+    "spare_outputs": Setting(
+        0,
+        Range(0, 1000),
+        "Outputs of the network beyond the classes of the data. They are trained as classes that "
+        "never occur, and left out of predictions. (MMNet's release for three classes has 2.)",
+    ),
+    "folds_per_device": Setting(
+        0,
+        Range(0, 10_000),
+        "Folds trained side by side on one device; 0: chosen from its free memory. Fewer either "
+        "way, if memory runs short.",
+    ),
+    "matmul_precision": Setting(
+        "float32",
+        _TEXT,
+        'How products of float32 are computed: "float32", or, faster on GPUs, "tf32" (10 bits of '
+        'mantissa instead of 23) and "bfloat16" (7 bits). Sums are float32. No effect on a CPU.',
+    ),
+    "distributed": Setting(
+        False,
+        _SWITCH,
+        "Several processes share the folds, one on each host, with one --workdir that all see.",
+    ),
+    "coordinator": Setting(
+        "",
+        _TEXT,
+        "HOST:PORT of process 0; empty: read from the cluster's environment (SLURM and others).",
+    ),
+    "processes": Setting(
+        0, Range(0, 100_000), "Number of processes; 0: read from the cluster's environment."
+    ),
+    "process": Setting(
+        -1, Range(-1, 100_000), "Which one this is; -1: read from the cluster's environment."
+    ),
+    "cpu_devices": Setting(
+        0,
+        Range(0, 1024),
+        "Devices to split a CPU into; 0: one for each core. No effect on accelerators.",
+    ),
+    "checkpoints": Setting(
+        "all",
+        _TEXT,
+        'Whose final parameters to keep: "all", "none", or comma-separated folds.',
+    ),
+    "checkpoint_every": Setting(
+        100,
+        Range(0, _MOST_EPOCHS),
+        "Epochs between snapshots of the folds in training, so that a killed run loses little; 0: "
+        "only on SIGTERM and Ctrl-C. A snapshot holds three times the parameters of every fold in "
+        "training; two are kept.",
+    ),
+    "checkpoint_seconds": Setting(
+        300,
+        Range(0, 10_000_000),
+        "At least this many seconds between snapshots: fast epochs would otherwise wait for the "
+        "disk.",
+    ),
+    "tensorboard": Setting(
+        False,
+        _SWITCH,
+        "Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra "
+        '"tensorboard"): mean training loss over folds, and UF1 and UAR of validation subjects, '
+        "when all folds are trained; never scores of test subjects.",
+    ),
+    "tensorboard_folds": Setting(
+        False,
+        _SWITCH,
+        "With tensorboard: also the curves of each fold, as soon as it is trained.",
+    ),
+    # Augmentation of the training clips, drawn in every epoch: all face frames and whole flows of a
+    # clip are moved alike, the flow's vectors with them. Predictions are made on the exact clip.
+    "augmentation.flip": Setting(0.0, _SHARE, "Probability of a mirrored face."),
+    "augmentation.rotation": Setting(
+        0.0,
+        Range(0.0, 180.0, ends="[]"),
+        "Largest rotation in degrees, either way; nearest pixel, zeros from outside.",
+    ),
+    "augmentation.shift": Setting(
+        0,
+        Range(0, 2048),
+        "Largest shift on each axis, in pixels of the largest images as they are used (a random "
+        "crop after padding with that many zeros).",
+    ),
+    "augmentation.onset_late": Setting(
+        0.0,
+        _SHARE,
+        "Frames drawn instead of the onset: up to this share of the way to the apex after it.",
+    ),
+    "augmentation.apex_early": Setting(
+        0.0,
+        _SHARE,
+        "Frames drawn instead of the apex: up to this share of the way from the onset before it.",
+    ),
+    "augmentation.apex_late": Setting(
+        0.0,
+        _SHARE,
+        "Frames drawn instead of the apex: up to this share of the way to the offset after it.",
+    ),
+    "model.name": Setting(
+        "HTNet", _TEXT, "The network or baseline; the other keys of config.model are its own."
+    ),
+    "dataset.name": Setting("megc2019", _TEXT, "Data set; docs/datasets.md lists them."),
+    "dataset.config": Setting("", _TEXT, "Builder config; empty: the data set's default."),
+    "dataset.labels": Setting(
+        "",
+        _TEXT,
+        'Label set: how clips are put into classes, such as "megc3", "five", "own" or "objective"; '
+        "those without a class are left out. Empty: the data set's default.",
+    ),
+    "dataset.sources": Setting(
+        "", _TEXT, "Sources to use of a data set that has several, comma-separated; empty: all."
+    ),
+    "dataset.manual_dir": Setting(
+        "", _TEXT, "Folder with the files the data set is built from on first use."
+    ),
+    "dataset.data_dir": Setting(
+        "",
+        _TEXT,
+        "Where built data sets are kept; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    ),
+    "dataset.layout": Setting(
+        "release",
+        _TEXT,
+        'The network\'s input: "release" (the release\'s mosaic, row = x), "upright", or "none" '
+        "(no mosaic, the whole flow).",
+    ),
+    "dataset.channels": Setting(
+        "strain,v,u",
+        _TEXT,
+        "Channels of the flow in the network's order; the release reads its images as BGR.",
+    ),
+    "dataset.scaling": Setting(
+        "none",
+        _TEXT,
+        '"minmax_255": each clip and channel to 0..255, as the released images already are.',
+    ),
+    "dataset.frame_size": Setting(
+        0,
+        Range(0, 2048),
+        "Side in pixels that face frames are shrunk to; 0: as they are stored (224).",
+    ),
+    "dataset.shuffle_labels": Setting(
+        False,
+        _SWITCH,
+        "Control experiment: labels permuted over all clips; an honest protocol then scores at "
+        "chance.",
+    ),
+}
+
+# Of the default network; see htnet_jax.models.HTNet.
+_MODEL = {
+    "num_classes": 3,
+    "image_size": 28,
+    "patch_size": 7,
+    "dim": 256,
+    "heads": 3,
+    "num_hierarchies": 3,
+    "block_repeats": (2, 2, 10),
+    "mlp_mult": 4,
+    "dropout": 0.0,
+    # Of the network's computation; parameters, loss and optimizer are always float32.
+    "dtype": "float32",
+}
+
+# Trees of the config whose keys belong to what they name, which has ranges of its own.
+FREE = ("model", "losses", "loss_options")
+GROUPS = (*FREE, "augmentation", "dataset")
 
 
 def default_config() -> ConfigDict:
@@ -24,155 +333,45 @@ def default_config() -> ConfigDict:
 
     Every key can be set on the command line: `--config.epochs=10`, `--config.model.dim=32`.
     """
-    config = ConfigDict()
-    # Root of every random number: initial parameters, order of clips, dropout.
-    config.seed = 0
-    # Passes over each fold's training clips (HTNet's release: 800).
-    config.epochs = 800
-    # Clips a step (release: 256).
-    config.batch_size = 256
-    # What is minimised: the weight of each loss of htnet_jax/learn/losses.py, and the options of
-    # each. "class_weights" is "none" or "balanced"; "label_smoothing" as PyTorch's.
-    config.losses = ConfigDict({"cross_entropy": 1.0})
-    config.loss_options = ConfigDict(
-        {"cross_entropy": ConfigDict({"label_smoothing": 0.0, "class_weights": "none"})}
-    )
-    # "adam", "adamw" (b1 0.9, b2 0.999, eps 1e-8) or "sgd", all as PyTorch's.
-    config.optimizer = "adam"
-    # The optimizer's learning rate (release: 5e-5).
-    config.learning_rate = 5e-5
-    # Of "adamw" and "sgd", on every parameter.
-    config.weight_decay = 0.0
-    # Of "sgd".
-    config.momentum = 0.0
-    # How the learning rate changes: "constant", "step" (see the next keys), "cosine" (down to 0)
-    # or "one_cycle" (as PyTorch's OneCycleLR).
-    config.schedule = "constant"
-    # Of "step": after every epoch the learning rate is multiplied by this, as often as the next key
-    # says (0: always).
-    config.learning_rate_decay = 1.0
-    config.learning_rate_decay_epochs = 0
-    # Epochs in which the learning rate rises to its full value; of "one_cycle" 0 means 30 % of all.
-    config.warmup_epochs = 0
-    # Decay of a moving average of the parameters, which then predicts and is kept; 0: none.
-    config.ema = 0.0
-    # The network's inputs in the order of its arguments, comma-separated; empty: those that it
-    # declares. There are "mosaic" (as config.dataset.layout says), "flow" (the whole of it), and of
-    # data sets with face frames "onset" and "apex", RGB normalised by ImageNet's mean and standard
-    # deviation.
-    config.inputs = ""
-    # A new order of the training clips every epoch; False: always that of the next key.
-    config.shuffle = False
-    # Without shuffle: "release" (class by class, in a class by subject and clip name, so that most
-    # batches hold one class, as HTNet's release) or "file" (as the data set has the clips).
-    config.order = "release"
-    # Repetitions of the whole run, with the seeds seed, seed + 1, ...; they train side by side.
-    config.seeds = 1
-    # Who is left out: "loso" (a fold for each subject), "lodo" (a fold for each data set), "kfold"
-    # (groups of subjects, balanced per data set).
-    config.protocol = "loso"
-    # Number of folds of "kfold".
-    config.protocol_folds = 5
-    # Folds to run (for "loso" the left-out subjects), comma-separated; empty: all.
-    config.folds = ""
-    # Inner folds of each fold, for the selection "inner" and the temperature; 0: none. Each trains
-    # one more model.
-    config.inner_folds = 0
-    # The training subjects are split into this many parts; an inner fold validates on one of them.
-    config.inner_parts = 5
-    # The selection "inner" applies the epoch chosen on the validation subjects to the model that is
-    # trained on all training subjects; False: to the inner folds' models themselves.
-    config.inner_refit = True
-    # Outputs of the network beyond the classes of the data. They are trained as classes that never
-    # occur, and left out of predictions. (MMNet's release for three classes has 2.)
-    config.spare_outputs = 0
-    # Folds trained side by side on one device; 0: chosen from its free memory. Fewer either way, if
-    # memory runs short.
-    config.folds_per_device = 0
-    # How products of float32 are computed: "float32", or, faster on GPUs, "tf32" (10 bits of
-    # mantissa instead of 23) and "bfloat16" (7 bits). Sums are float32. No effect on a CPU.
-    config.matmul_precision = "float32"
-    # Several processes share the folds, one on each host, with one --workdir that all see.
-    config.distributed = False
-    # HOST:PORT of process 0, the number of processes, and which one this is. Empty, 0 and -1: read
-    # from the cluster's environment (SLURM and others).
-    config.coordinator = ""
-    config.processes = 0
-    config.process = -1
-    # Devices to split a CPU into; 0: one for each core. No effect on accelerators.
-    config.cpu_devices = 0
-    # Whose final parameters to keep: "all", "none", or comma-separated folds.
-    config.checkpoints = "all"
-    # Epochs between snapshots of the folds in training, so that a killed run loses little; 0: only
-    # on SIGTERM and Ctrl-C. A snapshot holds three times the parameters of every fold in training;
-    # two are kept.
-    config.checkpoint_every = 100
-    # At least this many seconds between snapshots: fast epochs would otherwise wait for the disk.
-    config.checkpoint_seconds = 300
-    # Also write event files for TensorBoard into WORKDIR/tensorboard (needs the extra
-    # "tensorboard"): mean training loss over folds, and UF1 and UAR of validation subjects, when
-    # all folds are trained; never scores of test subjects.
-    config.tensorboard = False
-    # With config.tensorboard: also the curves of each fold, as soon as it is trained.
-    config.tensorboard_folds = False
+    nested: dict[str, Any] = {}
+    for key, setting in SETTINGS.items():
+        *groups, name = key.split(".")
+        place = nested
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = setting.default
+    nested["model"] |= _MODEL
+    return ConfigDict(nested)
 
-    # Augmentation of the training clips, drawn in every epoch: all face frames and whole flows of a
-    # clip are moved alike, the flow's vectors with them. Predictions are made on the exact clip.
-    config.augmentation = ConfigDict()
-    # Probability of a mirrored face.
-    config.augmentation.flip = 0.0
-    # Largest rotation in degrees, either way; nearest pixel, zeros from outside.
-    config.augmentation.rotation = 0.0
-    # Largest shift on each axis, in pixels of the largest images as they are used (a random crop
-    # after padding with that many zeros).
-    config.augmentation.shift = 0
-    # Frames drawn instead of the exact ones: up to these shares of the way from onset to apex after
-    # the onset and before the apex, and of the way from apex to offset after the apex.
-    config.augmentation.onset_late = 0.0
-    config.augmentation.apex_early = 0.0
-    config.augmentation.apex_late = 0.0
 
-    config.model = ConfigDict()
-    config.model.name = "HTNet"
-    # The rest of config.model are the attributes of the module; see htnet_jax.models.HTNet.
-    config.model.num_classes = 3
-    config.model.image_size = 28
-    config.model.patch_size = 7
-    config.model.dim = 256
-    config.model.heads = 3
-    config.model.num_hierarchies = 3
-    config.model.block_repeats = (2, 2, 10)
-    config.model.mlp_mult = 4
-    config.model.dropout = 0.0
-    # Type of the network's computation, "float32" or "bfloat16"; parameters, loss and optimizer are
-    # always float32.
-    config.model.dtype = "float32"
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
-    config.dataset = ConfigDict()
-    config.dataset.name = "megc2019"
-    # Builder config; empty: the data set's default.
-    config.dataset.config = ""
-    # Label set: how clips are put into classes, such as "megc3", "five", "own" or "objective";
-    # those without a class are left out. Empty: the data set's default.
-    config.dataset.labels = ""
-    # Sources to use of a data set that has several, comma-separated; empty: all.
-    config.dataset.sources = ""
-    # Folder with the files the data set is built from on first use.
-    config.dataset.manual_dir = ""
-    # Where built data sets are kept; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    config.dataset.data_dir = ""
-    # The network's input: "release" (the release's mosaic, row = x), "upright", or "none" (no
-    # mosaic, the whole flow).
-    config.dataset.layout = "release"
-    # Channels of the flow in the network's order; the release reads its images as BGR.
-    config.dataset.channels = "strain,v,u"
-    # "minmax_255": each clip and channel to 0..255, as the released images already are; "none".
-    config.dataset.scaling = "none"
-    # Side in pixels that face frames are shrunk to; 0: as they are stored (224).
-    config.dataset.frame_size = 0
-    # Control experiment: labels permuted over all clips; an honest protocol then scores at chance.
-    config.dataset.shuffle_labels = False
-    return config
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known keys that may have been meant: same last part, initials, or spelling."""
+    last = name.rpartition(".")[2].casefold()
+    tails = {one: one.rpartition(".")[2] for one in known}
+    initials = {one: "".join(word[0] for word in tail.split("_")) for one, tail in tails.items()}
+    same = [one for one, tail in tails.items() if last in (tail, initials[one]) and len(last) > 1]
+    if same:
+        return same[:3]
+    spelt = difflib.get_close_matches(name.casefold(), tails, n=1)
+    alike = difflib.get_close_matches(last, tails.values(), n=1)
+    return spelt or [one for one, tail in tails.items() if tail in alike][:3]
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "config.") -> str:
+    """A remark on the known keys that may have been meant; empty: none is near."""
+    near = " or ".join(f"{prefix}{one}" for one in nearest(name, known))
+    return f"; did you mean {near}?" if near else ""
 
 
 # What tells of the user's machine helps to resume, but is not for others to read. A run keeps it in
@@ -251,11 +450,22 @@ def chosen_in(key: str, text: str, known: list[str], what: str) -> set[str]:
     return set(found)
 
 
-def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:
+def hint(argument: str) -> str:
+    """What to write instead of an argument that no command takes."""
+    key = argument.partition("=")[0].lstrip("-").removeprefix("config.")
+    if key.endswith(".py"):
+        return f"give a config as --config={argument}"
+    return "settings are given as --config.KEY=VALUE" + did_you_mean(key, SETTINGS, "--config.")
+
+
+def parser_for(
+    flag: Any, more_help: Callable[[], str] | None = None
+) -> Callable[[Sequence[str]], list[str]]:
     """A command-line parser in which a config that cannot be read or set ends in one message.
 
     Args:
         flag: What `config_flags.DEFINE_config_file` returned.
+        more_help: What `--help` prints after the flags.
 
     Returns:
         For `run_command`; raises a UserError for an unknown `--config.KEY`, or a config file that
@@ -264,19 +474,19 @@ def parser_for(flag: Any) -> Callable[[Sequence[str]], list[str]]:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            rest = parse_flags(argv)
+            rest = parse_flags(argv, more_help)
             # For a config file that is missing, the flag holds an object that raises when used.
             getattr(flag.value, "items", None)
-            return rest
         except Exception as error:  # whatever the user's config file raises when it is run
             if unknown := _unknown_keys(argv):
                 raise UserError("\n".join(unknown)) from error
             if isinstance(error, UserError):
                 raise
             if missing := [path for path in _files(argv) if not Path(path).is_file()]:
-                raise UserError(f"{missing[0]}: no such file") from error
+                raise UserError(f"{missing[0]}: no such file{_files_like(missing[0])}") from error
             named = [argument for argument in argv if argument.startswith("--config")]
             raise UserError(f"{' '.join(named)}: {type(error).__name__}: {error}") from error
+        return rest
 
     return parse
 
@@ -290,17 +500,48 @@ def _files(argv: Sequence[str]) -> Iterator[str]:
             yield argument.partition("=")[2].partition(":")[0]
 
 
+def _files_like(path: str) -> str:
+    """Config files of a similar name, in the same folder or in `configs/`."""
+    near = []
+    for folder in {Path(path).parent, Path("configs")}:
+        names = {file.stem: file for file in sorted(folder.glob("*.py"))}
+        near += [
+            str(names[stem]) for stem in difflib.get_close_matches(Path(path).stem, names, n=3)
+        ]
+    return f"; did you mean {' or '.join(sorted(near))}?" if near else ""
+
+
 def _unknown_keys(argv: Sequence[str]) -> list[str]:
-    """One line for each unknown `--config.KEY`, with the nearest known one."""
-    known = list(_keys(_config_of(argv)))
+    """One line for each `--config.KEY` that is unknown or a group, and what may be meant by it."""
+    from absl import flags
+
+    given = flatten(_config_of(argv))
     lines = []
-    for argument in argv:
-        key = argument.partition("=")[0].removeprefix("--config.")
-        if argument.startswith("--config.") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean --config.{near[0]}?" if near else f"there are {', '.join(known)}"
-            lines.append(f"unknown setting --config.{key}; {hint}")
+    for argument in argv[1:]:
+        name = argument.partition("=")[0].lstrip("-")
+        group, _, key = name.partition(".")
+        inside = [one for one in given if one.startswith(f"{key}.")]
+        if not argument.startswith("-") or (name in flags.FLAGS and not (key and inside)):
+            continue
+        if group == "config" and key and inside:
+            lines.append(f"--config.{key} is a group; set one of its keys: " + _listed(inside))
+        elif group == "config" and key and key not in given:
+            lines.append(
+                f"unknown setting --config.{key}"
+                + (did_you_mean(key, given, "--config.") or "; --help lists all")
+            )
+        elif group == "config" and key:
+            if not [*_files(argv)]:
+                lines.append(f"--config.{key} changes a config: give --config=FILE.py too")
+        elif key in given and difflib.get_close_matches(group, ["config"]):
+            lines.append(f"unknown flag --{name}; did you mean --config.{key}?")
+        elif not key and not difflib.get_close_matches(name, flags.FLAGS) and nearest(name, given):
+            lines.append(f"unknown flag --{name}{did_you_mean(name, given, '--config.')}")
     return lines
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(f"--config.{key}" for key in keys)
 
 
 def _config_of(argv: Sequence[str]) -> ConfigDict:
@@ -313,11 +554,3 @@ def _config_of(argv: Sequence[str]) -> ConfigDict:
         if isinstance(config, ConfigDict):
             return config
     return default_config()
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import itertools
+import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TextIO
+
+import htnet_jax
 
 
 def shown(text: object, keep: str = "") -> str:
@@ -27,6 +33,17 @@ def shown(text: object, keep: str = "") -> str:
         else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+def csv_cell(text: object) -> str:
+    """Text as a cell of a CSV file: `shown`, and nothing that a spreadsheet would run.
+
+    A text that would be a formula (it starts with `= + - @`) gets an apostrophe in front, and so
+    does one that starts with an apostrophe: take one leading apostrophe away to have the text.
+    """
+    printable = shown(text)
+    # OWASP, "CSV Injection".
+    return f"'{printable}" if printable.startswith(("=", "+", "-", "@", "'")) else printable
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
@@ -62,7 +79,7 @@ class Problems:
 
     def add(self, where: str, what: str) -> None:
         """Records one problem: `where` names a file, row or key, `what` says what is wrong."""
-        self.found.append((where, what))
+        self.found.append((shown(where), what))
 
     def __bool__(self) -> bool:
         return bool(self.found)
@@ -113,19 +130,42 @@ def _safe_output() -> Iterator[None]:
         yield
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line with absl's flags.
+_HELP = {"help", "helpshort", "helpfull", "h", "?"}
+
+
+def parse_flags(argv: Sequence[str], more_help: Callable[[], str] | None = None) -> list[str]:
+    """Parses the command line with absl's flags; `--help` and `--version` print, and exit with 0.
+
+    Args:
+        argv: The program's name first.
+        more_help: What `--help` prints after the flags.
 
     Returns:
         The positional arguments, the program's name first.
 
     Raises:
         UserError: An unknown flag, or a value that does not fit.
+        SystemExit: After `--help` and `--version`.
     """
-    from absl import flags
+    from absl import app, flags
 
+    given = itertools.takewhile(lambda argument: argument != "--", argv[1:])
+    asked = {argument.lstrip("-") for argument in given if argument.startswith("-")}
+    if "version" in asked:
+        print(f"htnet_jax {htnet_jax.__version__}")
+        sys.exit(0)
+    if asked & _HELP:
+        app.usage(shorthelp=True, writeto_stdout=True)
+        print("\n--help prints this, --version the version.")
+        if more_help:
+            print(f"\n{more_help()}")
+        sys.exit(0)
     try:
         return flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "see --help"
+        raise UserError(f"unknown flag --{error.flagname}; {hint}") from error
     except flags.Error as error:
         raise UserError(f"{error}; see --help") from error
 
@@ -142,6 +182,35 @@ class Stopped(KeyboardInterrupt):
 def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     raise Stopped(number)
+
+
+def _of_surroundings(error: Exception) -> str:
+    """What to say of an error that comes from how this machine is set up; else empty."""
+    frames = traceback.walk_tb(error.__traceback__)
+    # Whatever JAX raises where it looks for devices: which type depends on what is wrong.
+    if any(frame.f_globals.get("__name__") == "jax._src.xla_bridge" for frame, _ in frames):
+        names = ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+        given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+        reason = (str(error).splitlines() or ["no such device is installed"])[0]
+        return (
+            f"JAX finds no device with {' '.join(given) or 'its defaults'} ({reason}). Unset these "
+            "variables to use what there is, set JAX_PLATFORMS=cpu, or install JAX for your device "
+            "(such as pip install 'jax[cuda13]')."
+        )
+    return ""
+
+
+def _check_home() -> None:
+    """Data sets, compiled programs and fonts are kept below the home folder.
+
+    Raises:
+        UserError: None is known.
+    """
+    if os.environ.get("HOME") == "" or os.path.expanduser("~") == "~":
+        raise UserError(
+            "no home folder is known: HOME is not set, and the system has none for user "
+            f"{os.getuid()}. Set HOME to a folder that you can write to, such as HOME=/tmp/home."
+        )
 
 
 def run_command(
@@ -162,6 +231,7 @@ def run_command(
     def guarded(argv: list[str]) -> Any:
         # The libraries' own progress messages would bury ours.
         logging.set_verbosity(logging.WARNING)
+        _check_home()
         return main(argv)
 
     # Ended by the default action, nothing would be tidied up. Ignored, it stays ignored.
@@ -172,6 +242,11 @@ def run_command(
             app.run(guarded, flags_parser=flags_parser or parse_flags)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Exception as error:
+            if not (message := _of_surroundings(error)):
+                raise
+            print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as interrupt:
             print(

@@ -103,39 +103,40 @@ def evaluate(
     compared = on_common_clips(runs) if common else runs
     pairs = []
     for first, second in _pairs(compared):
-        say(f"comparing {shown(first.name)} with {shown(second.name)}")
+        say(f"comparing {first.name} with {second.name}")
         both = (first.name, second.name)
         pairs.append(compare(first.predictions, second.predictions, both))
     for run, folder in zip(runs, folders, strict=True):
         into = folder if len(runs) > 1 else target
         _make_folder(into)
         clips, folds = len(run.predictions.labels), len(run.predictions.folds)
-        print(f"{shown(run.name)}: {count(clips, 'clip')}, {count(folds, 'fold')}")
+        print(f"{run.name}: {count(clips, 'clip')}, {count(folds, 'fold')}")
         print(tables.text([run]))
-        say(f"{shown(run.name)}: drawing")
+        say(f"{run.name}: drawing")
         report.write_run(run, into)
-        print(f"Report: {into / 'report.html'}\n", flush=True)
+        print(f"Report: {shown(into / 'report.html')}\n", flush=True)
     if pairs:
         _make_folder(target)
         print(tables.text(compared, pairs))
         say("comparison: drawing")
         report.write_comparison(compared, pairs, target)
-        print(f"Report: {target / 'report.html'}")
+        print(f"Report: {shown(target / 'report.html')}")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """What to call each run: its folder, with the folder above where two are called the same.
 
     Never the whole path, which tells of the machine: a number stands behind names that stay alike.
+    What cannot be printed in a name is escaped: it stands in every table, file and message.
     """
     resolved = [Path(os.path.realpath(folder)) for folder in folders]
     twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
     if twice:
         raise UserError(f"{', '.join(twice)}: given more than once. Give each run once.")
-    names = [folder.name for folder in resolved]
+    names = [shown(folder.name) for folder in resolved]
     counts = Counter(names)
     names = [
-        f"{folder.parent.name}/{name}" if counts[name] > 1 else name
+        f"{shown(folder.parent.name)}/{name}" if counts[name] > 1 else name
         for folder, name in zip(resolved, names, strict=True)
     ]
     counts = Counter(names)
@@ -153,6 +154,9 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
         parts = [name.strip("/").replace("/", "_") for name in names[:_NAMED]]
         more = f"_and_{len(names) - _NAMED}_more" if len(names) > _NAMED else ""
         output = Path(os.path.realpath(folders[0])).parent / ("_vs_".join(parts) + more)
+        # Not a folder that the user has chosen, so that a link there is not the user's either.
+        if os.path.islink(output):
+            raise UserError(f"{output}: is a link, which is not followed. Give --output.")
     own = len(folders) == 1 and os.path.realpath(output) == os.path.realpath(folders[0])
     if not own and finished.holds_run(output):
         raise UserError(
@@ -166,7 +170,7 @@ def _target(folders: Sequence[Path], names: Sequence[str], output: Path | None) 
 def _score(name: str, content: finished.Content, data_dir: str) -> Run:
     found = content.predictions
     say(
-        f"{shown(name)}: scoring {count(len(found.labels), 'clip')}, "
+        f"{name}: scoring {count(len(found.labels), 'clip')}, "
         f"{count(len(found.epochs), 'recorded epoch')}, {count(len(found.seeds), 'seed')}"
     )
     images = None

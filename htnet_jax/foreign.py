@@ -28,6 +28,10 @@ MAX_IMAGE = 2**28  # as a file, and its pixels
 MAX_ARRAYS = 16 * 2**30
 LIMIT_VARIABLE = "HTNET_MAX_FILE_BYTES"
 
+# Nested lists and objects of a JSON file; ours have fewer than ten. Python copies and writes such
+# content recursively, and stops at a few hundred.
+MAX_DEPTH = 100
+
 # NumPy's own limit for the header of an array, whose parser is slow and deep.
 _MAX_HEADER = 10_000
 # Booleans, integers, floats, text; never objects, which would be pickled.
@@ -128,9 +132,21 @@ def read_json(
     """
     with reading(path, what, remedy):
         content = json.loads(read_bytes(path).decode("utf-8"))
+        _check_depth(content)
         if check is not None:
             check(content)
         return content
+
+
+def _check_depth(content: Any) -> None:
+    """Raises a ValueError if lists and objects are nested deeper than `MAX_DEPTH`."""
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        level = [one for one in level if isinstance(one, list | dict)]
+        if not level:
+            return
+        level = [v for one in level for v in (one.values() if isinstance(one, dict) else one)]
+    raise ValueError(f"nested too deep, in more than {MAX_DEPTH} levels")
 
 
 class Header(NamedTuple):

@@ -89,7 +89,10 @@ def inner_folder(folder: Path, name: str) -> Path:
             )
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be created ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be created ({error.strerror}). Remove what stands in its place, or "
+            "choose a folder you can write to."
+        ) from error
     return path
 
 

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
         options=options,
     )
     subjects = {(example["source"], example["subject"]) for example in stored.examples}
-    if left_out := stored.builder.info.metadata.get("left_out"):
+    if left_out := loading.recorded(stored.folder)["left_out"]:
         named = ", ".join(map(shown, left_out[:_NAMED]))
         more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
         say(

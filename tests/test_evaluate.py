@@ -628,7 +628,7 @@ def test_the_command(real_run, data_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("none", "none: no such folder"), ("--all", "command line flag 'all'")],
+    [("none", "none: no such folder"), ("--all", "unknown flag --all")],
 )
 def test_a_mistake_is_one_message(make_folder, argument, message):
     done = command("-m", "htnet_jax.evaluate", str(make_folder()), argument)
@@ -637,3 +637,26 @@ def test_a_mistake_is_one_message(make_folder, argument, message):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_names_of_folders_cannot_break_lines_or_become_other_files(make_folder, capfd, drawn):
+    first, second = make_folder("a\nReport: x\x1b[31m"), make_folder("b", clips=list("uvwxyz"))
+    with pytest.raises(UserError) as caught:
+        evaluate.evaluate([first, second])
+    evaluate.evaluate([first])
+    said = capfd.readouterr()
+    for text in (str(caught.value), said.out, said.err):
+        assert "a\\nReport: x\\x1b[31m" in text
+        assert "\nReport: x" not in text
+
+
+def test_a_folder_that_nobody_chose_may_not_be_a_link(make_folder, tmp_path, drawn):
+    first, second = make_folder("a"), make_folder("b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a_vs_b").symlink_to("elsewhere")
+    with pytest.raises(UserError, match=r"a_vs_b: is a link, which is not followed"):
+        evaluate.evaluate([first, second])
+    assert files(tmp_path / "elsewhere") == []
+    # The user's own link is followed.
+    evaluate.evaluate([first, second], output=tmp_path / "a_vs_b")
+    assert "report.html" in files(tmp_path / "elsewhere")

@@ -40,10 +40,10 @@ GOOD = npz(a=np.arange(600.0).reshape(20, 30), b=np.array(["x", "yy"]), c=np.int
 
 
 def refusal(path, read=foreign.read_arrays):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: ") as caught:
         read(path, "test file")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -106,6 +106,9 @@ def test_mutated_arrays(tmp_path, place, value, cut):
     ("data", "said"),
     [
         (b"[" * 100_000, "nested too deep"),
+        # The parser takes this; what copies or writes it would not.
+        (b'{"a":' * 500 + b"1" + b"}" * 500, "nested too deep, in more than 100 levels"),
+        (b"[" * 101 + b"]" * 101, "more than 100 levels"),
         (b"1" * 5_000, "4300 digits"),
         (b"\xff\xfe", "utf-8"),
         (b"{", "Expecting"),
@@ -139,3 +142,8 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch):
 def test_names_cannot_steer_the_terminal():
     assert shown("a\x1b[2J\u202eb\n\ud800ü") == r"a\x1b[2J\u202eb\n\ud800ü"
     assert str(UserError("a\nb\x1b[1m")) == "a\nb\\x1b[1m"
+
+
+def test_json_of_the_largest_depth(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"a":[' * 50 + b"]}" * 50)
+    assert list(foreign.read_json(tmp_path / "a.json", "test file")) == ["a"]

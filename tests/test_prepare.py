@@ -167,13 +167,16 @@ def test_a_locale_in_which_names_are_no_text(copy, tmp_path):
 def test_interrupted_it_leaves_no_process_and_says_how_to_resume(copy, tmp_path, number):
     command = _command(copy, tmp_path, *CHOICES)
     unfinished = tmp_path / "samm" / f"unfinished_{NAME}"
+    # A shell's background, as tests may run in, would have it ignored.
+    unignored = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", unignored, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        # A shell's background, as tests may run in, would have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not list(unfinished.glob("*.npz")):

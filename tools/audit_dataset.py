@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         _PROTOCOL.value, subjects, arrays.sources, count=_PROTOCOL_FOLDS.value, seed=_SEED.value
     )
     threshold = similarity.SAME if _SIMILARITY.value is None else _SIMILARITY.value
-    checkup = checks.check(arrays, subjects, folds, _metadata(folder), threshold=threshold)
+    checkup = checks.check(arrays, subjects, folds, loading.recorded(folder), threshold=threshold)
     settings = {"protocol": _PROTOCOL.value, "folds": len(folds), "similarity_from": threshold}
     text = json.dumps(checks.as_json(checkup, arrays, settings), indent=2) + "\n"
     if _JSON.value == "-":
@@ -84,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
     table = checks.as_csv(checkup.findings)
     for name, content in ((_JSON.value, text), (_CSV.value, table)):
         if name and name != "-":
-            write_atomically(name, lambda file, content=content: file.write(content.encode()))
+            path = foreign.expanded(name)
+            write_atomically(path, lambda file, content=content: file.write(content.encode()))
     return 1 if checkup.problems else 0
 
 
@@ -92,23 +92,15 @@ def _check_outputs() -> None:
     """Checked before the work, so that none is lost."""
     for name in (_JSON.value, _CSV.value):
         if name and name != "-":
+            path = foreign.expanded(name)
             try:
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{name}: cannot be written ({error.strerror})") from error
-            if Path(name).is_dir():
+            if path.is_dir():
                 raise UserError(f"{name}: is a folder; give a file name")
     if _CSV.value == "-":
         raise UserError("--csv needs a file name; --json=- prints everything")
-
-
-def _metadata(folder: Path) -> dict[str, object]:
-    """What the builder recorded; TFDS keeps it beside the data."""
-    path = folder / "metadata.json"
-    if not path.is_file():
-        return {}
-    found = foreign.read_json(path, "record of a data set", f"Delete {folder} to build it again.")
-    return found if isinstance(found, dict) else {}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from htnet_jax.datasets.frames import example_keys
 from htnet_jax.datasets.labels import CLASSES, LabelSet
 from htnet_jax.datasets.recording import OUTSIDE
 from htnet_jax.datasets.survey import Audit, Counts, RawClip, Tree, check_counts, nearest
-from htnet_jax.errors import Problems, UserError, count, shown
+from htnet_jax.errors import Problems, UserError, count, say, shown
 from htnet_jax.io import core_count
 from htnet_jax.progress import progress
 
@@ -495,7 +494,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         audit.write_csv(self.audit_path)
         if self.options.allow_incomplete or not audit.errors:
             if audit.findings:
-                print(f"{audit.report()}\nAll findings: {self.audit_path}", file=sys.stderr)
+                say(f"{audit.report()}\nAll findings: {self.audit_path}")
             return
         audit.raise_if_errors(
             self.info.full_name,

@@ -19,7 +19,7 @@ from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.loading import FLOW_CHANNELS, ClipArrays
 from htnet_jax.datasets.survey import Finding
-from htnet_jax.errors import count, shown
+from htnet_jax.errors import count, csv_cell, shown
 from htnet_jax.evaluation.protocols import Split, classes_lost
 from htnet_jax.motion.regions import TEMPLATE_POINTS, outside
 
@@ -422,7 +422,7 @@ def as_csv(findings: Sequence[Finding]) -> str:
     import pandas as pd
 
     rows = [
-        [_severity(f), f.kind, _joined(" | ", f.clips), _joined(" | ", f.folds), f.what]
+        [_severity(f), f.kind, *map(csv_cell, (" | ".join(f.clips), " | ".join(f.folds), f.what))]
         for f in findings
     ]
     table = pd.DataFrame(rows, columns=["severity", "kind", "clips", "folds", "what"])

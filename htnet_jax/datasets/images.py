@@ -112,6 +112,11 @@ def _check_header(data: bytes) -> None:
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
         ):
             width, height = image.size
+            is_clear = (
+                image.format == "TIFF"
+                and image.mode in ("RGBA", "LA", "PA")
+                and image.getchannel("A").getextrema()[0] < 255
+            )
     except Exception as error:  # the parsers of foreign headers raise anything
         if isinstance(error, Image.DecompressionBombError):
             raise ValueError(f"too large ({error})") from error
@@ -120,6 +125,9 @@ def _check_header(data: bytes) -> None:
         foreign.check_size(3 * width * height, foreign.MAX_IMAGE)
     except ValueError as error:
         raise ValueError(f"{width}x{height} pixels take {error}") from error
+    if is_clear:
+        # The decoder multiplies the colours by it: what is clear becomes black.
+        raise ValueError("a TIFF that is transparent in places; save it without an alpha channel")
     if data.startswith(b"\x89PNG"):
         _check_chunks(data)
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:

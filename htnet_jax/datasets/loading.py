@@ -218,6 +218,33 @@ def built(name: str, *, config: str = "", data_dir: str = "") -> Path | None:
     return folder if os.path.exists(folder) else None
 
 
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the builder recorded of a built data set (`info.metadata`).
+
+    Args:
+        folder: Of the data set, see `built`.
+
+    Returns:
+        At least `left_out` (ids of clips that could not be built) and `incomplete` (why), lists of
+        str, and `landmarks`: origin of the points -> number of clips.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    known: dict[str, Any] = {"left_out": [], "incomplete": [], "landmarks": {}}
+
+    def check(content: Any) -> None:
+        for key, empty in known.items():
+            found = content.get(key, empty)
+            values = [*found.values()] if isinstance(found, dict) else found
+            of = int if isinstance(empty, dict) else str
+            if not isinstance(found, type(empty)) or not all(isinstance(v, of) for v in values):
+                raise ValueError(f"{key} is not as a builder records it")
+
+    path = folder / "metadata.json"
+    return known | (_read_record(path, check) if os.path.lexists(path) else {})
+
+
 def network_inputs(
     arrays: ClipArrays,
     *,
@@ -343,11 +370,9 @@ def _check_files(folder: Path) -> None:
                 raise _damaged(folder, f"{path.name}: {foreign.reason(error)}") from error
 
 
-def _read_record(path: Path) -> Any:
-    """A JSON file of a built data set."""
-    return foreign.read_json(
-        path, "record of a data set", f"Delete {path.parent} to build it again."
-    )
+def _read_record(path: Path, check: Callable[[Any], object] | None = None) -> Any:
+    remedy = f"Delete {path.parent} to build it again."
+    return foreign.read_json(path, "record of a data set", remedy, check)
 
 
 @contextlib.contextmanager
@@ -508,11 +533,9 @@ def _label(example: Mapping[str, Any], chosen: LabelSet) -> int | None:
 
 
 def _frames(examples: Sequence[dict[str, Any]], folder: Path) -> FrameArrays:
+    about = recorded(folder).get("frames")
     try:
-        about = _read_record(folder / "metadata.json")
-        return collect(examples, about["frames"])
-    except errors.UserError:
-        raise
+        return collect(examples, about)
     except Exception as error:  # whatever the record holds in place of numbers
         reason = f"{type(error).__name__}: {error}"
         raise _damaged(folder, f"its frames or metadata.json cannot be used, {reason}") from error

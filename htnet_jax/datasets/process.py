@@ -139,6 +139,11 @@ def check_frames(clip: RawClip, known_gap: str = "") -> Iterator[Finding]:
     wanted = {"onset": clip.onset, "apex": clip.apex, "offset": clip.offset}
     if not _is_possible(clip):
         del wanted["apex"]
+    numbers = set(wanted.values())
+    if len(numbers) > 1 and any(numbers <= rival for rival in source.rivals):
+        # The most images need not be the frames: a whole video may have been extracted beside them.
+        what = "its frames are there twice, named in two ways; move those that are not the clip's"
+        yield _finding(clip, "image", what, drops=True)
     for kind, number in wanted.items():
         if number in source.numbers:
             continue

@@ -54,10 +54,12 @@ class Listing(NamedTuple):
     Attributes:
         files: Number -> image, in order of the numbers.
         left_out: Name of an image that is no frame -> why.
+        rivals: For each other way in which images are named, their numbers.
     """
 
     files: Mapping[int, Path]
     left_out: Mapping[str, str]
+    rivals: Sequence[frozenset[int]]
 
 
 def image_files(folder: Path) -> Mapping[int, Path]:
@@ -124,7 +126,12 @@ def _listing(folder: Path, _changed: int) -> Listing:
         if name not in names:
             left_out[name] = f"not named like the frames, {pattern}"
     return Listing(
-        types.MappingProxyType(dict(sorted(files.items()))), types.MappingProxyType(left_out)
+        types.MappingProxyType(dict(sorted(files.items()))),
+        types.MappingProxyType(left_out),
+        [
+            frozenset(int(number) for name, number in others.items() if name not in names)
+            for others, _ in patterns[1:]
+        ],
     )
 
 
@@ -162,12 +169,14 @@ class FrameSource(abc.ABC):
         times: `(len(numbers),)` float64 seconds from the start; None where they are not known.
         left_out: What is there and not used -> why: images that are not named like the frames, or
             what follows the first damage in a video.
+        rivals: For each other way in which images there are named, their numbers.
     """
 
     path: Path
     numbers: Sequence[int]
     times: np.ndarray | None
     left_out: Mapping[str, str]
+    rivals: Sequence[frozenset[int]] = ()
 
     @property
     def depth(self) -> int:
@@ -238,7 +247,7 @@ def open_frames(path: Path | str, *, fps: float | None = None, first: int = 1) -
 class _Folder(FrameSource):
     def __init__(self, path: Path, fps: float | None) -> None:
         self.path = path
-        self._files, self.left_out = listing(path)
+        self._files, self.left_out, self.rivals = listing(path)
         self.numbers = tuple(self._files)
         if not self.numbers:
             films = [shown(p.name) for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEOS]

@@ -7,6 +7,7 @@ A clip's name says its subject and emotion (`s1_ne_01`); it is padded as in MEGC
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import ClassVar
 from htnet_jax.datasets import survey
 from htnet_jax.datasets.builder import RawBuilder
 from htnet_jax.datasets.labels import LabelSet, own_classes, three_classes
-from htnet_jax.datasets.recording import NoFrames, only_video, open_frames
+from htnet_jax.datasets.recording import FrameSource, NoFrames, only_video, open_frames
 from htnet_jax.datasets.sheets import Row, quoted, read_sheet
 from htnet_jax.datasets.survey import Audit, Correction, Counts, RawClip, Tree
 from htnet_jax.errors import UserError
@@ -40,6 +41,8 @@ _HOSTS = {name: host for host, names in _MERGED.items() for name in names}
 _LOST = ("s01_ne_02", "s02_sur_05", "s03_ne_20")
 # Clips of the cropped HS copies that lack images, and how many: the public loaders' audits.
 _LACKING = {"s03_po_08": 2, "s03_sur_01": 1, "s03_sur_05": 1, "s03_ne_16": 1}
+# A short clip has no gap of this many frames: it lasts half a second, 50 frames at most.
+_MOST_MISSING = 100
 _NOT_PUBLISHED = "there are no published numbers of subjects and emotions to compare with"
 
 
@@ -253,15 +256,35 @@ def _short_clips(tree: Tree, found: Mapping[str, list[Path]], audit: Audit) -> l
             continue
         where, clip = tree.below(folder), _id(name)
         try:
-            numbers = open_frames(folder).numbers
+            source = open_frames(folder)
         except UserError as error:
             kind = "folder" if isinstance(error, NoFrames) else "path"
             audit.add(kind, where, str(error), clip=clip)
+            continue
+        numbers = source.numbers
+        if what := _unclear(source):
+            audit.add("image", where, what, clip=clip)
             continue
         if clip in Smic.KNOWN_GAPS and _images(tree, folder) == "cropped":
             audit.note(where, f"{Smic.KNOWN_GAPS[clip]}; it is taken as it is", clip=clip)
         clips.append(_clip(name, folder, min(numbers), max(numbers)))
     return clips
+
+
+def _unclear(source: FrameSource) -> str:
+    """Why the first and last frame of a folder may not be those of its clip, or ""."""
+    if any(len(rival) > 1 for rival in source.rivals):
+        return (
+            "images are named in several ways, and no sheet says which numbers are the clip's: "
+            f"{source.describe()}; move those that are not its frames elsewhere"
+        )
+    for before, after in itertools.pairwise(source.numbers):
+        if after - before > _MOST_MISSING:
+            return (
+                f"frame {after} follows {before}: not one clip; move the images that are not its "
+                "frames elsewhere"
+            )
+    return ""
 
 
 def _long_clips(

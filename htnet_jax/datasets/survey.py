@@ -17,7 +17,7 @@ from htnet_jax.datasets import action_units, images, sheets
 from htnet_jax.datasets.labels import OBJECTIVE
 from htnet_jax.datasets.recording import OUTSIDE, VIDEOS, folded, is_inside, only_video
 from htnet_jax.datasets.sheets import Row
-from htnet_jax.errors import UserError, count, shown
+from htnet_jax.errors import UserError, count, csv_cell, shown
 from htnet_jax.io import write_atomically
 
 # What a survey's finding is about, in the order of the report.
@@ -135,7 +135,7 @@ class Audit:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["kind", "clip", "where", "what", "drops"])
         for f in self.findings:
-            writer.writerow([f.kind, *map(shown, (f.clip, f.where, f.what)), int(f.drops)])
+            writer.writerow([f.kind, *map(csv_cell, (f.clip, f.where, f.what)), int(f.drops)])
         write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
     def raise_if_errors(self, subject: str, remedy: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from htnet_jax import foreign, io
-from htnet_jax.errors import Problems, UserError
+from htnet_jax.errors import Problems, UserError, shown
 from htnet_jax.evaluation.protocols import unique_subjects
 
 FILE_NAME = "predictions.npz"
@@ -288,7 +288,7 @@ class Predictions:
             homes.setdefault(str(subject), set()).add(int(fold))
         for subject, folds in homes.items():
             if len(folds) > 1:
-                names = ", ".join(str(self.folds[fold]) for fold in sorted(folds))
+                names = ", ".join(shown(self.folds[fold]) for fold in sorted(folds))
                 problems.add(f"subject {subject}", f"is tested in folds {names}")
         problems.raise_if_any("A subject belongs to one fold; train the run again.")
 

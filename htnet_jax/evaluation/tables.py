@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from htnet_jax.errors import count, shown
+from htnet_jax.errors import count, csv_cell, shown
 from htnet_jax.evaluation import calibration
 from htnet_jax.evaluation.metrics import HEADLINE, METRICS
 from htnet_jax.evaluation.predictions import Predictions
@@ -60,8 +60,6 @@ _LATEX = {
     "[": "{[}",
     "*": "{*}",
 } | {character: f"\\{character}" for character in "&%$#_"}
-# A spreadsheet takes a text that starts with one of these for a formula (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "'")
 
 
 def text(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
@@ -152,7 +150,7 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
         ValueError: As `selection.select`.
     """
     run, selected = predictions, select(predictions, selection)
-    classes = np.array([_safe(name) for name in run.class_names])
+    classes = np.array([csv_cell(name) for name in run.class_names])
     probabilities = {"": calibration.softmax(selected.logits)}
     scaled = calibration.scaled(run, selected)
     if scaled is not None:
@@ -160,10 +158,10 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
     parts = []
     for index, seed in enumerate(run.seeds):
         columns = {
-            "clip": map(_safe, run.clips),
-            "subject": map(_safe, run.subjects),
-            "source": map(_safe, run.sources),
-            "fold": map(_safe, run.folds[run.fold]),
+            "clip": map(csv_cell, run.clips),
+            "subject": map(csv_cell, run.subjects),
+            "source": map(csv_cell, run.sources),
+            "fold": map(csv_cell, run.folds[run.fold]),
             "seed": seed,
             "truth": classes[run.labels],
             "predicted": classes[selected.predicted[index]],
@@ -488,7 +486,3 @@ def _tex(plain: str) -> str:
 def _one_line(name: str) -> str:
     """The lines of a cell as one."""
     return " ".join(name.split())
-
-
-def _safe(name: str) -> str:
-    return f"'{shown(name)}" if name.startswith(_FORMULA) else shown(name)

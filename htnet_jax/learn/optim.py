@@ -218,6 +218,12 @@ def make(config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule | N
             f"config.learning_rate_decay={config.learning_rate_decay} is for the step schedule; "
             "set --config.schedule=step, or --config.learning_rate_decay=1.0"
         )
+    if config.learning_rate_decay_epochs and config.learning_rate_decay == 1:
+        raise UserError(
+            f"config.learning_rate_decay_epochs={config.learning_rate_decay_epochs} says how often "
+            "the learning rate is multiplied by config.learning_rate_decay, which is 1; set "
+            "--config.learning_rate_decay, or --config.learning_rate_decay_epochs=0"
+        )
     chosen = OPTIMIZERS[config.optimizer]
     for key in sorted({key for other in OPTIMIZERS.values() for key in other.settings}):
         users = [name for name, other in OPTIMIZERS.items() if key in other.settings]

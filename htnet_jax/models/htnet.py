@@ -25,11 +25,11 @@ from htnet_jax.models.layers import (
     Conv,
     Dense,
     LayerNorm,
-    Range,
     check_images,
     check_ranges,
 )
 from htnet_jax.models.xla_cpu import max_pool_3x3_stride_2
+from htnet_jax.ranges import Range
 
 
 def blockify(x: jax.Array, blocks: int) -> jax.Array:
@@ -192,7 +192,7 @@ class HTNet(nn.Module):
         "dim": Range(1, 4096),
         "heads": Range(1, 256),
         "num_hierarchies": Range(1, 6),
-        "block_repeats": Range(0, 64, several=True),
+        "block_repeats": Range(0, 64, several="all"),
         "mlp_mult": Range(1, 64),
         "dropout": Range(0.0, 1.0),
     }

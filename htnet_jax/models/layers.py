@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from flax import linen as nn
 
 from htnet_jax.models import xla_cpu
 from htnet_jax.models.xla_cpu import gelu, product
+from htnet_jax.ranges import Range, refusals, short
 
 Initializer = nn.initializers.Initializer
 
@@ -78,46 +78,6 @@ vit_normal = nn.initializers.normal(0.02)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-class Range(NamedTuple):
-    """What an attribute of a network may be.
-
-    Attributes:
-        least: The smallest value.
-        most: The largest whole number; if `least` is a float, the value is real and lies below.
-        several: The attribute is a sequence of such values.
-    """
-
-    least: float
-    most: float
-    several: bool = False
-
-    def __str__(self) -> str:
-        real = isinstance(self.least, float)
-        each = "each " if self.several else ""
-        if real:
-            return f"{each}in [{self.least:g}, {self.most:g})"
-        return f"{each}a whole number from {self.least} to {self.most}"
-
-    def refuse(self, key: str, value: object) -> None:
-        """Raises a ValueError that names `key` if the value is of another type or outside."""
-        values: Sequence[object] = (value,)
-        if self.several:
-            if not isinstance(value, list | tuple):
-                raise ValueError(f"{key}={_short(value)} must be a sequence, {self}")
-            values = value
-        real = isinstance(self.least, float)
-        kind = numbers.Real if real else numbers.Integral
-        for one in values:
-            if isinstance(one, bool) or not isinstance(one, kind):
-                raise ValueError(f"{key}={_short(value)} must be {self}")
-            if not real and one < self.least:
-                raise ValueError(f"{key}={_short(value)} must be at least {self.least}")
-            # Written so that NaN fails.
-            if not (self.least <= one < self.most if real else one <= self.most):
-                bound = f"lie in [{self.least:g}, {self.most:g})" if real else f"be {self}"
-                raise ValueError(f"{key}={_short(value)} must {bound}")
-
-
 def check_ranges(module: nn.Module, sizes: Mapping[str, Range]) -> None:
     """Checks types and ranges of a network's attributes, before anything is computed with them.
 
@@ -126,10 +86,10 @@ def check_ranges(module: nn.Module, sizes: Mapping[str, Range]) -> None:
         sizes: Attribute -> what it may be. A network keeps them as its `SIZES`.
 
     Raises:
-        ValueError: Names the attribute.
+        ValueError: Names the attributes.
     """
-    for key, allowed in sizes.items():
-        allowed.refuse(key, getattr(module, key))
+    if wrong := refusals({key: getattr(module, key) for key in sizes}, sizes.items()):
+        raise ValueError("; ".join(wrong))
     dtype = getattr(module, "dtype", jnp.float32)
     try:
         # NumPy takes None for float64.
@@ -137,17 +97,7 @@ def check_ranges(module: nn.Module, sizes: Mapping[str, Range]) -> None:
     except (TypeError, ValueError):
         name = ""
     if name not in DTYPES:
-        raise ValueError(
-            f"dtype={_short(dtype)} must be a floating-point type: {', '.join(DTYPES)}"
-        )
-
-
-def _short(value: object) -> str:
-    try:
-        text = str(value)
-    except ValueError:  # Python writes no whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:80]}..."
+        raise ValueError(f"dtype={short(dtype)} must be a floating-point type: {', '.join(DTYPES)}")
 
 
 # --- inputs and batches ---------------------------------------------------------------------------

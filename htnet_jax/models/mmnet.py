@@ -28,7 +28,6 @@ from htnet_jax.models.layers import (
     Conv,
     Dense,
     LayerNorm,
-    Range,
     check_images,
     check_ranges,
     kaiming_normal_fan_out,
@@ -36,6 +35,7 @@ from htnet_jax.models.layers import (
     vit_normal,
 )
 from htnet_jax.models.xla_cpu import channel_maximum, channel_mean, max_pool_3x3_stride_2, product
+from htnet_jax.ranges import Range
 
 # Pixels a side of a cell of the coarse grid: what strides of 2 in the stem and in three of the four
 # blocks make of a pixel of the last map.
@@ -281,7 +281,7 @@ class MMNet(nn.Module):
         "num_classes": Range(1, 1000),
         "image_size": Range(1, 2048),
         "stem": Range(1, 4096),
-        "widths": Range(1, 4096, several=True),
+        "widths": Range(1, 4096, several="all"),
         "depth": Range(1, 64),
         "heads": Range(1, 256),
         "mlp_mult": Range(1, 64),

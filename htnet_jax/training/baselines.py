@@ -25,6 +25,7 @@ from sklearn.utils import check_X_y
 
 from htnet_jax.errors import UserError, count, shown
 from htnet_jax.evaluation import metrics, protocols
+from htnet_jax.ranges import Allowed, Range, refusals
 from htnet_jax.training import hosts
 from htnet_jax.training.baseline_steps import (
     GaussianKernel,
@@ -46,31 +47,35 @@ TOLERANCE = 1e-6
 MAX_ITERATIONS = 10_000
 
 
-def is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return bool(number and 0 < value < float("inf"))
+COMPONENTS = Range(0, 100_000, "any")
+# A penalty, a scale or a width: beyond these, squares and exponentials leave float64's range.
+FACTOR = Range(1e-6, 1e6, ends="[]")
 
 
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, at least 0."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+class Channels:
+    """Names of channels, separated by commas; one of them is `u`."""
+
+    def __str__(self) -> str:
+        return "names of channels, one of them u"
+
+    def refuse(self, key: str, value: object) -> None:
+        """Raises a ValueError that names `key` if the value does not name u once."""
+        if not isinstance(value, str) or value.split(",").count("u") != 1:
+            raise ValueError(f"{key}={value!r} must be the names of the channels, one of them u")
 
 
-def setting(default: Any, is_right: Callable[[Any], bool], what: str, several: str = "") -> Any:
+def setting(default: Any, allowed: Allowed, several: str = "") -> Any:
     """A hyper-parameter, as an attribute of a `Baseline`.
 
-    `is_right` says whether a value is possible, `what` what the possible ones are, in words.
-    `several` says what a tuple of values is for: "choice" (each fold chooses one) or "all" (the
-    baseline uses all of them); empty: no tuple.
+    `allowed` says what its values may be. `several` says what a tuple of values is for: "choice"
+    (each fold chooses one) or "all" (the baseline uses all of them); empty: no tuple.
     """
-    facts = {"is_right": is_right, "what": what, "several": several}
-    return dataclasses.field(default=default, metadata=facts)
+    return dataclasses.field(default=default, metadata={"allowed": allowed, "several": several})
 
 
 def _options(value: Any) -> tuple[Any, ...]:
     """The values that an attribute stands for."""
-    return value if isinstance(value, tuple) else (value,)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 @dataclasses.dataclass
@@ -86,7 +91,7 @@ class Baseline(ClassifierMixin, BaseEstimator):
     # The features it takes where the config names none.
     inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
 
-    num_classes: int = setting(3, lambda v: is_whole(v) and v > 0, "a whole number, at least 1")
+    num_classes: int = setting(3, Range(1, 1000))
 
     def pipeline(self) -> Pipeline:
         """What is fitted: `(n, S, S, Ch)` inputs -> `decision_function` or `predict_log_proba`."""
@@ -98,11 +103,9 @@ class Baseline(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: An impossible value; says which.
         """
-        for name, facts in self._settings().items():
-            value = getattr(self, name)
-            values = _options(value) if facts["several"] else (value,)
-            if not values or not all(facts["is_right"](one) for one in values):
-                raise ValueError(f"{name}={value!r} must be {facts['what']}")
+        allowed = {name: facts["allowed"] for name, facts in self._settings().items()}
+        if wrong := refusals({name: getattr(self, name) for name in allowed}, allowed.items()):
+            raise ValueError("; ".join(wrong))
 
     def check_inputs(self, shape: tuple[int, ...]) -> None:
         """Checks the shape of the inputs.
@@ -198,10 +201,8 @@ class LogisticRegression(Baseline):
         C: Inverse strength of the penalty on the squared weights; scikit-learn's default is 1.
     """
 
-    components: int | tuple[int, ...] = setting(
-        100, is_whole, "a whole number, 0 for no PCA", "choice"
-    )
-    C: float | tuple[float, ...] = setting(1.0, is_positive, "a positive number", "choice")
+    components: int | tuple[int, ...] = setting(100, COMPONENTS, "choice")
+    C: float | tuple[float, ...] = setting(1.0, FACTOR._replace(several="any"), "choice")
 
     def pipeline(self) -> Pipeline:
         """See `Baseline.pipeline`."""
@@ -226,11 +227,9 @@ class RBFSVM(Baseline):
         gamma: Multiple of scikit-learn's gamma="scale", its default.
     """
 
-    components: int | tuple[int, ...] = setting(
-        0, is_whole, "a whole number, 0 for no PCA", "choice"
-    )
-    C: float | tuple[float, ...] = setting(1.0, is_positive, "a positive number", "choice")
-    gamma: float | tuple[float, ...] = setting(1.0, is_positive, "a positive number", "choice")
+    components: int | tuple[int, ...] = setting(0, COMPONENTS, "choice")
+    C: float | tuple[float, ...] = setting(1.0, FACTOR._replace(several="any"), "choice")
+    gamma: float | tuple[float, ...] = setting(1.0, FACTOR._replace(several="any"), "choice")
 
     def pipeline(self) -> Pipeline:
         """See `Baseline.pipeline`."""
@@ -262,15 +261,13 @@ class KernelRidge(Baseline):
         ridges: Penalties; a clip's kernel with itself is 1/2 to 1, the mean weight of a clip 1.
     """
 
-    channels: str = setting(
-        "u,v,strain",
-        lambda names: isinstance(names, str) and names.split(",").count("u") == 1,
-        "the names of the inputs' channels, one of them u",
+    channels: str = setting("u,v,strain", Channels())
+    compression: float = setting(1.0, FACTOR)
+    smoothing: float = setting(1.5, Range(0.0, 100.0, ends="(]"))
+    bandwidths: tuple[float, ...] = setting(
+        (0.25, 0.5, 1.0, 2.0), FACTOR._replace(several="any"), "all"
     )
-    compression: float = setting(1.0, is_positive, "one positive number")
-    smoothing: float = setting(1.5, is_positive, "one positive number")
-    bandwidths: tuple[float, ...] = setting((0.25, 0.5, 1.0, 2.0), is_positive, "positive", "all")
-    ridges: tuple[float, ...] = setting((0.01, 0.1, 1.0), is_positive, "positive", "all")
+    ridges: tuple[float, ...] = setting((0.01, 0.1, 1.0), FACTOR._replace(several="any"), "all")
 
     def check_inputs(self, shape: tuple[int, ...]) -> None:
         """See `Baseline.check_inputs`."""
@@ -312,11 +309,13 @@ class BaselineTrainer:
         folds: All folds, in order.
         choices: Fold name -> hyper-parameter -> the value chosen, for the folds trained so far.
         parameter_bytes: 0: a baseline leaves no checkpoint.
+        state_bytes: 0: nor snapshots.
         folds_per_device: 0: no accelerator is used.
     """
 
     fits_once = True
     parameter_bytes = 0
+    state_bytes = 0
     folds_per_device = 0
 
     def __init__(

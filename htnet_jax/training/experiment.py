@@ -33,7 +33,7 @@ from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Pro
 from htnet_jax.training.interrupts import Stopped, StopRequest
 from htnet_jax.training.memory import Regrouped
 from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
-from htnet_jax.training.state import Snapshots, fold_folder, save_fold
+from htnet_jax.training.state import KEPT, Snapshots, fold_folder, save_fold
 
 if TYPE_CHECKING:
     from htnet_jax.training.baselines import BaselineTrainer
@@ -146,6 +146,7 @@ class _Experiment:
         self.digest = settings.digest(self.as_json)
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        workdir.check_memory(self.plan)
         self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
         if self.record and self.record.get("data_fingerprint") != self.arrays.fingerprint:
@@ -158,6 +159,7 @@ class _Experiment:
             for inner in (False, True)
             if self.plan.inner_folds or not inner
         ]
+        self._tell_of_whole_sets()
 
     def _check_settings(self) -> None:
         """All processes have the settings of process 0."""
@@ -171,11 +173,26 @@ class _Experiment:
                 + "\nGive all processes the same settings, apart from --config.process."
             )
 
+    def _tell_of_whole_sets(self) -> None:
+        """Says if a batch is larger than training sets: there it is the whole set."""
+        size = self.config.batch_size
+        units = [unit for stage in self.stages for unit in stage.units.values()]
+        clips = [int(self.plan.trained(unit).sum()) for unit in units]
+        small = sum(number < size for number in clips)
+        if small and not self.stages[0].trainer.fits_once:
+            hosts.tell(
+                f"config.batch_size={size} is larger than the training set of {small} of "
+                f"{count(len(units), 'model')} (the smallest: {count(min(clips), 'clip')}); "
+                "a batch there is the whole set"
+            )
+
     def run(self) -> Run | None:
         """Trains what is not finished yet, and writes the results."""
         if hosts.leads():
             self._prepare()
             Store(self.folder / Store.FOLDER, self.plan)  # makes it, before the others look
+            if self.kept:
+                inner_folder(self.folder, "checkpoints")
         hosts.texts("prepared")
         store = Store(self.folder / Store.FOLDER, self.plan)
         logs = self.config.tensorboard and hosts.leads()
@@ -203,6 +220,7 @@ class _Experiment:
             ),
         )
         report.write_run(finished, self.folder)
+        self._tell_of_lost_checkpoints()
         finished.predictions.save(self.folder / predictions.FILE_NAME)
         try:
             shutil.rmtree(store.folder)
@@ -231,7 +249,17 @@ class _Experiment:
     def _prepare(self) -> None:
         """Records of a new run."""
         checkpoints = len(self.kept) * len(self.plan.seeds)
-        workdir.check_space(self.folder, checkpoints, self.stages[0].trainer.parameter_bytes)
+        trainer = self.stages[0].trainer
+        # The one being written exists beside those that are kept.
+        number = 1 + KEPT if self.config.checkpoint_every else 1
+        at_once = max(len(folds) for stage in self.stages for folds in stage.trainer.rounds())
+        workdir.check_space(
+            self.folder,
+            self.plan,
+            checkpoints,
+            trainer.parameter_bytes,
+            number * at_once * trainer.state_bytes,
+        )
         if not self.record:
             groups = {stage.key: stage.trainer.folds_per_device for stage in self.stages}
             self.record.update(
@@ -342,12 +370,26 @@ class _Experiment:
         unit = stage.units[name]
         return unit.inner is None and self.plan.folds[unit.fold] in self.kept
 
+    def _checkpoint_folder(self, unit: Unit) -> Path:
+        name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
+        return fold_folder(self.folder, f"{name}.seed{seed}" if unit.seed else name)
+
+    def _tell_of_lost_checkpoints(self) -> None:
+        """Names those of a resumed run that were deleted after their folds were finished."""
+        units = [u for u in self.plan.units(inner=False) if self.plan.folds[u.fold] in self.kept]
+        lost = [self.plan.name(u) for u in units if not self._checkpoint_folder(u).is_dir()]
+        if lost:
+            hosts.tell(
+                f"warning: {self.folder / 'checkpoints'} lacks {shortened(lost, _SHOWN)}, deleted "
+                "since these were trained; to have them, train again in another --workdir"
+            )
+
     def _keep_checkpoint(self, unit: Unit, result: FoldResult) -> None:
         """Writes the final variables of a fold, if they are wanted."""
         if result.variables is None:
             return
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
-        path = fold_folder(self.folder, f"{name}.seed{seed}" if unit.seed else name)
+        path = self._checkpoint_folder(unit)
         dataset = self.config.dataset
         about = {
             "fold": name,

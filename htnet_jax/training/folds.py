@@ -147,6 +147,7 @@ class FoldTrainer:
         fits_once: False: it trains for epochs.
         folds: All folds, in order.
         parameter_bytes: Size of one fold's variables.
+        state_bytes: Size of what training keeps of a fold: these and the optimizer's.
         program_bytes: What the compiler says that a round takes on each device; 0 before compiling.
     """
 
@@ -177,6 +178,7 @@ class FoldTrainer:
             labels: `(N,)` int32 classes.
             folds: The folds to train, in order.
             batch_size: Clips a step; the last batch of an epoch is smaller, as PyTorch's loader.
+                More than a fold's training clips: all of them.
             seed: Root of all random numbers.
             shuffle: Draw a new order of the training clips every epoch; else always `order`.
             order: `(N,)` int, all clips in the order in which they are trained on; None: as they
@@ -191,8 +193,7 @@ class FoldTrainer:
             classes: Outputs to keep of the predictions; 0: all that the network has.
 
         Raises:
-            UserError: No fold, a fold without training or test clips, or a batch larger than a
-                fold's training set.
+            UserError: No fold, a fold without training or test clips, or a batch of no clip.
         """
         self.folds = list(folds)
         _check(self.folds, batch_size)
@@ -200,6 +201,8 @@ class FoldTrainer:
         self._order = np.arange(len(labels)) if order is None else np.asarray(order)
         counts = [int(fold.train.sum()) for fold in self.folds]
         self._longest = max(counts)
+        # A batch of more clips would be padding for every fold.
+        batch_size = min(batch_size, self._longest)
         self._longest_test = max(int(fold.test.sum()) for fold in self.folds)
         feed = inputs if isinstance(inputs, Feed) else Feed.of_array(inputs)
         learner = dataclasses.replace(
@@ -216,6 +219,9 @@ class FoldTrainer:
         self._host_data = feed.arrays, labels.astype(np.int32)
         state = jax.eval_shape(self._program.init, np.zeros(2, np.uint32))
         self.parameter_bytes = _bytes((state.trained, state.idle, state.collections))
+        self.state_bytes = _bytes(
+            (state.trained, state.optimizer, state.average, state.collections)
+        )
         self.program_bytes = 0
         devices = list(devices or jax.local_devices())
         precisions = _GPU_PRECISIONS if devices[0].platform == "gpu" else MATMUL_PRECISIONS
@@ -223,7 +229,7 @@ class FoldTrainer:
         self._size = GroupSize(
             len(self.folds),
             devices,
-            _bytes((state.trained, state.optimizer, state.average, state.collections)),
+            self.state_bytes,
             self.parameter_bytes,
             processes=jax.process_count(),
             size=folds_per_device,
@@ -525,15 +531,8 @@ def _check(folds: Sequence[Fold], batch_size: int) -> None:
                 f"fold {fold.name} has {count} training clips and "
                 f"{int(fold.test.sum())} test clips; it needs both"
             )
-    smallest = min(folds, key=lambda fold: int(fold.train.sum()))
-    count = int(smallest.train.sum())
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    if count < batch_size:
-        raise UserError(
-            f"batch_size={batch_size} is larger than the {count} training clips of "
-            f"fold {smallest.name}; set --config.batch_size={count} or less"
-        )
 
 
 def _check_finite(folds: Sequence[Fold], logits: np.ndarray, losses: np.ndarray, done: int) -> None:

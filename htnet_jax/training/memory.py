@@ -77,9 +77,20 @@ class GroupSize:
             state_bytes: Of one fold's parameters and optimizer.
             parameter_bytes: Of its parameters alone.
             processes: That share the folds.
-            size: Use this size; 0: what is estimated to fit, balanced over the devices.
+            size: Use this size, but no more than there are folds; 0: what is estimated to fit,
+                balanced over the devices.
             devices_at_once: Use so many devices at most; 0: all.
+
+        Raises:
+            UserError: The memory does not suffice for a single fold.
         """
+        free, least = available_bytes(pool[:1]), state_bytes + parameter_bytes
+        if least > free:
+            raise UserError(
+                f"a single fold takes at least {least / 1e9:,.1f} GB of memory (parameters, "
+                f"gradient, optimizer), but {free / 1e9:,.1f} GB are free. Set a smaller network "
+                "(config.model), end other programs, or use a device with more memory."
+            )
         self._folds, self._state_bytes, self._processes = folds, state_bytes, processes
         self.pool = list(pool[:devices_at_once] if devices_at_once else pool)
         self.devices_at_once = devices_at_once
@@ -88,7 +99,9 @@ class GroupSize:
         fit = int(available_bytes(self.pool) / guess)
         if self._is_cpu:
             fit = min(fit, MAX_FOLDS_PER_CPU_DEVICE)
-        self.size = size or balanced_size(folds, len(self.pool) * processes, fit)
+        # Places beyond the last fold would be trained like folds. The limit does not depend on the
+        # devices, because the same size gives the same bits.
+        self.size = min(size, folds) or balanced_size(folds, len(self.pool) * processes, fit)
 
     def check(self, program_bytes: int, copies: int, devices: Sequence[jax.Device]) -> None:
         """Makes the groups smaller if the compiled program does not fit.
@@ -143,8 +156,8 @@ class GroupSize:
         raise UserError(
             f"{why} with a single fold: its parameters and optimizer alone take "
             f"{self._state_bytes / 1e9:.2f} GB, and {available_bytes(devices) / 1e9:.2f} "
-            "GB are free. Set a smaller --config.batch_size or --config.model.dim, end other "
-            "programs, or use a device with more memory."
+            "GB are free. Set a smaller --config.batch_size or a smaller network (config.model), "
+            "end other programs, or use a device with more memory."
         )
 
 

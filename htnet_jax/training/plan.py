@@ -147,6 +147,13 @@ class Plan:
         """How many models are trained."""
         return len(self.folds) * len(self.seeds) * (1 + self.inner_folds)
 
+    @property
+    def result_bytes(self) -> int:
+        """Size of the predictions of the whole run."""
+        own = int((self.tested >= 0).sum())
+        inner = int((self.validated >= 0).sum()) + self.inner_folds * own
+        return 4 * len(self.seeds) * len(self.epochs) * len(self.class_names) * (own + inner)
+
     def units(self, *, inner: bool) -> Iterator[Unit]:
         """The models to train: those of the folds themselves, or those of their inner folds."""
         for fold in range(len(self.folds)):

@@ -23,12 +23,15 @@ from htnet_jax.config import PRIVATE_FILE
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions
 from htnet_jax.io import write_atomically
-from htnet_jax.training import settings
+from htnet_jax.training import memory, settings
+from htnet_jax.training.plan import Plan
 
 _PACKAGES = (
     *("htnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("numpy", "scipy", "scikit-learn"),
 )
+# Of the records of one model, roughly.
+_UNIT_BYTES = 1000
 # Those of them that shape a network's arithmetic.
 _COMPUTING = ("htnet_jax", "jax", "jaxlib", "flax", "optax")
 
@@ -93,11 +96,33 @@ def _read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             workdir / name,
             "record of a run",
             f"workdir {workdir} holds a run that cannot be read; choose another --workdir.",
-            lambda content: content.keys(),
+            check,
         )
-        for name in ("config.json", "environment.json")
+        for name, check in (
+            ("config.json", lambda content: content.keys()),
+            ("environment.json", _check_record),
+        )
     )
     return config, record
+
+
+def _check_record(record: Any) -> None:
+    """Raises anything if what resuming reads from an environment record is of another type."""
+    if not isinstance(record, dict):
+        raise TypeError("not a JSON object")
+    for name, kind in (("packages", dict), ("hyperparameters", dict), ("regrouped", list)):
+        if not isinstance(record.get(name, kind()), kind):
+            raise TypeError(f"{name}={record[name]!r}")
+    changes = record.get("regrouped", [])
+    sizes = {
+        key: record[key] for key in ("folds_per_device", "inner_folds_per_device") if key in record
+    }
+    for change in changes:
+        str(change["of"])
+        sizes["devices_at_once"] = change["devices_at_once"]
+    for name, size in sizes.items():
+        if type(size) is not int or not 0 <= size < 2**31:
+            raise TypeError(f"{name}={size!r}")
 
 
 @contextlib.contextmanager
@@ -122,14 +147,51 @@ def locked(workdir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_space(workdir: Path, checkpoints: int, each: int) -> None:
-    """Raises a UserError if `checkpoints` of `each` bytes do not fit on the disk of `workdir`."""
-    need = checkpoints * each
-    free = shutil.disk_usage(workdir).free
+def check_memory(plan: Plan) -> None:
+    """Checks that the main memory holds the list of all models, and in the end all results.
+
+    Raises:
+        UserError: It does not; with the figures.
+    """
+    # Two masks over the clips for each model; the results while they are joined.
+    need = plan.unit_count * (2 * len(plan.clips) + _UNIT_BYTES) + 2 * plan.result_bytes
+    free = memory.main_memory_bytes()
     if need > free:
         raise UserError(
-            f"workdir {workdir}: {checkpoints} checkpoints need {need / 1e9:.1f} GB, but only "
-            f"{free / 1e9:.1f} GB are free; set --config.checkpoints=none or to a few folds"
+            f"{len(plan.folds)} folds x {len(plan.seeds)} seeds x {1 + plan.inner_folds} models of "
+            f"{len(plan.epochs)} epochs need about {need / 1e9:,.1f} GB of memory for their "
+            f"results, but {free / 1e9:,.1f} GB are free; set fewer --config.epochs, "
+            "--config.seeds or --config.inner_folds"
+        )
+
+
+def check_space(workdir: Path, plan: Plan, checkpoints: int, each: int, snapshots: int) -> None:
+    """Checks that a run fits on the disk of its folder, beside what is there of it.
+
+    Args:
+        workdir: The folder.
+        plan: The run.
+        checkpoints: How many are kept.
+        each: Bytes of one.
+        snapshots: Bytes of all that exist at one time.
+
+    Raises:
+        UserError: It does not; with the figures.
+    """
+    # The results of the models, and once more together.
+    parts = {
+        f"{checkpoints} checkpoints": checkpoints * each,
+        "snapshots": snapshots,
+        "predictions": 2 * plan.result_bytes,
+    }
+    there = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    free = shutil.disk_usage(workdir).free
+    if sum(parts.values()) - there > free:
+        words = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in parts.items())
+        raise UserError(
+            f"workdir {workdir}: the run needs {sum(parts.values()) / 1e9:,.1f} GB ({words}), but "
+            f"only {free / 1e9:,.1f} GB are free; set --config.checkpoints=none or to a few folds, "
+            "--config.checkpoint_every=0, fewer --config.epochs or --config.seeds"
         )
 
 

@@ -240,11 +240,11 @@ def test_nothing_but_regular_files_of_a_size_is_read(tmp_path, monkeypatch):
         images.read_gray(path)
     # The header alone is looked at.
     path.write_bytes(_png(12_000, 12_000, 8, 2, b""))
-    start = time.monotonic()
+    start = time.process_time()
     monkeypatch.delenv(foreign.LIMIT_VARIABLE)
     with pytest.raises(ValueError, match="12000x12000 pixels take"):
         images.read_gray(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_png_that_claims_a_huge_chunk_is_refused_soon(tmp_path):
@@ -252,10 +252,10 @@ def test_a_png_that_claims_a_huge_chunk_is_refused_soon(tmp_path):
     place = data.index(b"IDAT") - 4
     for size in (b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"):
         (tmp_path / "1.png").write_bytes(data[:place] + size + data[place + 4 :])
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(ValueError, match="no image that OpenCV can read"):
             images.read_gray(tmp_path / "1.png")
-        assert time.monotonic() - start < 0.5
+        assert time.process_time() - start < 0.5
 
 
 def test_a_jpeg_of_endless_scans_is_refused(tmp_path):
@@ -317,3 +317,16 @@ def test_images_of_another_depth_are_refused(tmp_path):
     os.utime(tmp_path / "clip", ns=(1, 1))
     with pytest.raises(UserError, match=r"2\.png: values of 10 bits, but 8 bits in the folder's"):
         open_frames(tmp_path / "clip").read_gray(2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_transparent_tiff_is_refused_as_it_would_turn_black(tmp_path, mode):
+    gray = np.full((9, 8), 120, np.uint8)
+    for alpha, name in ((255, "solid.tif"), (0, "clear.tif"), (128, "half.tif")):
+        image = Image.fromarray(gray).convert(mode)
+        image.putalpha(alpha)
+        image.save(tmp_path / name)
+    assert (images.read_gray(tmp_path / "solid.tif") == 120).all()
+    for name in ("clear.tif", "half.tif"):
+        with pytest.raises(ValueError, match="save it without an alpha channel"):
+            images.read_gray(tmp_path / name)

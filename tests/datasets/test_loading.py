@@ -238,6 +238,21 @@ def test_hostile_records_of_a_data_set_are_one_message(tree, built, name, conten
     assert message.endswith(f"Delete {folder} to build it again.") and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"left_out": 5}', '{"incomplete": [1]}', '{"landmarks": {"a": "b"}}']
+)
+def test_a_record_with_other_values_is_one_message(built, content):
+    folder = built[2]
+    assert loading.recorded(folder)["clips"] == 4
+    (folder / "metadata.json").write_text(content)
+    with pytest.raises(
+        errors.UserError, match=r"metadata\.json: damaged, or not a record of a data"
+    ):
+        loading.recorded(folder)
+    (folder / "metadata.json").unlink()
+    assert loading.recorded(folder) == {"left_out": [], "incomplete": [], "landmarks": {}}
+
+
 def test_a_pipe_in_place_of_the_clips(tree, built):
     _, data_dir, folder = built
     record = next(folder.glob("*array_record*"))

@@ -416,14 +416,14 @@ def test_a_hostile_workbook_ends_in_one_message(tmp_path, changes, said):
     path = tmp_path / "codes.xlsx"
     _xlsx(path, label=[HEADER, *ROWS])
     _rewritten(path, *changes)
-    start = time.monotonic()
+    start = time.process_time()
     if said:
         with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{said}") as caught:
             sheets.read_sheet(path, COLUMNS)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
     else:
         assert len(sheets.read_sheet(path, COLUMNS)) == 3
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_workbook_with_hostile_parts(tmp_path):
@@ -441,11 +441,11 @@ def test_claimed_dimensions_cost_nothing(tmp_path):
     far = b'<row r="1048576"><c r="XFD1048576"/></row></sheetData>'
     claimed = b'<dimension ref="A1:XFD1048576"'
     _rewritten(path, (b'<dimension ref="A1:C4"', claimed))
-    start = time.monotonic()
+    start = time.process_time()
     assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
     _rewritten(path, (b"</sheetData>", far))
     assert _values(sheets.read_sheet(path, COLUMNS)) == CELLS
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     wide = b"".join(b'<row><c r="XFD%d"><v>1</v></c></row>' % n for n in range(10, 400))
     _rewritten(path, (b"</sheetData>", wide + b"</sheetData>"))
     with pytest.raises(UserError, match="4,000,000 cells"):

@@ -186,6 +186,27 @@ def test_empty_folder_and_ambiguous_frames(short, root):
     assert "have the same number" in audit.errors[1].what
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["image000001.bmp"], "frame 220000 follows 1"),
+        (["image999999.bmp"], "frame 999999 follows 220004"),
+        ([f"out{number:04d}.bmp" for number in range(1, 20)], "named in several ways"),
+        (["flow1.png", "flow2.png"], "named in several ways"),
+    ],
+)
+def test_first_and_last_frame_are_of_the_clip_or_nothing(short, root, names, said):
+    clip = next(clip for clip in short if clip.name == "s11_ne_01")
+    image = next(iter(image_files(clip.folder).values()))
+    for name in names:
+        shutil.copy(image, clip.folder / name)
+    clips, audit = _survey(root)
+    assert clips == [other for other in short if other != clip]
+    finding = _only(audit, "image")
+    assert (finding.clip, finding.drops) == (clip.id, True)
+    assert said in finding.what
+
+
 def test_links_out_of_the_tree(short, root, tmp_path):
     outside = tmp_path / "outside"
     short[0].folder.rename(outside)

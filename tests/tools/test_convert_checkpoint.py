@@ -496,7 +496,7 @@ def test_a_pth_file_with_the_settings_of_its_run(tmp_path, run_folder, accepts, 
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
     (workdir / "config.json").unlink()
-    assert "config.json: damaged, or not a run's config (No such file" in refuses(
+    assert "config.json: cannot be read (No such file" in refuses(
         *from_torch(file, tmp_path / "other", f"--workdir={workdir}")
     )
 

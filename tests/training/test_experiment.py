@@ -280,7 +280,7 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
     [
         ({"folds": "a01,zz,yy"}, "config.folds: no fold zz, yy; the folds are a01, a02, b01"),
         ({"folds": "a01", "checkpoints": "b01"}, "config.checkpoints: no fold b01"),
-        ({"protocol": "loco"}, "config.protocol='loco' is unknown; use one of loso, lodo, kfold"),
+        ({"protocol": "loco"}, "config.protocol='loco' is unknown; use loso, lodo, kfold"),
         ({"protocol": "lodo", "folds": "a01"}, "no fold a01; the folds are alpha, beta, gamma"),
         ({"protocol": "kfold", "protocol_folds": 7}, "6 subjects cannot be split into 7 groups"),
         ({"inner_folds": 6}, "config.inner_folds=6 must not exceed config.inner_parts=5"),
@@ -293,13 +293,17 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
             "config.matmul_precision='fp8' is unknown; use float32, tf32",
         ),
         (
-            {"model__dtype": "float16"},
-            "config.model.dtype='float16' is not for training; use float",
+            {"model": ConfigDict({"name": "HTNet", "dtype": "float16"})},
+            "config.model.dtype='float16' is unknown; use float32, bfloat16",
         ),
         ({"seed": 2**32 - 1, "seeds": 2}, "seeds must be below 2**32"),
         ({"dataset__sources": "alpha,delta"}, "no source delta; the sources are alpha, beta"),
         ({"dataset__sources": "alpha", "protocol": "lodo"}, "needs at least two folds"),
-        ({"model__name": "MajorityClass"}, "config.epochs=3, but MajorityClass is fitted once"),
+        (
+            {"model": ConfigDict({"name": "MajorityClass"})},
+            "config.epochs=3, but MajorityClass is fitted once",
+        ),
+        ({"model__heads": 6}, "config.model.heads is unknown to Linear; there are num_classes"),
         (
             {
                 "epochs": 1,
@@ -314,15 +318,17 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ),
         ({"model__image_size": 56}, "mosaic 28 x 28 x 3: x has 28 px; set image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),
-        ({"batch_size": 21}, "batch_size=21 is larger than the 20 training clips of fold a01"),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"epochs": 0}, "config.epochs=0 must be at least 1"),
         ({"seed": -1}, "config.seed=-1 must be at least 0"),
-        ({"learning_rate": float("nan")}, "config.learning_rate=nan must be above 0"),
-        ({"learning_rate": 0.0}, "config.learning_rate=0.0 must be above 0"),
+        ({"learning_rate": float("nan")}, "config.learning_rate=nan must lie in (0, 100]"),
+        ({"learning_rate": 0.0}, "config.learning_rate=0.0 must lie in (0, 100]"),
         ({"dataset__name": "nonsense"}, "unknown data set 'nonsense'; use one of casme2"),
         ({"dataset__channels": "u,w"}, "unknown channel 'w'"),
-        ({"dataset__layout": "sideways"}, "unknown layout 'sideways'"),
+        (
+            {"dataset__layout": "sideways"},
+            "config.dataset.layout='sideways' is unknown; use release, upright, none",
+        ),
     ],
 )
 def test_bad_settings(make_config, refusal, changes, message):
@@ -346,6 +352,28 @@ def test_bad_model_settings(make_config, refusal, changes, message):
     assert message in found
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"batch_size": 256},
+            "the training set of 6 of 6 models (the smallest: 20 clips); a batch",
+        ),
+        ({"batch_size": 20}, ""),
+        ({"batch_size": 17, "inner_folds": 1}, "of 6 of 12 models (the smallest: 16 clips)"),
+    ],
+)
+def test_a_batch_larger_than_the_training_set_is_said_once(
+    make_config, monkeypatch, tmp_path, capsys, changes, said
+):
+    monkeypatch.setattr(folds.FoldTrainer, "rounds", lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        experiment.run(make_config(**changes), tmp_path / "run")
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("config.batch_size=") == bool(said)
+
+
 def test_a_workdir_that_cannot_be_written(make_config, refusal, tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -362,10 +390,12 @@ def test_two_processes_in_one_folder(make_config, refusal, tmp_path):
 
 def test_too_little_disk_space(make_config, refusal, monkeypatch, tmp_path):
     parameters = 4 * (28 * 28 * 3 * 3 + 3)
-    usage = types.SimpleNamespace(free=6 * parameters - 1)
+    # Checkpoints; three snapshots of Adam's state for all folds; all logits, twice.
+    needed = 6 * parameters + 3 * 6 * (3 * parameters + 4) + 2 * 4 * 3 * 24 * 3
+    usage = types.SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     message = refusal(make_config())
-    assert "6 checkpoints need 0.0 GB" in message
+    assert "(6 checkpoints 0.0 GB, snapshots 0.0 GB, predictions 0.0 GB)" in message
     assert "set --config.checkpoints=none or to a few folds" in message
     # What fits is not refused.
     usage.free += 1

@@ -479,17 +479,29 @@ def test_refusals():
         ([*good, Fold("x", empty, ~empty)], 4, "fold x has 0 training clips and 16 test clips"),
         ([*good, Fold("x", ~empty, empty)], 4, "fold x has 16 training clips and 0 test clips"),
         (good, 0, "batch_size=0 must be at least 1"),
-        (good, 11, "batch_size=11 is larger than the 10 training clips of fold e.*batch_size=10"),
     ]
     for folds, batch_size, message in cases:
         with pytest.raises(UserError, match=message):
             FoldTrainer(learner(), inputs, labels, folds, batch_size=batch_size, seed=0)
 
 
-def test_a_batch_may_hold_all_training_clips():
-    data, folds = make_data(), make_folds("e")
-    trainer = FoldTrainer(learner(), *data, folds, batch_size=10, seed=3)
-    assert [fold.name for fold in trainer.folds] == ["e"]
+def test_a_batch_larger_than_the_training_sets_is_the_whole_set():
+    """Of every fold, whatever the sizes of the others: the smaller ones are padded."""
+    data, folds = make_data(), make_folds("ae")
+    sizes = {fold.name: int(fold.train.sum()) for fold in folds}
+    assert len({*sizes.values()}) == 2
+
+    def trained(folds, size):
+        trainer = FoldTrainer(learner(), *data, folds, batch_size=size, seed=3)
+        return train_all(trainer, epochs=2)
+
+    most = trained(folds, 10**6)
+    assert_same_bits(most, trained(folds, max(sizes.values())))
+    # Between the sizes: the whole set of the smaller fold.
+    small = min(sizes, key=sizes.get)
+    alone = trained([fold for fold in folds if fold.name == small], sizes[small])
+    assert_close({small: most[small]}, alone)
+    assert_close({small: trained(folds, sizes[small] + 1)[small]}, alone)
 
 
 def test_parameters_come_for_the_folds_that_are_wanted():

@@ -114,10 +114,10 @@ WRONG = (True, None, "28", [28], {"a": 1}, [[1]])
 @pytest.mark.parametrize("value", [*ABSURD, *WRONG], ids=lambda value: str(value)[:9])
 @pytest.mark.parametrize("key", ["num_classes", "image_size", "dim", "heads", "num_hierarchies"])
 def test_sizes_are_checked_before_anything_is_built(key, value):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=f"config.model: {key}="):
         state.build_module({"name": "HTNet", key: value})
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
@@ -166,10 +166,10 @@ def test_a_config_that_does_not_fit_its_arrays(old, key, value):
     """In an instant, and before the arrays are read."""
     settings = json.loads((old / "config.json").read_text())
     settings["model"][key] = value
-    start = time.perf_counter()
+    start = time.process_time()
     with changed(old / "config.json", json.dumps(settings).encode()):
         refusal(old)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- files ----------------------------------------------------------------------------------------

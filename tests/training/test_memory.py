@@ -145,7 +145,7 @@ def test_nothing_left_to_make_smaller(fail_when):
     fail_when(lambda trainer: True)
     message = (
         r"out of memory with a single fold: its parameters and optimizer alone take \d+\.\d\d GB, "
-        r"and \d+\.\d\d GB are free\. Set a smaller --config\.batch_size or --config\.model\.dim"
+        r"and \d+\.\d\d GB are free\. Set a smaller --config\.batch_size or a smaller network"
     )
     with pytest.raises(UserError, match=message) as caught:
         trained(make_trainer(group=2))
@@ -263,6 +263,10 @@ def test_the_estimate_follows_the_free_memory(folds, devices, fit, group, monkey
 def test_a_cpu_device_takes_a_few_folds_at_most(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _: 1 << 40)
     assert make_trainer().folds_per_device == memory.MAX_FOLDS_PER_CPU_DEVICE
+
+
+def test_a_group_has_no_more_places_than_there_are_folds():
+    assert make_trainer(devices=1, names="abc", group=10_000).folds_per_device == 3
 
 
 def test_fewer_folds_than_devices():

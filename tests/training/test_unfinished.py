@@ -186,6 +186,38 @@ def test_a_folder_that_leads_elsewhere_is_refused_before_any_training(
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_checkpoints_that_lead_elsewhere_are_refused_before_any_training(
+    link, make_config, run_quickly, tmp_path, monkeypatch
+):
+    (tmp_path / "run").mkdir()
+    place = tmp_path / "run/checkpoints"
+    if link:
+        (tmp_path / "elsewhere/a01").mkdir(parents=True)
+        (tmp_path / "elsewhere/a01/mine.txt").write_text("mine")
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.write_text("")
+    monkeypatch.setattr(Store, "write", pytest.fail)
+    message = "is a link to .*elsewhere" if link else r"cannot be created \(File exists\)\. Remove"
+    with pytest.raises(UserError, match=rf"checkpoints: {message}"):
+        run_quickly(make_config(), tmp_path / "run")
+    if link:
+        assert (tmp_path / "elsewhere/a01/mine.txt").read_text() == "mine"
+
+
+def test_checkpoints_deleted_before_resuming_are_named(
+    make_config, cut, run_quickly, tmp_path, capfd
+):
+    config = make_config(folds_per_device=1, cpu_devices=1)
+    folder = cut(config, tmp_path / "run").parent
+    for name in ("a01", "b01"):
+        shutil.rmtree(folder / "checkpoints" / name)
+    capfd.readouterr()
+    run_quickly(config, folder)
+    assert f"warning: {folder}/checkpoints lacks a01, b01, deleted" in capfd.readouterr().err
+
+
 def test_a_folder_that_cannot_be_removed_costs_nothing(
     fitted, run_quickly, whole, tmp_path, monkeypatch, capfd
 ):
@@ -202,6 +234,31 @@ def test_a_folder_that_cannot_be_removed_costs_nothing(
         run = run_quickly(fitted(), tmp_path)
     np.testing.assert_array_equal(run.predictions.logits, whole.logits)
     assert "unfinished: cannot be removed ([Errno 16]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"packages": 7},
+        {"packages": ["jax"]},
+        {"hyperparameters": 3},
+        {"folds_per_device": "x"},
+        {"folds_per_device": 1e30},
+        {"folds_per_device": 2**70},
+        {"folds_per_device": True},
+        {"inner_folds_per_device": None},
+        {"regrouped": 7},
+        {"regrouped": [3]},
+        {"regrouped": [{"of": "folds_per_device"}]},
+        {"regrouped": [{"of": "folds_per_device", "devices_at_once": "all"}]},
+    ],
+)
+def test_a_spoiled_record_is_one_message(wrong, cut, fitted, run_quickly, tmp_path):
+    cut(fitted(), tmp_path / "run")
+    path = tmp_path / "run/environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match=r"environment\.json: damaged.*choose another --workdir"):
+        run_quickly(fitted(), tmp_path / "run")
 
 
 def test_a_baseline_speaks_as_one(fitted, run_quickly, tmp_path, capfd):
