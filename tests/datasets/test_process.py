@@ -350,6 +350,8 @@ def _swapped(tmp_path, rendered, how):
     shown = {
         "as it is": apex,
         "aside": np.roll(apex, 30, axis=1),
+        "black": np.zeros_like(apex),
+        "noise": rng.integers(0, 256, apex.shape, np.uint8),
         "clouds": cv2.GaussianBlur(rng.normal(128, 900, (128, 128)), (0, 0), 6)
         .clip(0, 255)
         .astype(np.uint8),
@@ -360,7 +362,10 @@ def _swapped(tmp_path, rendered, how):
 
 @pytest.mark.parametrize(
     ("align", "how"),
-    [("onset", "as it is"), ("onset", "aside"), *(("none", h) for h in ("aside", "clouds"))],
+    [
+        *(("onset", how) for how in ("as it is", "aside", "black", "noise")),
+        *(("none", how) for how in ("aside", "clouds", "black")),
+    ],
 )
 def test_flow_that_no_face_can_make_is_a_finding(tmp_path, faces, align, how):
     rendered = faces(0, 1)
@@ -375,7 +380,8 @@ def test_flow_that_no_face_can_make_is_a_finding(tmp_path, faces, align, how):
     assert path.exists() == (how == "as it is") == (finding is None)
     if finding:
         assert (finding.kind, finding.drops, finding.clip) == ("flow", True, clip.id)
-        assert "pixels of 28" in finding.what
+        said = "correlation of" if how in ("black", "noise") else "pixels of 28"
+        assert said in finding.what
 
 
 @pytest.mark.parametrize("size", [28, 56, 112])
@@ -384,16 +390,17 @@ def test_the_limit_of_flow_is_relative_to_the_face(clip, size):
     points = regions.TEMPLATE_POINTS * size / 28
     eyes = np.linalg.norm(points[1] - points[0])
     tensor = np.zeros((size, size, 3), np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
     for scale in (1, 0.5):
         small = (points - size / 2) * scale + size / 2
         for share in (0.3, 0.4):
             tensor[size // 2, size // 2, 0] = -share * eyes * scale
-            steps = process.Steps(None, None, tensor, small)
+            steps = process.Steps(image, image, tensor, small)
             assert (process.impossible_flow(job, steps) is None) == (share < 0.35)
     # Beside the face anything may move.
     tensor[:] = 0
     tensor[0, 0] = size
-    assert process.impossible_flow(job, process.Steps(None, None, tensor, small)) is None
+    assert process.impossible_flow(job, process.Steps(image, image, tensor, small)) is None
 
 
 def test_a_clip_with_impossible_flow_is_reported_and_left_out(tmp_path, copy):
