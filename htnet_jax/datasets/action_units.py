@@ -79,7 +79,8 @@ def parse(cell: str) -> Parsed:
     Units are separated by `+ , ; &`, blanks or "and", alternatives by "or", `/` or `|`; letter
     case, "AU" before a unit and dots at a part's end do not matter. `10A/B` is `10A|10B`. Brackets
     bind: `(L6 or L12)+L15`. Held units, `7(k)`, were not made in the clip and are left out, and a
-    cell that is only `?` has no units. A part between two separators of which anything is not
+    cell that is only `?` has no units. A cell that is only `4.0` is 4, as tables are exported in
+    which a column is a number with gaps. A part between two separators of which anything is not
     understood is left out as a whole: half of it could say the opposite.
     """
     same = "".join(
@@ -92,6 +93,8 @@ def parse(cell: str) -> Parsed:
     rest: list[str] = []
     if not same.strip("? "):
         return Parsed((), ())
+    if found := re.fullmatch(r" *([0-9]{1,2})\.0 *", same):
+        same = found[1]
     for part in _parts(" ".join(same.split())):
         found = _groups(part)
         if found is None:

@@ -23,7 +23,8 @@ CELLS = {
         "12B": "12B",
         "r12c": "R12C",
     },
-    # Issue 15, and its kin: the prefix, other forms of the same characters, doubt.
+    # The prefix, decimals, other forms of the same characters, doubt.
+    **{"4.0": "4", "12.0 ": "12"},
     **{"AU4": "4", "au 4+AU7": "4+7", "AUL10": "L10", "4\uff0bL10": "4+L10", "\uff14+7": "4+7"},
     **{"4\xa0+\xa07": "4+7", "R14?": "R14?", "R14??": "R14?", "R14 ?": "R14?", "4+7?": "4+7?"},
     **{"(4)?": "4?", "4+7.": "4+7", "r12c": "R12C"},
