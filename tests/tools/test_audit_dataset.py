@@ -86,7 +86,7 @@ def test_wrong_use_is_one_message(tmp_path, data_dir):
     tiny = "--dataset=synthetic", "--config=tiny", f"--data_dir={data_dir}"
     for arguments, words in (
         (["--dataset=mnist"], "unknown data set 'mnist'; use one of"),
-        (["--dataset=synthetic", "--fold=3"], "Unknown command line flag 'fold'"),
+        (["--dataset=synthetic", "--fold=3"], "unknown flag --fold"),
         ([], "give --dataset=NAME"),
         ([*tiny, "--similarity=2"], "similarity"),
         ([*tiny, f"--json={tmp_path}/file/audit.json"], "audit.json: cannot be written"),
