@@ -118,7 +118,8 @@ class Bar:
         # Never 0: a clock may stand still for a moment.
         rate = (self._done - self._clock_done) / max(now - self._clock, 1e-3)
         if rate:
-            facts.append(f"{rate:.3g} {self._unit}/s")
+            digits = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+            facts.append(f"{digits} {self._unit}/s")
         if rate and self._done < self._total:
             facts.append(f"{tqdm.format_interval((self._total - self._done) / rate)} left")
         say(f"{self._title}: {', '.join(facts)}")
