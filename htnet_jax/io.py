@@ -31,13 +31,23 @@ def data_folder(given: str = "") -> Path:
         UserError: No such user, or no home folder, for `~`; a name that array_record cannot open.
     """
     folder = foreign.expanded(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    check_text(folder, "data folder")
+    return folder
+
+
+def check_text(path: Path, what: str) -> None:
+    """Refuses names that libraries written in C++ (array_record, tensorstore) cannot open.
+
+    Raises:
+        UserError: The name is not UTF-8 text, or Python, for its locale, does not take it for such.
+    """
     try:
-        if b"\0" not in str(folder).encode():
-            return folder
+        if b"\0" not in str(path).encode():
+            return
     except UnicodeEncodeError:
         pass
     raise UserError(
-        f"data folder {folder}: its name is not UTF-8 text; choose another one, or, if only the "
+        f"{what} {path}: its name is not UTF-8 text; choose another one, or, if only the "
         "locale of this shell says so, set PYTHONUTF8=1"
     )
 

@@ -21,6 +21,8 @@ from htnet_jax.torch_bridge import convert
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pth", ".pt")
+# Of a `.pth` file; a network of 64 blocks on each of 6 levels has 5,000 tensors.
+_MOST_ENTRIES = 20_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -162,6 +164,9 @@ def _check_archive(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        # Each takes torch some time to open.
+        if len(archive.infolist()) > _MOST_ENTRIES:
+            raise ValueError(f"an archive of {len(archive.infolist()):,} entries")
         unpacked = sum(member.file_size for member in archive.infolist())
         # torch.save compresses nothing.
         if unpacked > path.stat().st_size:

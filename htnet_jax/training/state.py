@@ -31,7 +31,7 @@ from htnet_jax import foreign, models
 from htnet_jax.config import read_private, split_private
 from htnet_jax.errors import UserError
 from htnet_jax.foreign import reading
-from htnet_jax.io import write_atomically
+from htnet_jax.io import check_text, write_atomically
 from htnet_jax.training import hosts
 
 # Snapshots of a round: the newest, and the one before it in case the newest is damaged.
@@ -112,6 +112,7 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
+    check_text(folder, "checkpoint folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -139,6 +140,7 @@ def save_fold(folder: Path, variables: Any, config: Mapping[str, Any]) -> None:
 def load_fold(path: str | os.PathLike[str]) -> LoadedModel:
     """Opens a checkpoint written by `save_fold`; see `htnet_jax.load`."""
     folder = foreign.expanded(path)
+    check_text(folder, "checkpoint folder")
     with reading(folder, "checkpoint", "Give a fold's folder, RUN/checkpoints/SUBJECT."):
         if folder.is_file():
             raise UserError(f"{folder}: is a file; give a fold's folder, RUN/checkpoints/SUBJECT")

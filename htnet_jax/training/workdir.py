@@ -22,7 +22,7 @@ from htnet_jax import foreign
 from htnet_jax.config import PRIVATE_FILE
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import predictions
-from htnet_jax.io import write_atomically
+from htnet_jax.io import check_text, write_atomically
 from htnet_jax.training import memory, settings
 from htnet_jax.training.plan import Plan
 
@@ -42,6 +42,7 @@ def create(workdir: Path) -> None:
     Raises:
         UserError: It cannot.
     """
+    check_text(workdir, "workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -415,6 +415,13 @@ def nested_lists(folder):
     return pickled(folder, b"}X\x01\x00\x00\x00a" + b"]" * 100_000 + b"a" * 99_999 + b"s")
 
 
+def many_entries(folder):
+    with zipfile.ZipFile(folder / "w.pth", "w") as archive:
+        for index in range(21_000):
+            archive.writestr(f"archive/data/{index}", b"")
+    return folder / "w.pth"
+
+
 def stride_0(folder):
     return saved({"a": torch.zeros(1).expand(10**6, 10**6)}, folder / "w.pth")
 
@@ -519,7 +526,7 @@ def deep_header(folder):
 @pytest.mark.parametrize(
     "make",
     [
-        *(contains_itself, nested_dicts, nested_lists, stride_0, many_of_stride_0),
+        *(contains_itself, nested_dicts, nested_lists, many_entries, stride_0, many_of_stride_0),
         *(one_storage_many_times, huge_storage, huge_legacy_storage, zip_bomb, huge_bytearray),
         *(pipe, safetensors_pipe, long_header, longest_header, overlapping, beyond_the_end),
         *(overflowing_shape, overflowing_product, deep_header),

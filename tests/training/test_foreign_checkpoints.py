@@ -19,7 +19,7 @@ import htnet_jax
 from htnet_jax import models
 from htnet_jax.config import split_private
 from htnet_jax.errors import UserError
-from htnet_jax.training import state
+from htnet_jax.training import state, workdir
 
 OLD_RUN = pathlib.Path(__file__).parents[1] / "fixtures" / "old_run"
 
@@ -271,6 +271,15 @@ def test_mutated_arrays_with_a_manifest_of_their_own(tmp_path):
     command = [sys.executable, "-c", MUTATE, str(fold)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_names_that_tensorstore_cannot_open(tmp_path):
+    """Not UTF-8; or in a locale that Python takes for ASCII, where all other names look like it."""
+    folder = tmp_path / os.fsdecode(b"l\xc3u")
+    for use in (workdir.create, htnet_jax.load, lambda path: state.save_fold(path, {}, {})):
+        with pytest.raises(UserError, match=r"its name is not UTF-8 text; .* set PYTHONUTF8=1"):
+            use(folder)
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_out_of_nothing(tmp_path):
