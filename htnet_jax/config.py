@@ -85,8 +85,8 @@ SETTINGS: Mapping[str, Setting] = {
     "learning_rate_decay": Setting(
         1.0,
         Range(0.0, 1.0, ends="(]"),
-        'Of "step": after every epoch the learning rate is multiplied by this, as often as the '
-        "next key says.",
+        'Of "step": after every epoch the learning rate is multiplied by this; the next key limits '
+        "for how many epochs.",
     ),
     "learning_rate_decay_epochs": Setting(
         0, Range(0, _MOST_EPOCHS), 'Of "step": epochs after which the rate falls; 0: after all.'
