@@ -1037,7 +1037,9 @@ def test_a_run_that_is_left_early_ends_its_workers():
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, errors.Stopped)]
 )
 def test_while_workers_begin_interruptions_wait(number, error):
-    before = signal.signal(signal.SIGTERM, errors._stop)
+    # In a shell's background, where tests may run, SIGINT is ignored.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: errors._stop}
+    before = {one: signal.signal(one, handler) for one, handler in handlers.items()}
     done = False
     try:
         with pytest.raises(error), process._uninterrupted():
@@ -1046,7 +1048,8 @@ def test_while_workers_begin_interruptions_wait(number, error):
             child = subprocess.run(["cat", status], capture_output=True, text=True).stdout
             done = True
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert done
     blocked = int(re.search(r"SigBlk:\s*(\w+)", child)[1], 16)
     assert blocked >> (signal.SIGINT - 1) & 1
