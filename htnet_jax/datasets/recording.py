@@ -380,13 +380,18 @@ def _open_video(path: Path, changed: int, fps: float | None, first: int) -> Fram
     return _Video(path, changed, fps, first)
 
 
-def _capture(path: Path) -> Any:
-    """OpenCV's reader; FFmpeg only, as another backend would take `img1.jpg` for a series."""
+def _capture(path: Path, *, threads: int = 0) -> Any:
+    """OpenCV's reader; FFmpeg only, as another backend would take `img1.jpg` for a series.
+
+    Args:
+        path: The video.
+        threads: Of the decoder; 0: as many as it likes.
+    """
     import cv2
 
     with foreign.reading(path, "video", "Give it a name in UTF-8."):
         str(path).encode()  # OpenCV ends the process where this fails.
-        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
     if not capture.isOpened():
         raise UserError(f"{path}: no video that OpenCV can read, or a truncated one")
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
@@ -402,7 +407,9 @@ def _scan(path: Path, changed: int) -> tuple[int, np.ndarray | None, int, str]:
     """Frames that can be used, their times in seconds, frames claimed, first damage or ""."""
     import cv2
 
-    capture = _capture(path)
+    # With one thread, what the decoder says is said while the frame in question is decoded; others
+    # work ahead, and speak at any moment.
+    capture = _capture(path, threads=1)
     claimed, fps = (capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
     milliseconds, sound, damage = [], None, ""
     while True:

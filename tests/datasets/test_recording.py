@@ -190,7 +190,12 @@ def _folder(path, images, first=1):
 def opened(monkeypatch):
     """How often a video is opened for decoding."""
     calls, original = [], recording._capture
-    monkeypatch.setattr(recording, "_capture", lambda path: (calls.append(path), original(path))[1])
+
+    def capture(path, **options):
+        calls.append(path)
+        return original(path, **options)
+
+    monkeypatch.setattr(recording, "_capture", capture)
     return calls
 
 
@@ -390,6 +395,9 @@ def test_frames_after_the_first_damage_of_a_video_are_not_used(tmp_path, name, c
     source = open_frames(path)
     last = source.numbers[-1]
     assert last < 12
+    # Whatever the decoder's threads do meanwhile.
+    again = [recording._scan.__wrapped__(path, 0)[0] for _ in range(20)]
+    assert again == [last] * 20
     for number, image in source:
         np.testing.assert_array_equal(image, frames[number])
     # Where the damage ends the decoding, the video is a shorter one than its header claims.
