@@ -41,15 +41,12 @@ def check_text(path: Path, what: str) -> None:
     Raises:
         UserError: The name is not UTF-8 text, or Python, for its locale, does not take it for such.
     """
-    try:
-        if b"\0" not in str(path).encode():
-            return
-    except UnicodeEncodeError:
-        pass
-    raise UserError(
-        f"{what} {path}: its name is not UTF-8 text; choose another one, or, if only the "
-        "locale of this shell says so, set PYTHONUTF8=1"
-    )
+    # Bytes that are no text stand as lone surrogates in Python's names of files.
+    if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in str(path)):
+        raise UserError(
+            f"{what} {path}: its name is not UTF-8 text; choose another one, or, if only the "
+            "locale of this shell says so, set PYTHONUTF8=1"
+        )
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:

@@ -109,7 +109,9 @@ def test_single_folds_on_request(plan, results, tmp_path):
     )
 
 
-def test_nothing_is_written_without_a_folder(plan, results):
+def test_nothing_is_written_without_a_folder(plan, results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with Events(None, plan) as events:
         events.write(*next(iter(results.items())))
         events.write_means(results.__getitem__)
+    assert not list(tmp_path.iterdir())
