@@ -11,6 +11,7 @@ import torch
 from fakes.modules import normal
 from flax import linen as nn
 
+from htnet_jax.models import xla_cpu
 from htnet_jax.models.xla_cpu import (
     FEW_ROWS,
     MAX_ROWWISE_HEIGHT,
@@ -151,9 +152,23 @@ CLIPS = [
 ]
 
 
-@pytest.mark.parametrize(("sizes", "kernel", "stride", "padding"), CLIPS)
-def test_clips_by_frames_are_a_3d_convolution(sizes, kernel, stride, padding):
+# Those that wide layers compute by pairs of frames: even and odd counts, each kind of padding.
+PAIRED = [
+    ((4, 3, 3), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    ((5, 4, 3), (3, 2, 3), (1, 2, 1), (2, 0, 1)),
+    ((6, 1, 2), (3, 1, 1), (1, 1, 1), (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernel", "stride", "padding", "paired_channels"),
+    [*((*one, 64) for one in CLIPS), *((*one, 1) for one in PAIRED)],
+)
+def test_clips_by_frames_are_a_3d_convolution(
+    sizes, kernel, stride, padding, paired_channels, monkeypatch
+):
     """In float64, of two folds side by side, in a loop; also both gradients."""
+    monkeypatch.setattr(xla_cpu, "PAIRED_CHANNELS", paired_channels)
 
     def plain(x, kernel):
         margins = [(zeros, zeros) for zeros in padding]
