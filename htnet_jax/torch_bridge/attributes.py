@@ -28,6 +28,8 @@ LAYERS = (
     ("fused", "fused"),
     *((name, name) for name in _DENSE),
 )
+# Shapes say nothing of them.
+ASSUMED = ("frames", "image_size", "dropout")
 
 
 class AttributeNet(nn.Module):
@@ -149,5 +151,4 @@ def _measured(shapes: Mapping[str, Shape], problems: Problems) -> dict[str, Any]
     }
 
 
-ASSUMED = ("frames", "image_size", "dropout")
 BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=ASSUMED)

@@ -29,6 +29,7 @@ from htnet_jax.torch_bridge.traces import (
     Optimizer,
     Trace,
     flax_trace,
+    privileged_of,
     torch_trace,
 )
 
@@ -156,7 +157,7 @@ def run(
     module: Any,
     bridge: Bridge,
     variables: Mapping[str, Any],
-    batches: Sequence[Clips],
+    batches: Sequence[Clips | tuple[Any, ...]],
     *,
     dtypes: Sequence[str] = ("float64",),
     optimizer: Optimizer | None = None,
@@ -172,8 +173,8 @@ def run(
         module: Flax module.
         bridge: Its bridge.
         variables: Its variables.
-        batches: Layers and gradients are compared on the first; the steps go through all, again and
-            again.
+        batches: `Clips`, or tuples of what they hold. Layers and gradients are compared on the
+            first; the steps go through all, again and again.
         dtypes: "float64", "float32" or both, a report for each. In this order float64 is computed
             once, though float32 needs it too.
         optimizer: Default: `Optimizer()`.
@@ -190,6 +191,7 @@ def run(
     for dtype in dtypes:
         if dtype not in TOLERANCES:
             raise UserError(f"dtype={dtype!r} is unknown; use {' or '.join(TOLERANCES)}")
+    batches = [Clips(*batch) for batch in batches]
     if not batches:
         raise UserError("no batch to compare on")
     if train and getattr(module, "dropout", 0):
@@ -214,7 +216,7 @@ def run(
             train=train,
             kept=ours.kept,
             losses=losses,
-            privileged=module.privileged,
+            privileged=privileged_of(module),
         )
 
     reports = []

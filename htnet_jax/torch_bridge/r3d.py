@@ -17,19 +17,21 @@ from htnet_jax.models import r3d as flax_r3d
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Rule, Shape, conv_norm, kernel_and_bias
 
-_KERNEL, _BLOCK = "t h w i o -> o i t h w", "layer{i}.{j}"
+_WIDE, _NARROW, _BLOCK = "t h w i o -> o i t h w", "i o -> o i 1 1 1", "layer{i}.{j}"
+# Flax's name, torchvision's, and the axes of the kernel.
+_PARTS = (("first", "conv1", _WIDE), ("second", "conv2", _WIDE), ("skip", "downsample", _NARROW))
 
 
 def table(flax: str = "", theirs: str = "") -> tuple[Rule, ...]:
     """The lines of a network without head, whose names begin with `flax` and with `theirs`."""
     block, their_block = f"{flax}layer_{{i}}_{{j}}", f"{theirs}{_BLOCK}"
     return (
-        *conv_norm(f"{flax}stem", f"{theirs}stem.0", f"{theirs}stem.1", _KERNEL),
+        *conv_norm(f"{flax}stem", f"{theirs}stem.0", f"{theirs}stem.1", _WIDE),
         *(
             rule
-            for ours, other in _PARTS
+            for ours, other, axes in _PARTS
             for rule in conv_norm(
-                f"{block}/{ours}", f"{their_block}.{other}.0", f"{their_block}.{other}.1", _KERNEL
+                f"{block}/{ours}", f"{their_block}.{other}.0", f"{their_block}.{other}.1", axes
             )
         ),
     )
@@ -43,7 +45,7 @@ def layers(flax: str = "", theirs: str = "") -> tuple[tuple[str, str], ...]:
         (f"{flax}stem/norm", f"{theirs}stem.1"),
         *(
             (f"{block}/{ours}/{layer}", f"{their_block}.{other}.{index}")
-            for ours, other in _PARTS
+            for ours, other, _ in _PARTS
             for index, layer in enumerate(("conv", "norm"))
         ),
         (f"{block}/joined", f"{their_block}.joined"),
@@ -51,7 +53,6 @@ def layers(flax: str = "", theirs: str = "") -> tuple[tuple[str, str], ...]:
     )
 
 
-_PARTS = (("first", "conv1"), ("second", "conv2"), ("skip", "downsample"))
 TABLE = (*table(), *kernel_and_bias("head", "fc", "i o -> o i"))
 LAYERS = (*layers(), ("head", "fc"))
 
@@ -120,7 +121,9 @@ class R3D(nn.Module):
             ValueError: x has another shape; a Flax batch is turned by `x.permute(0, 4, 1, 2, 3)`.
         """
         if x.shape[1:] != self.input_shape:
-            raise ValueError(f"a clip has shape {tuple(x.shape)}, expected (B, *{self.input_shape})")
+            raise ValueError(
+                f"a clip has shape {tuple(x.shape)}, expected (B, *{self.input_shape})"
+            )
         x = self.stem(x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)

@@ -27,6 +27,7 @@ from htnet_jax.torch_bridge.losses import LOSSES
 
 Arrays = dict[str, np.ndarray]
 
+
 class Clips(NamedTuple):
     """A batch without padding.
 
@@ -39,10 +40,6 @@ class Clips(NamedTuple):
     inputs: tuple[np.ndarray, ...]
     labels: np.ndarray
     privileged: Mapping[str, np.ndarray] = {}
-
-    def seen_by(self, module: Any) -> dict[str, np.ndarray]:
-        """Those of the privileged features that a network is fed."""
-        return {name: self.privileged[name] for name in module.privileged}
 
 
 TORCH_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -148,6 +145,11 @@ class Trace:
     kept: tuple[Arrays, ...] = ()
 
 
+def privileged_of(module: Any) -> tuple[str, ...]:
+    """Names of the features that a Flax network is fed by keyword."""
+    return tuple(getattr(module, "privileged", ()))
+
+
 def flax_trace(
     module: Any,
     bridge: Bridge,
@@ -158,10 +160,12 @@ def flax_trace(
     say: Callable[[str], None] = lambda text: None,
     *,
     train: bool = False,
-    losses: Losses = Losses(),  # noqa: B008 - it cannot change
+    losses: Losses | None = None,
 ) -> Trace:
     """The Flax side of `run`; `module` and `variables` have the type to be compared in."""
-    learner = learn.Learner(module, optimizer.optax(), losses.flax(module), train=train)
+    learner = learn.Learner(
+        module, optimizer.optax(), (losses or Losses()).flax(module), train=train
+    )
     moving = [name for name in variables if train or name == "params"]
 
     def batch(index: int) -> learn.Batch:
@@ -174,8 +178,6 @@ def flax_trace(
             mask,
             jax.random.key(index),
             moment,
-            # A few clips have no balance of classes: all weigh 1.
-            np.ones(module.num_classes, np.float32),
         )
 
     @jax.jit
@@ -183,7 +185,7 @@ def flax_trace(
         return module.apply(
             variables,
             *batch.inputs,
-            **{name: batch.privileged[name] for name in module.privileged},
+            **{name: batch.privileged[name] for name in privileged_of(module)},
             train=train,
             rngs={"dropout": batch.key},
             mutable=[*(name for name in moving if name != "params"), "intermediates"],
@@ -199,11 +201,13 @@ def flax_trace(
     logits, out = learn.logits_of(result)
     activations = _captured(found["intermediates"], bridge) | _returned(out)
     del found
+    # A few clips have no balance of classes: all weigh 1.
+    balance = np.ones(logits.shape[-1], np.float32)
     state, update = learner.state_of(variables), jax.jit(learner.update)
     totals, kept = [], []
     for step in range(max(1, steps)):
         say(f"Flax: step {step + 1}")
-        loss, gradient, written = gradient_of(state, batch(step))
+        loss, gradient, written = gradient_of(state, batch(step)._replace(class_weights=balance))
         totals.append(loss)
         kept.append(_draws(written.pop("intermediates", {})))
         if step == 0:
@@ -234,7 +238,7 @@ def torch_trace(
     *,
     train: bool = False,
     kept: Sequence[Arrays] = (),
-    losses: Losses = Losses(),  # noqa: B008 - it cannot change
+    losses: Losses | None = None,
     privileged: Sequence[str] = (),
 ) -> Trace:
     """The PyTorch side of `run`, on a copy of `model` in the variables' type.
@@ -251,13 +255,15 @@ def torch_trace(
         if kept:
             _replay(model, bridge, kept[index])
         first = [_channels_first(x) for x in clips.inputs]
-        return model(*first, **{name: _channels_first(clips.privileged[name]) for name in privileged})
+        return model(
+            *first, **{name: _channels_first(clips.privileged[name]) for name in privileged}
+        )
 
     def loss_of(index: int) -> torch.Tensor:
         clips = batches[index % len(batches)]
         labels = torch.from_numpy(clips.labels.astype(np.int64))
         features = {name: torch.from_numpy(value) for name, value in clips.privileged.items()}
-        return losses.torch(result_of(index), labels, features)
+        return (losses or Losses()).torch(result_of(index), labels, features)
 
     def flax_arrays(tensors: Mapping[str, torch.Tensor], collections: Sequence[str]) -> Arrays:
         expected = {name: variables[name] for name in collections}
