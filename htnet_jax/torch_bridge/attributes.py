@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -151,4 +152,13 @@ def _measured(shapes: Mapping[str, Shape], problems: Problems) -> dict[str, Any]
     }
 
 
-BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=ASSUMED)
+def draw(
+    module: flax_attributes.AttributeNet, count: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Random texts of clips, one for each set of units; the units of some clips are not known."""
+    sets = rng.integers(-1, max(1, count // 2), count).astype(np.int32)
+    texts = rng.normal(size=(1 + sets.max(initial=0), module.text_width)).astype(np.float32)
+    return {"text": texts[sets], "au_set": sets}
+
+
+BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=ASSUMED, draw=draw)

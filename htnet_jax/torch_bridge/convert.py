@@ -21,6 +21,8 @@ from flax import traverse_util
 from htnet_jax.errors import Problems, UserError
 
 Shape = tuple[int, ...]
+# `(module, clips, generator) -> name -> (clips, ...)`: see `Bridge.draw`.
+Draw = Callable[[Any, int, np.random.Generator], dict[str, np.ndarray]]
 # Gives the entries of a release's files that its network never reads: see `Bridge.recreate`.
 Recreate = Callable[[Mapping[str, Shape]], dict[str, torch.Tensor]]
 
@@ -100,6 +102,8 @@ class Bridge:
             release's own class again.
         pieces: `(pattern of a Flax path, names)`: an array that holds several parameters side by
             side on its last axis, in equal parts; the parity check compares each on its own.
+        draw: Random features of so many clips that only training sees, for a parity check without
+            data.
     """
 
     table: tuple[Rule, ...]
@@ -110,6 +114,7 @@ class Bridge:
     unused: tuple[str, ...] = ()
     recreate: Recreate = lambda shapes: {}
     pieces: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    draw: Draw = lambda module, count, rng: {}
 
 
 def match(pattern: str, name: str) -> dict[str, str] | None:

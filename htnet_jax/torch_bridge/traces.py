@@ -163,9 +163,8 @@ def flax_trace(
     losses: Losses | None = None,
 ) -> Trace:
     """The Flax side of `run`; `module` and `variables` have the type to be compared in."""
-    learner = learn.Learner(
-        module, optimizer.optax(), (losses or Losses()).flax(module), train=train
-    )
+    losses = losses or Losses()
+    learner = learn.Learner(module, optimizer.optax(), losses.flax(module), train=train)
     moving = [name for name in variables if train or name == "params"]
 
     def batch(index: int) -> learn.Batch:
@@ -248,6 +247,7 @@ def torch_trace(
     keyword.
     """
     dtype = jax.tree.leaves(variables)[0].dtype
+    losses = losses or Losses()
     model = copy.deepcopy(model).to(getattr(torch, dtype.name)).train(train)
 
     def result_of(index: int) -> Any:
@@ -255,15 +255,14 @@ def torch_trace(
         if kept:
             _replay(model, bridge, kept[index])
         first = [_channels_first(x) for x in clips.inputs]
-        return model(
-            *first, **{name: _channels_first(clips.privileged[name]) for name in privileged}
-        )
+        named = {name: _channels_first(clips.privileged[name]) for name in privileged}
+        return model(*first, **named)
 
     def loss_of(index: int) -> torch.Tensor:
         clips = batches[index % len(batches)]
         labels = torch.from_numpy(clips.labels.astype(np.int64))
         features = {name: torch.from_numpy(value) for name, value in clips.privileged.items()}
-        return (losses or Losses()).torch(result_of(index), labels, features)
+        return losses.torch(result_of(index), labels, features)
 
     def flax_arrays(tensors: Mapping[str, torch.Tensor], collections: Sequence[str]) -> Arrays:
         expected = {name: variables[name] for name in collections}

@@ -13,6 +13,7 @@ from htnet_jax.errors import UserError
 from htnet_jax.models import R3D, AttributeNet
 from htnet_jax.torch_bridge import BRIDGES, attributes, convert, r3d
 from htnet_jax.torch_bridge.convert import match, translate
+from htnet_jax.torch_bridge.losses import LOSSES
 
 BRIDGE = BRIDGES["AttributeNet"]
 SMALL = AttributeNet(
@@ -226,6 +227,34 @@ def test_pytorch_network_refuses_other_clips():
             model(*clips)
     with pytest.raises(ValueError, match="streams"):
         attributes.AttributeNet(streams="sound")
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def loss_of(sets, visual, text, **options):
+    out = {"visual": torch.tensor(visual), "text": torch.tensor(text)}
+    return float(LOSSES["attribute_contrastive"](None, out, None, {"au_set": sets}, **options))
+
+
+def test_contrastive_loss_by_hand():
+    """Three clips of two sets, and one whose units are not known, at right angles."""
+    e, s = np.eye(2), 1 / 0.5
+    sets = torch.tensor([0, 1, 0, -1])
+    visual, text = e[[0, 1, 1, 0]], e[[0, 1, 0, 1]]
+    # Rows of s_ij / temperature: (s, 0, s), (0, s, 0), (0, s, 0).
+    first = -math.log(math.exp(s) / (2 * math.exp(s) + 1))
+    second = -math.log(math.exp(s) / (math.exp(s) + 2))
+    third = -math.log(1 / (math.exp(s) + 2))
+    # Columns: (s, 0, 0), (0, s, s), (s, 0, 0).
+    column = -(math.log(math.exp(s) / (math.exp(s) + 2)) + math.log(1 / (math.exp(s) + 2))) / 2
+    middle = -math.log(math.exp(s) / (2 * math.exp(s) + 1))
+    expected = ((first + second + third) / 3 + (column + middle + column) / 3) / 2
+    assert loss_of(sets, visual, text, temperature=0.5) == pytest.approx(expected, rel=1e-12)
+
+
+def test_contrastive_loss_without_known_units_is_zero():
+    assert loss_of(torch.tensor([-1, -1]), np.eye(2), np.eye(2)) == 0
 
 
 def test_pytorch_initial_values():
