@@ -75,9 +75,9 @@ def units_of(stored: str) -> Units | None:
     Raises:
         UserError: Something in it is no unit of FACS.
     """
-    if stored.strip().casefold() in ("0", "none"):
-        return ()
     found = action_units.parse(stored)
+    if found.none:
+        return ()
     if found.rest:
         raise UserError(f"{', '.join(map(repr, found.rest))}: no action unit of FACS")
     return tuple(sorted({group[0].number for group in found.groups})) or None
