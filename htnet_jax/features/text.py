@@ -308,14 +308,23 @@ def _tokenize(folder: Path, sentences: Sequence[str]) -> tuple[np.ndarray, np.nd
         if path.name == _VOCABULARIES[0]:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         else:
-            vocabulary = {token: row for row, token in enumerate(text.splitlines())}
+            # Not `splitlines`: some tokens are Unicode's own ends of lines.
+            lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+            vocabulary = {token: row for row, token in enumerate(lines)}
             tokenizer = tokenizers.BertWordPieceTokenizer(
                 vocabulary, lowercase=_is_lower_case(folder)
             )
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        found = [one.ids for one in tokenizer.encode_batch(list(sentences))]
-    lengths = np.array([len(ids) for ids in found])
+        try:
+            found = [one.ids for one in tokenizer.encode_batch(list(sentences))]
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+                raise
+            raise ValueError(error) from error
+        lengths = np.array([len(ids) for ids in found])
+        if not lengths.all() or max(map(max, found)) >= 2**31:
+            raise ValueError("a sentence without tokens, or a token of an impossible number")
     places = np.arange(lengths.max()) < lengths[:, None]
     tokens = np.zeros(places.shape, np.int32)
     tokens[places] = np.concatenate(found)
