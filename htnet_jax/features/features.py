@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
-from htnet_jax.features import augment, text
+from htnet_jax.features import augment
 from htnet_jax.features.augment import Geometry
 from htnet_jax.learn import losses
 
@@ -198,6 +198,8 @@ def _flow_clip(arrays: ClipArrays, config: ConfigDict) -> Values:
 
 def _text(arrays: ClipArrays, config: ConfigDict) -> Values | None:
     """An embedding of each clip's action units; the row of a clip without known ones is -1."""
+    from htnet_jax.features import text  # here, because it imports the data sets
+
     table = text.text_table(arrays, config)
     if not table.sets:
         return None
@@ -206,6 +208,8 @@ def _text(arrays: ClipArrays, config: ConfigDict) -> Values | None:
 
 def _au_set(arrays: ClipArrays, config: ConfigDict) -> Values | None:
     """The number of each clip's set of action units; -1: they are not known."""
+    from htnet_jax.features import text
+
     sets, rows = text.sets_of(arrays)
     return Values("au_set", rows) if sets else None
 
@@ -337,7 +341,7 @@ class Feed:
             if name not in moved:
                 found[name] = self._finished(name, bank[chosen])
                 if (centre := arrays.get(f"{name}/centre")) is not None:
-                    found[name] = found[name] - centre
+                    found[name] = found[name] - centre[None]
                 continue
             places = where[bank.shape[1]]
             if self._kind(name) == "image":
