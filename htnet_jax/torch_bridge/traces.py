@@ -101,8 +101,8 @@ class Losses:
         found = losses.make(self.weights, self.options, module)
         if lost := [name for name, weight in self.weights.items() if weight and name not in LOSSES]:
             raise UserError(
-                f"config.losses.{lost[0]}: it is not written in PyTorch; there are "
-                f"{', '.join(LOSSES)}"
+                f"config.losses.{lost[0]}: it is not written in PyTorch, which has "
+                f"{', '.join(LOSSES)}; compare with --config.losses.{lost[0]}=0"
             )
         return found
 
