@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
                 raise UserError(f"--{flag.name}={value} is unknown; use {' or '.join(known)}")
     module, variables, config = _flax_side(_CONFIG.value)
     bridge = bridge_of(config.model.name)
-    batches = _batches(module, bridge, config)
+    batches, absent = _batches(module, bridge, config)
     channels = len(_channels(config))
     if variables is None:
         variables = parity.random_variables(module, bridge, channels, _SEED.value)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
                 batches,
                 dtypes=dtypes,
                 optimizer=_optimizer(config),
-                losses=Losses.of_config(config),
+                losses=Losses.of_config(config, module, absent),
                 steps=_STEPS.value,
                 torch_model=torch_model,
                 train=mode == "train",
@@ -187,8 +187,8 @@ def _channels(config: ConfigDict) -> list[str]:
     return [name.strip() for name in config.dataset.channels.split(",")]
 
 
-def _batches(module: Any, bridge: Any, config: ConfigDict) -> list[Any]:
-    """Batches in file order, as many as there are steps at most."""
+def _batches(module: Any, bridge: Any, config: ConfigDict) -> tuple[list[Any], tuple[str, ...]]:
+    """Batches in file order, as many as there are steps at most; the features that have no data."""
     from htnet_jax.torch_bridge.traces import Clips
 
     names = _channels(config)
@@ -210,7 +210,7 @@ def _batches(module: Any, bridge: Any, config: ConfigDict) -> list[Any]:
                 bridge.draw(module, _BATCH_SIZE.value, rng),
             )
             for _ in range(count)
-        ]
+        ], ()
     import jax
 
     from htnet_jax.datasets import loading
@@ -231,12 +231,14 @@ def _batches(module: Any, bridge: Any, config: ConfigDict) -> list[Any]:
     starts = range(0, len(rows), _BATCH_SIZE.value)
     cut = [rows[start : start + _BATCH_SIZE.value] for start in starts][:count]
 
-    def clips(rows: np.ndarray) -> Clips:
-        _, privileged = feed.varied(feed.arrays, rows, jax.random.key(0))
-        found = feed.exact(feed.arrays, rows), arrays.labels[rows], privileged
-        return Clips(*jax.tree.map(np.asarray, found))
+    fitted = feed.fitted(feed.arrays, rows, np.ones(len(rows), bool))
 
-    return [clips(batch) for batch in cut]
+    def clips(batch: np.ndarray) -> Clips:
+        _, privileged = feed.varied(fitted, batch, jax.random.key(0))
+        found = feed.exact(fitted, batch), arrays.labels[batch], privileged
+        return Clips(*jax.tree.map(np.array, found))
+
+    return [clips(batch) for batch in cut], feed.absent
 
 
 def _write(reports: Sequence[Any], config: ConfigDict) -> None:
