@@ -1,4 +1,4 @@
-"""demo
+"""A demo.
 
 python -m htnet_jax.train --config=configs/demo_attributes.py --workdir=runs/demo_attributes
 """

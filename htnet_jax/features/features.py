@@ -38,6 +38,7 @@ class Values(NamedTuple):
         components: Of a field: the channels of u and v, -1 where there is none.
         centred: Of a table: in training its mean over the rows that occur in a fold's training
             clips is taken off.
+        files: Setting that names a file the values come from -> SHA-256 of its content.
     """
 
     bank: str
@@ -47,6 +48,7 @@ class Values(NamedTuple):
     count: np.ndarray | None = None
     components: tuple[int, int] = (-1, -1)
     centred: bool = False
+    files: Mapping[str, str] = {}
 
 
 class Feature(NamedTuple):
@@ -203,7 +205,9 @@ def _text(arrays: ClipArrays, config: ConfigDict) -> Values | None:
     table = text.text_table(arrays, config)
     if not table.sets:
         return None
-    return Values("text", table.embeddings, table.rows, centred=config.text.centred)
+    digest = text.model_digest(config)
+    files = {"text.model": digest} if digest else {}
+    return Values("text", table.embeddings, table.rows, centred=config.text.centred, files=files)
 
 
 def _au_set(arrays: ClipArrays, config: ConfigDict) -> Values | None:
@@ -244,6 +248,7 @@ class Feed:
         components: Name of a field -> its channels of u and v.
         centred: Names of tables whose mean is taken off, see `fitted`.
         absent: Privileged features that the data set does not have; they are not fed.
+        files: Setting that names a file which features come from -> SHA-256 of its content.
     """
 
     names: tuple[str, ...]
@@ -255,6 +260,7 @@ class Feed:
     components: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     centred: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_array(cls, inputs: np.ndarray) -> Feed:
@@ -393,7 +399,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
     names = check_names(config, model)
     privileged = privileged_names(config, model)
     found: dict[str, np.ndarray] = {}
-    banks, components, centred, absent = {}, {}, [], []
+    banks, components, centred, absent, files = {}, {}, [], [], {}
     for name in (*names, *privileged):
         values = FEATURES[name].load(arrays, config)
         if values is None:
@@ -401,6 +407,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
             continue
         if values.centred:
             centred.append(name)
+        files |= values.files
         banks[name], components[name] = values.bank, values.components
         found[values.bank] = values.values
         for key, rows in (("exact", values.rows), ("first", values.first), ("count", values.count)):
@@ -416,6 +423,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
         components=components,
         centred=tuple(centred),
         absent=tuple(absent),
+        files=files,
     )
     sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind in _MOVED]
     if sides and wanted.shift >= max(sides):

@@ -130,9 +130,6 @@ class _Experiment:
         self.record = _first(lambda: workdir.unfinished(folder, self.as_json))
         workdir.check_versions(folder, self.record)
         self.start = pretrained.read(model, config.model.name)
-        # Of files that the settings name, which are not theirs to tell of: their content.
-        self.files = {"model.pretrained": self.start.digest} if self.start.digest else {}
-        workdir.check_files(folder, self.record, self.files)
         # Process 0 builds the data set if necessary; the others find it built.
         arrays = _load(config) if hosts.leads() else None
         leads_with = hosts.texts(arrays.fingerprint if arrays else "")[0]
@@ -148,6 +145,10 @@ class _Experiment:
         self.feed = make_feed(self.arrays, config, model)
         settings.check_fit(config, model, self.arrays, self.feed)
         self._tell_of_losses()
+        # Of files that the settings name, which are not theirs to tell of: their content.
+        start = {"model.pretrained": self.start.digest} if self.start.digest else {}
+        self.files = start | self.feed.files
+        workdir.check_files(folder, self.record, self.files)
         self.digest = settings.digest(self.as_json | ({"files": self.files} if self.files else {}))
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
