@@ -9,7 +9,7 @@ from typing import Any
 
 from htnet_jax import pages
 from htnet_jax.evaluation import figures as plots
-from htnet_jax.evaluation import gallery, published, tables
+from htnet_jax.evaluation import gallery, published, retrieval, tables
 from htnet_jax.evaluation.metrics import HEADLINE, METRICS
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
@@ -265,6 +265,8 @@ def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn])
             for one in plots.subjects(run.predictions, selected.predicted)
         ],
         "subjects_plot": drawn[f"subjects{end}"],
+        "descriptions": run.descriptions,
+        "description_rows": _description_rows(run),
         "calibration": calibration_rows,
         "calibration_plot": drawn[f"calibration{end}"],
         "records": [
@@ -273,6 +275,23 @@ def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn])
             if content is not None
         ],
     }
+
+
+def _description_rows(run: Run) -> list[pages.Row]:
+    """A row for each score of the nearest sentences, beside chance."""
+    found = run.descriptions
+    return [
+        pages.Row(
+            title,
+            [
+                f"{_or_dash(found[name], '.3f')} {_spread(found, name)}".rstrip(),
+                _ends(found[f"{name}_interval"]),
+                _or_dash(found[f"{name}_chance"], ".3f"),
+                _ends(found[f"{name}_chance_range"]),
+            ],
+        )
+        for name, title in (retrieval.SCORES.items() if found else ())
+    ]
 
 
 def _headline(entry: Mapping[str, Any], score: str) -> dict[str, str]:
@@ -402,6 +421,7 @@ def _gallery_values(run: Run) -> dict[str, Any]:
         "seeds": len(run.predictions.seeds),
         "most_a_subject": gallery.MOST_A_SUBJECT,
         "any": bool(found),
+        "described": run.predictions.described is not None,
         "centred": images is None or images.centred,
         "channels": 0 if images is None or images.mosaic is None else images.mosaic.shape[-1],
         "cards": [
@@ -417,6 +437,7 @@ def _gallery_values(run: Run) -> dict[str, Any]:
                     one.subject,
                     one.truth,
                     f"{one.predicted} ({one.probability:.0%})",
+                    *([one.units or "-", one.nearest_units] if one.nearest_units else []),
                 ],
             )
             for one in found

@@ -14,7 +14,7 @@ import numpy as np
 
 from htnet_jax.evaluation import statistics
 from htnet_jax.evaluation.metrics import Counts
-from htnet_jax.evaluation.predictions import Described, Predictions
+from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import unique_subjects
 
 TOP = (1, 5)
@@ -45,14 +45,24 @@ def ranking(similarities: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return np.where(np.arange(allowed.shape[-1]) < allowed.sum(axis=-1)[:, None], order, -1)
 
 
-def nearest(predictions: Predictions) -> np.ndarray:
-    """`(S, M)` int64: the nearest set in the training clips of each test clip's fold.
+def in_words(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The units of each test clip and of the sentence nearest to it.
 
-    Raises:
-        ValueError: The run has no similarities.
+    Returns:
+        None for a run without similarities. Else the clips' own units, `(M,)` str, empty where they
+        are not known; those of the nearest sentence under each seed, `(S, M)` str; and by the mean
+        similarity over seeds, `(M,)` str.
     """
-    described = _described(predictions)
-    return ranking(described.similarities, described.trained[predictions.fold])[..., 0]
+    described = predictions.described
+    if described is None:
+        return None
+    truth = np.where(described.truth < 0, "", described.sets[described.truth])
+    allowed = described.trained[predictions.fold]
+    each, mean = (
+        described.sets[ranking(similarities, allowed)[..., 0]]
+        for similarities in (described.similarities, described.similarities.mean(axis=0))
+    )
+    return truth, each, mean
 
 
 def units_of(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,12 +149,6 @@ def summarize(predictions: Predictions) -> dict[str, Any] | None:
         "positives": float(described.positives.mean()),
         "permutations": PERMUTATIONS,
     }
-
-
-def _described(predictions: Predictions) -> Described:
-    if predictions.described is None:
-        raise ValueError("the run has no similarities to sentences")
-    return predictions.described
 
 
 def _counts(truth: np.ndarray, order: np.ndarray, has: np.ndarray) -> np.ndarray:

@@ -19,7 +19,9 @@ def test_nearest_are_sets_of_the_folds_training_clips(run):
     order = retrieval.ranking(described.similarities, described.trained[run.fold])
     expected = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [2, 0, 3], [0, 3, 2], [3, 2, 0]]
     np.testing.assert_array_equal(order[0], [[*row, -1] for row in expected])
-    np.testing.assert_array_equal(retrieval.nearest(run), [[1, 2, 1, 2, 0, 3]])
+    truth, each, mean = retrieval.in_words(run)
+    assert truth.tolist() == ["4", "4+7", "12", "0", "4+7", ""]
+    assert each.tolist() == [mean.tolist()] == [["4", "4+7", "4", "4+7", "0", "12"]]
 
 
 def test_of_equally_near_sets_the_first_counts():
@@ -85,8 +87,7 @@ def test_one_set_a_class_is_scored_as_a_class(make_wide):
 def test_no_units_no_scores(make_run, make_described):
     assert retrieval.summarize(make_run()) is None
     assert retrieval.summarize(make_run(described=make_described(truth=[-1] * 6))) is None
-    with pytest.raises(ValueError, match="no similarities"):
-        retrieval.nearest(make_run())
+    assert retrieval.in_words(make_run()) is None
     # Clips without any unit are known, but there is no unit to have an F1.
     sets = {"sets": ["0", "4", "4+7", "12"], "truth": [0] * 6, "trained": [[1, 0, 0, 0]] * 2}
     sets["trained"] = np.array(sets["trained"], bool)
