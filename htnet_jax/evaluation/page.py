@@ -123,7 +123,7 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, plots
         headline=" / ".join(METRICS[name].title for name in HEADLINE),
         groups=list(groups.values()),
         score_rows=_score_rows(runs, others, groups),
-        full_rows=_full_rows(runs),
+        full_rows=_full_rows(runs, others),
         notes=[*filter(None, map(_absent_note, runs)), *tables.cautions(runs)],
         published=bool(others),
         one_epoch=len(runs) > 1 and any(len(run.predictions.epochs) == 1 for run in runs),
@@ -344,11 +344,8 @@ def _score_rows(
         row = pages.Row(name, cells, "ours")
         by_selection.setdefault(run.chosen(selection), []).append(row)
     for other in others:
-        cells = [
-            " / ".join(_or_dash(other.scores[group].get(name), ".4f") for name in HEADLINE)
-            for group in groups
-        ]
-        row = pages.Row(f"{other.method}, published ({other.origin})", cells)
+        cells = [_published_cell(other.scores[group]) for group in groups]
+        row = pages.Row(f"{other.method}, {other.standing} ({other.origin})", cells)
         by_selection.setdefault(other.selection, []).append(row)
     found: list[pages.Row | pages.Group] = []
     for description, rows in by_selection.items():
@@ -359,8 +356,8 @@ def _score_rows(
     return [*found, pages.Row("clips", [entries[group]["clips"] for group in groups])]
 
 
-def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
-    """Every score over all clips."""
+def _full_rows(runs: Sequence[Run], others: Sequence[published.PublishedRow]) -> list[pages.Row]:
+    """Every score over all clips; also of published rows that have others than the headline's."""
     rows = []
     for selection, run, name in _named_rows(runs):
         entry = run.summary[selection.value][COMPOSITE]
@@ -373,6 +370,11 @@ def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
         ]
         kind = "oracle" if selection is Selection.ORACLE else ""
         rows.append(pages.Row(f"{name}: {run.chosen(selection)}", cells, kind))
+    for other in others:
+        scores = other.scores[COMPOSITE]
+        if {*scores} - {*HEADLINE}:
+            cells = [_or_dash(scores.get(score), ".4f") for score in METRICS]
+            rows.append(pages.Row(f"{other.method}, {other.standing}: {other.selection}", cells))
     return rows
 
 
@@ -383,6 +385,17 @@ def _named_rows(runs: Sequence[Run]) -> Iterator[tuple[Selection, Run, str]]:
                 name = "this run" if len(runs) == 1 else run.name
                 mark = f" ({run.partial})" if run.partial else ""
                 yield selection, run, f"{name}, {selection.value}{mark}"
+
+
+def _published_cell(scores: Mapping[str, float]) -> str | list[str]:
+    """The headline scores, and on lines of their own those that the page does not head with."""
+    first = " / ".join(_or_dash(scores.get(name), ".4f") for name in HEADLINE)
+    rest = [
+        f"{METRICS[name].title} {value:.4f}"
+        for name, value in scores.items()
+        if name not in HEADLINE
+    ]
+    return [first, *rest] if rest else first
 
 
 def _score_cell(entry: Mapping[str, Any] | None) -> str | list[str]:

@@ -189,6 +189,21 @@ def test_no_published_rows_beside_another_experiment(make_composite, changes):
     assert "published (" not in text
 
 
+@pytest.mark.parametrize(("source", "accuracy"), [("casme2", "0.7782"), ("mmew", "0.7104")])
+def test_an_accuracy_of_unknown_protocol_is_shown_as_such(make_run, source, accuracy):
+    five = ["others", "disgust", "happiness", "surprise", "repression"]
+    logits = np.zeros((1, 3, 6, 5), np.float32)
+    run = make_run(sources=[source] * 6, class_names=five, logits=logits, protocol="kfold")
+    text = show([Run.of("net", run)]).text
+    row = "Attribute embedding and contrastive learning, published, protocol unknown"
+    assert f"{row} (Song et al., arXiv 2205.14643) - / - accuracy {accuracy}" in text
+    # In the table of all scores, below the run's own.
+    assert f"{row}: selection not known to us - - {accuracy} -" in text
+    # Other classes of CASME II are another task; those of MMEW are not known.
+    other = make_run(sources=[source] * 6)
+    assert len(published.comparable_rows(other)) == (source == "mmew")
+
+
 def test_scores_of_classes_and_subjects(make_run):
     text = show([Run.of("net", make_run())]).text
     # Predicted 0 five times, 2 right; 1 never; 2 once, right. "-" is 0/0.
