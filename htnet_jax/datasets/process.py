@@ -437,31 +437,32 @@ def _face_frames(
     job: Job, inspection: Inspection, transforms: tuple[np.ndarray, np.ndarray] | None
 ) -> frames.ClipFrames:
     """Reads and aligns the frames: each group by its own transform, see `frames.pick`."""
-    clip, rule = job.clip, job.recipe.frames
+    clip, rule, side = job.clip, job.recipe.frames, job.recipe.frame_side
     source = open_frames(clip.folder)
     chosen = _chosen(clip, inspection.apex, rule, inspection.unusable)
     groups = (
-        {number: _face(source.read(number), transform) for number in numbers}
+        {number: _face(source.read(number), transform, side) for number in numbers}
         for numbers, transform in zip(chosen, transforms or (None, None), strict=True)
     )
     times = None
     if frames.count_of(rule):
         known = source.times is not None
         times = dict(zip(source.numbers, source.times, strict=True)) if known else {}
-    return frames.clip_frames(clip.onset, inspection.apex, *groups, times=times)
+    flow = job.recipe.flow if job.recipe.clip else ""
+    return frames.clip_frames(clip.onset, inspection.apex, *groups, times=times, flow=flow)
 
 
-def _face(image: np.ndarray, transform: np.ndarray | None) -> np.ndarray:
-    """`(FACE_SIZE, FACE_SIZE, 3)`: aligned, or without a transform the whole image resized."""
+def _face(image: np.ndarray, transform: np.ndarray | None, side: int) -> np.ndarray:
+    """`(side, side, 3)`: aligned, or without a transform the whole image resized."""
     import cv2
 
     from htnet_jax.motion import alignment
 
     if transform is not None:
-        return alignment.warp(image, transform, FACE_SIZE)
-    shrinks = min(image.shape[:2]) >= FACE_SIZE
+        return alignment.warp(image, transform, side)
+    shrinks = min(image.shape[:2]) >= side
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (FACE_SIZE, FACE_SIZE), interpolation=method)
+    return cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=method)
 
 
 # Worker processes, and what they keep.
@@ -587,7 +588,7 @@ class Kept:
             shapes = {key: headers[key].shape for key in wanted}
             if shapes != wanted or any(headers[key].dtype != np.float32 for key in wanted):
                 raise ValueError(f"arrays of shapes {shapes}")
-            if missing := set(frames.example_keys(job.recipe.frames)) - set(headers):
+            if missing := set(job.recipe.frame_keys) - set(headers):
                 raise ValueError(f"no {', '.join(missing)}")
 
         try:

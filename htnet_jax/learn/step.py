@@ -7,7 +7,7 @@ here and nowhere else: they leave no trace in the loss, in batch statistics or i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,8 @@ class Learner:
 
     Attributes:
         module: Flax module; `apply(variables, *inputs, train=..., **privileged)` gives logits
-            `(B, C)`, or `(logits, out)`. Variables other than `params` change in training only.
+            `(B, C)`, or `(logits, out)`; it is given those features that it declares `privileged`.
+            Variables other than `params` change in training only.
         optimizer: An optax transformation.
         losses: `(weight, function)` pairs, see `losses.make`.
         schedule: Factor on the optimizer's updates; None: always 1.
@@ -119,13 +120,15 @@ class Learner:
         """
         count = batch.mask.sum()
         written = [*(state.collections if self.train else ()), *capture]
+        own = getattr(self.module, "privileged", batch.privileged)
+        privileged = {name: batch.privileged[name] for name in own if name in batch.privileged}
 
         def loss_of(trained: Any) -> tuple[jax.Array, dict[str, Any]]:
             with batch_mask(batch.mask):
                 found = self.module.apply(
                     state._replace(trained=trained).variables,
                     *batch.inputs,
-                    **batch.privileged,
+                    **privileged,
                     train=self.train,
                     rngs={"dropout": batch.key},
                     mutable=written or False,
@@ -172,13 +175,14 @@ class Learner:
         return self.update(state, gradient, written, batch), {"loss": loss * count, "clips": count}
 
 
-def make(module: Any, config: ConfigDict, **options: Any) -> Learner:
+def make(module: Any, config: ConfigDict, absent: Collection[str] = (), **options: Any) -> Learner:
     """How a config trains a network.
 
     Args:
         module: The network.
         config: The settings of a run; those read are `losses`, `loss_options`, `ema`, and those of
             `optim.make`.
+        absent: Features that the data set does not have, see `losses.make`.
         options: Attributes of the `Learner` that are not in the config.
 
     Raises:
@@ -190,7 +194,7 @@ def make(module: Any, config: ConfigDict, **options: Any) -> Learner:
     return Learner(
         module,
         optimizer,
-        losses.make(config.losses.to_dict(), config.loss_options.to_dict(), module),
+        losses.make(config.losses.to_dict(), config.loss_options.to_dict(), module, absent),
         schedule,
         columns,
         config.ema,

@@ -1,9 +1,11 @@
 """Flax linen networks; they import nothing else of the project."""
 
+from htnet_jax.models.attributes import AttributeNet
 from htnet_jax.models.htnet import HTNet
 from htnet_jax.models.mmnet import MMNet
+from htnet_jax.models.r3d import R3D
 
 # `config.model.name` -> module class; a new network is added here.
-MODELS = {"HTNet": HTNet, "MMNet": MMNet}
+MODELS = {"HTNet": HTNet, "MMNet": MMNet, "AttributeNet": AttributeNet}
 
-__all__ = ["MODELS", "HTNet", "MMNet"]
+__all__ = ["MODELS", "R3D", "AttributeNet", "HTNet", "MMNet"]

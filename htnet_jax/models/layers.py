@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from htnet_jax.models import xla_cpu
 from htnet_jax.models.xla_cpu import gelu, product
-from htnet_jax.ranges import Range, refusals, short
+from htnet_jax.ranges import Allowed, refusals, short
 
 Initializer = nn.initializers.Initializer
 
@@ -78,7 +78,7 @@ vit_normal = nn.initializers.normal(0.02)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def check_ranges(module: nn.Module, sizes: Mapping[str, Range]) -> None:
+def check_ranges(module: nn.Module, sizes: Mapping[str, Allowed]) -> None:
     """Checks types and ranges of a network's attributes, before anything is computed with them.
 
     Args:
@@ -360,6 +360,42 @@ class BatchNorm(nn.Module):
                 moved = (1 - share) * old.astype(wide) + share * batch
                 running.value = jax.lax.stop_gradient(moved).astype(old.dtype)
         return out.astype(self.dtype).reshape(x.shape)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and batch normalisation.
+
+    Attributes:
+        features: Output channels.
+        kernel_size: Of each axis, odd, says how many axes there are; one number: of both axes of an
+            image. Padding keeps the map's size at stride 1.
+        stride: Positions between two windows, for all axes or each.
+        dtype: Type of the computation.
+        kernel_init: How the kernel starts; default: kaiming normal by fan-out.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int] = 3
+    stride: int | Sequence[int] = 1
+    dtype: Any = jnp.float32
+    kernel_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `(B, *sizes, C)` to `(B, *sizes / stride, features)`; see `BatchNorm`."""
+        one = isinstance(self.kernel_size, int)
+        size = (self.kernel_size,) * 2 if one else tuple(self.kernel_size)
+        x = Conv(
+            self.features,
+            size,
+            self.stride,
+            tuple(side // 2 for side in size),
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init or kaiming_normal_fan_out(math.prod(size)),
+            name="conv",
+        )(x)
+        return BatchNorm(self.dtype, name="norm")(x, train=train)
 
 
 # --- transformers ---------------------------------------------------------------------------------

@@ -25,12 +25,11 @@ from htnet_jax.models.layers import (
     VIT_LAYER_NORM_EPS,
     BatchNorm,
     Block,
-    Conv,
+    ConvNorm,
     Dense,
     LayerNorm,
     check_images,
     check_ranges,
-    kaiming_normal_fan_out,
     torch_uniform,
     vit_normal,
 )
@@ -59,40 +58,6 @@ def shrink(frames: jax.Array) -> jax.Array:
     cells = frames.reshape(batch, height // CELL, CELL, width // CELL, CELL, channels)
     middle = slice(CELL // 2 - 1, CELL // 2 + 1)
     return cells[:, :, middle, :, middle].mean(axis=(2, 4))
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias and batch normalisation.
-
-    Attributes:
-        features: Output channels.
-        kernel_size: Side of the kernel, odd; padding keeps the map's size at stride 1.
-        stride: Pixels between two windows.
-        dtype: Type of the computation.
-        kernel_init: How the kernel starts; default: kaiming normal by fan-out.
-    """
-
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps `(B, H, W, C)` to `(B, H / stride, W / stride, features)`; see `BatchNorm`."""
-        init = self.kernel_init or kaiming_normal_fan_out(self.kernel_size**2)
-        x = Conv(
-            self.features,
-            (self.kernel_size, self.kernel_size),
-            self.stride,
-            self.kernel_size // 2,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=init,
-            name="conv",
-        )(x)
-        return BatchNorm(self.dtype, name="norm")(x, train=train)
 
 
 class AttentionMap(nn.Module):

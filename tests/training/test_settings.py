@@ -25,7 +25,11 @@ ODD = (
     *(math.nan, math.inf, -math.inf, np.int64(3), np.float32(0.5), np.float64("nan"), np.zeros(2)),
     *(np.array(3), np.bool_(True), np.str_("none"), range(2), (2, 2, 1.5), ("a",), [[1]]),
 )
-MODELS = {"HTNet": HTNet, "MMNet": models.MODELS["MMNet"], **BASELINES}
+MODELS = {
+    "HTNet": HTNet,
+    **{key: models.MODELS[key] for key in ("MMNet", "AttributeNet")},
+    **BASELINES,
+}
 
 
 def with_value(key, value, model=""):
