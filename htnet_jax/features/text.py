@@ -146,12 +146,19 @@ def text_table(arrays: ClipArrays, settings: ConfigDict) -> TextTable:
     sets = tuple(sorted({units for units in each if units is not None}))
     places = {units: row for row, units in enumerate(sets)}
     rows = [places.get(units, -1) for units in each]
+    return TextTable(sets, *embedded(sets, settings), np.array(rows, np.int32))
+
+
+def embedded(sets: Sequence[Units], settings: ConfigDict) -> tuple[tuple[str, ...], np.ndarray]:
+    """The sentences of all sets of units of a data set, and their embeddings, see `TextTable`.
+
+    Raises:
+        UserError: As `text_table`.
+    """
     sentences = tuple(sentence(units, settings.text.template) for units in sets)
     if settings.text.kind == "multi_hot":
-        embeddings = _multi_hot(sets)
-    else:
-        embeddings = _embeddings(sentences, settings)
-    return TextTable(sets, sentences, embeddings, np.array(rows, np.int32))
+        return sentences, _multi_hot(sets)
+    return sentences, _embeddings(sentences, settings)
 
 
 def model_digest(settings: ConfigDict) -> str:

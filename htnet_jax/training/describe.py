@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.retrieval import ranking
 from htnet_jax.features import Feed, make_feed, text
+from htnet_jax.foreign import reading
 from htnet_jax.learn import losses
 from htnet_jax.learn.step import logits_of
 from htnet_jax.training.plan import Plan, Sets, Unit
@@ -62,12 +64,18 @@ def describe(
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     module, variables, config = load_fold(checkpoint)
-    about = config.get("checkpoint", ConfigDict()).get("sets")
-    if about is None:
+    if "sets" not in config.get("checkpoint", ()):
         raise UserError(
             f"{checkpoint}: its network was not trained on sentences of action units, so it cannot "
             "describe clips; give a checkpoint of a run whose report has descriptions"
         )
+    with reading(Path(checkpoint, "config.json"), "run's config", "Restore it from a copy."):
+        about = config.checkpoint.sets
+        units = [_units(name) for name in about.names]
+        trained = np.zeros(len(units), bool)
+        trained[[about.names.index(name) for name in about.trained]] = True
+        if not trained.any():
+            raise ValueError("checkpoint.sets.trained is empty")
     if text_model:
         config.text.model = text_model
     if text.model_digest(config) != about.text_model:
@@ -84,13 +92,12 @@ def describe(
             f"{arrays.name} gives clips of shapes {feed.shapes}, but the network of {checkpoint} "
             f"takes {expected}; choose clips that are stored as those it was trained on"
         )
-    names, trained = np.array(about.names), np.array(about.trained)
-    sentences, embeddings = text.embedded([_units(name) for name in about.names], config)
+    sentences, embeddings = text.embedded(units, config)
     describer = Describer(module, config, feed, embeddings)
     similarities = describer(variables, np.arange(len(arrays.clips)), trained)
     order = ranking(similarities, np.tile(trained, (len(similarities), 1)))[:, :top]
     return [
-        [Sentence(str(names[i]), sentences[i], float(row[i])) for i in best if i >= 0]
+        [Sentence(about.names[i], sentences[i], float(row[i])) for i in best if i >= 0]
         for row, best in zip(similarities, order, strict=True)
     ]
 
@@ -98,9 +105,7 @@ def describe(
 class Describer:
     """Similarities of clips and sentences, by one network after another; compiled once."""
 
-    def __init__(
-        self, module: Any, config: ConfigDict, feed: Feed, embeddings: np.ndarray
-    ) -> None:
+    def __init__(self, module: Any, config: ConfigDict, feed: Feed, embeddings: np.ndarray) -> None:
         """Compiles nothing yet.
 
         Args:
@@ -151,7 +156,7 @@ class Describer:
 
 def make_describer(
     model: Any, config: ConfigDict, arrays: ClipArrays, feed: Feed, plan: Plan
-) -> tuple[Sets, Describer] | None:
+) -> tuple[Sets, Describer] | tuple[None, None]:
     """By what the test clips of a run are described, and what does it.
 
     Args:
@@ -162,19 +167,19 @@ def make_describer(
         plan: The run.
 
     Returns:
-        None where nothing is: the network has no text, no loss in use reads it, or the training
+        Nones where nothing is: the network has no text, no loss in use reads it, or the training
         clips of a fold have no known units.
 
     Raises:
         UserError: As `text.text_table`.
     """
     if not _learns_text(model, config):
-        return None
+        return None, None
     table = text.text_table(arrays, config)
     names = ["+".join(map(str, units)) or "0" for units in table.sets]
     folds = [plan.trained(Unit(fold, 0, None)) for fold in range(len(plan.folds))]
     if not all((table.rows[train] >= 0).any() for train in folds):
-        return None
+        return None, None
     positives = [positives_in(table.rows[train], config.batch_size) for train in folds]
     sets = Sets(np.array(names), np.array(table.sentences), table.rows, np.float32(positives))
     return sets, Describer(model, config, feed, table.embeddings)
@@ -199,10 +204,8 @@ def positives_in(rows: np.ndarray, batch_size: int) -> float:
 
 def _learns_text(model: Any, config: ConfigDict) -> bool:
     """Whether a loss in use reads the text by which the network describes."""
-    known = {**losses.LOSSES, **getattr(model, "losses", {})}
-    used = [known[name] for name, weight in config.losses.items() if weight]
-    name = getattr(model, "describes", "")
-    return bool(name) and any(name in getattr(loss, "reads", ()) for loss in used)
+    read = losses.declared(config.losses.to_dict(), "reads", model)
+    return bool(read.get(getattr(model, "describes", "")))
 
 
 def _units(name: str) -> tuple[int, ...]:

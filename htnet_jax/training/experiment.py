@@ -148,10 +148,8 @@ class _Experiment:
         self.digest = settings.digest(self.as_json)
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
-        described = make_describer(model, config, self.arrays, self.feed, self.plan)
-        if described:
-            self.plan = dataclasses.replace(self.plan, sets=described[0])
-            self.describer = described[1]
+        sets, self.describer = make_describer(model, config, self.arrays, self.feed, self.plan)
+        self.plan = dataclasses.replace(self.plan, sets=sets)
         workdir.check_memory(self.plan)
         self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
@@ -380,11 +378,11 @@ class _Experiment:
 
     def _wants(self, unit: Unit) -> bool:
         """Whether the final variables of a model are looked at."""
-        return self._keeps(unit) or (unit.inner is None and self.plan.sets is not None)
+        return self._keeps(unit) or (unit.inner is None and self.describer is not None)
 
     def _similarities(self, unit: Unit, result: FoldResult) -> np.ndarray | None:
         """Of a fold's test clips, see `Result`."""
-        if self.plan.sets is None or unit.inner is not None:
+        if self.describer is None or unit.inner is not None:
             return None
         trained = self.plan.sets.among(self.plan.trained(unit))
         return self.describer(result.variables, np.flatnonzero(result.fold.test), trained)
@@ -417,9 +415,10 @@ class _Experiment:
             "class_names": list(self.arrays.class_names),
         }
         if self.plan.sets is not None:
+            names, trained = self.plan.sets.names, self.plan.sets.among(self.plan.trained(unit))
             about["sets"] = {
-                "names": self.plan.sets.names.tolist(),
-                "trained": self.plan.sets.among(self.plan.trained(unit)).tolist(),
+                "names": names.tolist(),
+                "trained": names[trained].tolist(),
                 "text_model": model_digest(self.config),
             }
         config = {**self.as_json, "seed": seed, "seeds": 1, "checkpoint": about}
