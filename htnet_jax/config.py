@@ -331,6 +331,16 @@ SETTINGS: Mapping[str, Setting] = {
         Range(0, 2048),
         "Side in pixels that face frames are shrunk to; 0: as they are stored (224).",
     ),
+    "dataset.clip_frames": Setting(
+        16,
+        Range(2, 9999),
+        "Frames of the clips rgb_clip and flow_clip, evenly from onset to offset.",
+    ),
+    "dataset.flow_gain": Setting(
+        0.5,
+        Range(0.0, 1000.0, ends="(]"),
+        "Factor on the flow of flow_clip, which is in pixels of the aligned face.",
+    ),
     "dataset.shuffle_labels": Setting(
         False,
         _SWITCH,

@@ -1,6 +1,6 @@
 """Action units as sheets write them, and the one form in which examples store them.
 
-    stored = group {"+" group}                  made together
+    stored = group {"+" group}                  made together; or "0": no unit is active
     group  = unit {"|" unit}                    one of these; the coder could not tell which
     unit   = [side] number [intensity] ["?"]    "?": the coder was not sure
     side   = L R (left, right), T B (top, bottom), U (unilateral)
@@ -144,15 +144,17 @@ class Parsed(NamedTuple):
     Attributes:
         groups: Made together, in the cell's order.
         rest: Parts of the cell that are no units.
+        none: Whether the cell says that no unit is active, which an empty one does not.
     """
 
     groups: tuple[Group, ...]
     rest: tuple[str, ...]
+    none: bool = False
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """Each group as it is stored, such as `("R1", "2|4")`."""
-        return tuple("|".join(map(str, group)) for group in self.groups)
+        """Each group as it is stored, such as `("R1", "2|4")`; `("0",)` for none."""
+        return ("0",) if self.none else tuple("|".join(map(str, group)) for group in self.groups)
 
 
 def parse(cell: str) -> Parsed:
@@ -161,8 +163,9 @@ def parse(cell: str) -> Parsed:
     Units are separated by `+ , ; &`, blanks or "and", alternatives by "or", `/` or `|`; letter
     case, "AU" before a unit and dots at a part's end do not matter. `10A/B` is `10A|10B`. Brackets
     bind: `(L6 or L12)+L15`. Held units, `7(k)`, were not made in the clip and are left out, and a
-    cell that is only `?` has no units. A cell that is only `4.0` is 4, as tables are exported in
-    which a column is a number with gaps. A part between two separators of which anything is not
+    cell that is only `?` has no units: nobody knows them. One that is only `0` or `none` says that
+    there are none. A cell that is only `4.0` is 4, as tables are exported in which a column is a
+    number with gaps. A part between two separators of which anything is not
     understood is left out as a whole: half of it could say the opposite.
     """
     same = "".join(
@@ -177,6 +180,8 @@ def parse(cell: str) -> Parsed:
         return Parsed((), ())
     if found := re.fullmatch(r" *([0-9]{1,2})\.0 *", same):
         same = found[1]
+    if same.strip(" .").lower() in ("0", "none"):
+        return Parsed((), (), none=True)
     for part in _parts(" ".join(same.split())):
         found = _groups(part)
         if found is None:

@@ -529,7 +529,15 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         clips = [job.clip for job in prepared.jobs]
         of_frames = {}
         if self.recipe.frames != "none":
-            of_frames = {"frames": process.about_frames(prepared.jobs, prepared.inspections)}
+            about = process.about_frames(prepared.jobs, prepared.inspections)
+            of_frames = {"frames": about}
+            if self.recipe.clip:
+                say(
+                    f"{self.info.full_name}: {count(about['stored'], 'face frame')} of "
+                    f"{about['side']} px with flow; {count(about['repeating'], 'clip')} with fewer "
+                    f"than {about['kind']} frames from onset to offset: the nearest repeat. Clips "
+                    "without a known offset end with their last frame."
+                )
         return {
             **of_frames,
             "recipe": self.recipe.canonical,

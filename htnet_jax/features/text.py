@@ -121,18 +121,18 @@ def check_template(template: str) -> None:
     )
 
 
-def text_table(arrays: ClipArrays, settings: ConfigDict) -> TextTable:
-    """The sets of units of a data set and their embeddings.
+def sets_of(arrays: ClipArrays) -> tuple[tuple[Units, ...], np.ndarray]:
+    """The distinct sets of units of a data set, and the set of each clip.
 
     Args:
         arrays: The clips.
-        settings: Of a run; those read are `text` and `dataset.data_dir`.
+
+    Returns:
+        The first two fields of `TextTable` that need no text: `sets`, and `rows` `(N,)` int32.
 
     Raises:
-        UserError: Units that are not FACS, a template without units, or, where sentences are
-            embedded, no text model, one of another kind, or a sentence that is too long for it.
+        UserError: Units that are not FACS, of all clips.
     """
-    check_template(settings.text.template)
     problems = Problems(f"{arrays.name}: action units")
     each: list[Units | None] = []
     units = arrays.action_units
@@ -145,17 +145,39 @@ def text_table(arrays: ClipArrays, settings: ConfigDict) -> TextTable:
     problems.raise_if_any("Build the data set anew, from a corrected sheet.")
     sets = tuple(sorted({units for units in each if units is not None}))
     places = {units: row for row, units in enumerate(sets)}
-    rows = [places.get(units, -1) for units in each]
-    return TextTable(sets, *embedded(sets, settings), np.array(rows, np.int32))
+    return sets, np.array([places.get(units, -1) for units in each], np.int32)
+
+
+def text_table(arrays: ClipArrays, settings: ConfigDict) -> TextTable:
+    """The sets of units of a data set and their embeddings.
+
+    Args:
+        arrays: The clips.
+        settings: Of a run; those read are `text` and `dataset.data_dir`.
+
+    Raises:
+        UserError: As `sets_of`; a template without units; or, where sentences are embedded, no text
+            model, one of another kind, or a sentence that is too long for it.
+    """
+    sets, rows = sets_of(arrays)
+    return TextTable(sets, *embedded(sets, settings), rows)
 
 
 def embedded(sets: Sequence[Units], settings: ConfigDict) -> tuple[tuple[str, ...], np.ndarray]:
-    """The sentences of all sets of units of a data set, and their embeddings, see `TextTable`.
+    """The sentences of the sets of units of a data set and their embeddings, as in `TextTable`.
+
+    Args:
+        sets: All of the data set: without a text model they say which columns there are.
+        settings: As for `text_table`.
 
     Raises:
-        UserError: As `text_table`.
+        UserError: As `text_table`, for the text.
     """
+    check_template(settings.text.template)
     sentences = tuple(sentence(units, settings.text.template) for units in sets)
+    if not sets:
+        # No text model is asked for what it is not needed for.
+        return sentences, np.zeros((0, 0), np.float32)
     if settings.text.kind == "multi_hot":
         return sentences, _multi_hot(sets)
     return sentences, _embeddings(sentences, settings)
@@ -205,8 +227,6 @@ def _multi_hot(sets: Sequence[Units]) -> np.ndarray:
 def _embeddings(sentences: Sequence[str], settings: ConfigDict) -> np.ndarray:
     """`(K, D)` float32: computed, or kept from the last time."""
     folder, pooling = model_folder(settings.text.model), settings.text.pooling
-    if not sentences:
-        return np.zeros((0, bert.read_config(folder).width), np.float32)
     content = json.dumps([model_digest(settings), pooling, list(sentences)])
     data = data_folder(settings.dataset.data_dir)
     path = data / "text" / f"{hashlib.sha256(content.encode()).hexdigest()}.npz"

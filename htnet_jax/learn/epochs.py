@@ -37,6 +37,9 @@ class Feed(Protocol):
     def exact(self, arrays: Any, rows: jax.Array) -> tuple[jax.Array, ...]:
         """Inputs as they are predicted."""
 
+    def fitted(self, arrays: Any, rows: jax.Array, valid: jax.Array) -> Any:
+        """The arrays, with what depends on a fold's training clips."""
+
     def varied(self, arrays: Any, rows: jax.Array, key: jax.Array) -> tuple[Any, dict[str, Any]]:
         """Inputs and privileged inputs as they are trained on."""
 
@@ -131,6 +134,7 @@ class FoldProgram:
         full = self._longest // batch
         steps = jnp.ceil(count / batch).astype(jnp.int32)
         balance = self._balance(data[1][fold["train_rows"]], valid)
+        data = (self._feed.fitted(data[0], fold["train_rows"], valid), data[1])
 
         def body(state: State, step: Any) -> tuple[State, jax.Array]:
             index, rows, mask = step

@@ -129,7 +129,8 @@ def attribute_contrastive(
         return -jnp.where(same, likely, 0).sum(axis=1) / jnp.maximum(same.sum(axis=1), 1)
 
     each = (direction(similarity) + direction(similarity.T)) / 2
-    return each * (mask.sum() / jnp.maximum(part.sum(), 1))
+    # In the type of the loss: float32 would round it in a check in float64.
+    return each * (mask.sum().astype(each.dtype) / jnp.maximum(part.sum(), 1))
 
 
 attribute_contrastive.reads = ("text", "au_set")

@@ -1,7 +1,4 @@
-"""Flax linen networks; they import nothing else of the project but what a value may be.
-
-`bert` also reads its files.
-"""
+"""Flax linen networks; they import nothing else of the project, but for what reads files."""
 
 from htnet_jax.models.attributes import AttributeNet
 from htnet_jax.models.bert import Bert

@@ -25,7 +25,7 @@ from htnet_jax.evaluation.summary import Run, shortened
 from htnet_jax.features import Feed, check_names, make_feed
 from htnet_jax.features.text import model_digest
 from htnet_jax.io import inner_folder
-from htnet_jax.learn import step
+from htnet_jax.learn import losses, step
 from htnet_jax.progress import Bar
 from htnet_jax.training import hosts, settings, workdir
 from htnet_jax.training import plan as plans
@@ -145,6 +145,7 @@ class _Experiment:
         self.arrays = plans.of_sources(arrays, config.dataset.sources)
         self.feed = make_feed(self.arrays, config, model)
         settings.check_fit(config, model, self.arrays, self.feed)
+        self._tell_of_losses()
         self.digest = settings.digest(self.as_json)
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
@@ -176,6 +177,13 @@ class _Experiment:
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nGive all processes the same settings, apart from --config.process."
             )
+
+    def _tell_of_losses(self) -> None:
+        """Says if losses are left out, because the data set does not have what they read."""
+        reading = losses.declared(self.config.losses, "reads", self.model)
+        for name in dict.fromkeys(one for key in self.feed.absent for one in reading[key]):
+            lost = ", ".join(key for key in self.feed.absent if name in reading[key])
+            hosts.tell(f"{self.arrays.name} has no {lost}: training without the loss {name}")
 
     def _tell_of_whole_sets(self) -> None:
         """Says if a batch is larger than training sets: there it is the whole set."""
@@ -464,7 +472,7 @@ def make_trainer(
             inner_parts=config.inner_parts,
         )
     return FoldTrainer(
-        step.make(model, config),
+        step.make(model, config, feed.absent),
         feed,
         plan.labels,
         folds,
