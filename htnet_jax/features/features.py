@@ -337,7 +337,7 @@ class Feed:
             if name not in moved:
                 found[name] = self._finished(name, bank[chosen])
                 if (centre := arrays.get(f"{name}/centre")) is not None:
-                    found[name] = found[name] - centre
+                    found[name] = found[name] - centre[None]
                 continue
             places = where[bank.shape[1]]
             if self._kind(name) == "image":

@@ -2,7 +2,7 @@
 
 Of a network that declares `describes`, the name of the text that it takes by keyword: asked with
 texts, it returns vectors of clips and of texts in one space, `out["visual"]` and `out[describes]`.
-It describes if it was trained on a loss that reads the text (the function's attribute `reads`).
+It describes if it was fed the text in training, which is so if a loss in use reads it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation.retrieval import ranking
 from htnet_jax.features import Feed, make_feed, text
 from htnet_jax.foreign import reading
-from htnet_jax.learn import losses
 from htnet_jax.learn.step import logits_of
 from htnet_jax.training.plan import Plan, Sets, Unit
 from htnet_jax.training.state import load_fold
@@ -93,7 +92,7 @@ def describe(
             f"takes {expected}; choose clips that are stored as those it was trained on"
         )
     sentences, embeddings = text.embedded(units, config)
-    describer = Describer(module, config, feed, embeddings)
+    describer = Describer(module, feed, embeddings, config.text.centred, config.batch_size)
     similarities = describer(variables, np.arange(len(arrays.clips)), trained)
     order = ranking(similarities, np.tile(trained, (len(similarities), 1)))[:, :top]
     return [
@@ -105,17 +104,20 @@ def describe(
 class Describer:
     """Similarities of clips and sentences, by one network after another; compiled once."""
 
-    def __init__(self, module: Any, config: ConfigDict, feed: Feed, embeddings: np.ndarray) -> None:
+    def __init__(
+        self, module: Any, feed: Feed, embeddings: np.ndarray, centred: bool, batch_size: int
+    ) -> None:
         """Compiles nothing yet.
 
         Args:
             module: The network.
-            config: Those read are `text.centred` and `batch_size`.
             feed: The inputs of N clips.
             embeddings: `(D, width)` float32, of the sentence of each set.
+            centred: Whether the network was trained on them less their mean.
+            batch_size: Clips at a time.
         """
         self._feed, self._embeddings = feed, embeddings
-        self._is_centred, self._batch_size = config.text.centred, config.batch_size
+        self._is_centred, self._batch_size = centred, batch_size
 
         def similarities(
             variables: Any, inputs: tuple[jax.Array, ...], texts: jax.Array
@@ -163,26 +165,28 @@ def make_describer(
         model: The network or baseline.
         config: The settings.
         arrays: The clips.
-        feed: Their inputs.
+        feed: What the network is fed of them.
         plan: The run.
 
     Returns:
-        Nones where nothing is: the network has no text, no loss in use reads it, or the training
-        clips of a fold have no known units.
-
-    Raises:
-        UserError: As `text.text_table`.
+        Nones where nothing is: the network was not fed a text in training, or the training clips of
+        a fold have no known units.
     """
-    if not _learns_text(model, config):
+    name = getattr(model, "describes", "")
+    if name not in feed.privileged:
         return None, None
-    table = text.text_table(arrays, config)
-    names = ["+".join(map(str, units)) or "0" for units in table.sets]
+    sets, rows = text.sets_of(arrays)
     folds = [plan.trained(Unit(fold, 0, None)) for fold in range(len(plan.folds))]
-    if not all((table.rows[train] >= 0).any() for train in folds):
+    if not all((rows[train] >= 0).any() for train in folds):
         return None, None
-    positives = [positives_in(table.rows[train], config.batch_size) for train in folds]
-    sets = Sets(np.array(names), np.array(table.sentences), table.rows, np.float32(positives))
-    return sets, Describer(model, config, feed, table.embeddings)
+    found = Sets(
+        names=np.array(["+".join(map(str, units)) or "0" for units in sets]),
+        sentences=np.array([text.sentence(units, config.text.template) for units in sets]),
+        rows=rows,
+        positives=np.float32([positives_in(rows[train], config.batch_size) for train in folds]),
+    )
+    embeddings = feed.arrays[feed.banks[name]]
+    return found, Describer(model, feed, embeddings, name in feed.centred, config.batch_size)
 
 
 def positives_in(rows: np.ndarray, batch_size: int) -> float:
@@ -200,12 +204,6 @@ def positives_in(rows: np.ndarray, batch_size: int) -> float:
     others = min(batch_size, len(rows)) - 1
     share = others / max(len(rows) - 1, 1)
     return float(1 + share * (counts * (counts - 1)).sum() / counts.sum())
-
-
-def _learns_text(model: Any, config: ConfigDict) -> bool:
-    """Whether a loss in use reads the text by which the network describes."""
-    read = losses.declared(config.losses.to_dict(), "reads", model)
-    return bool(read.get(getattr(model, "describes", "")))
 
 
 def _units(name: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ class Aligned(nn.Module):
     """Linear layers; as `Linear`, it takes flows of 28 px."""
 
     inputs: ClassVar[tuple[str, ...]] = ("mosaic",)
+    privileged: ClassVar[tuple[str, ...]] = ("text",)
     describes: ClassVar[str] = "text"
     losses: ClassVar = {"towards_text": towards_text}
 
