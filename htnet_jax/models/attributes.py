@@ -67,6 +67,7 @@ class AttributeNet(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("rgb_clip", "flow_clip")
     privileged: ClassVar[tuple[str, ...]] = ("text",)
+    describes: ClassVar[str] = "text"
     SIZES: ClassVar[Mapping[str, Allowed]] = {
         "num_classes": Range(1, 1000),
         "streams": Choice(("both", *STREAMS)),

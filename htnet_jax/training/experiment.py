@@ -23,11 +23,13 @@ from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.evaluation.summary import Run, shortened
 from htnet_jax.features import Feed, check_names, make_feed
+from htnet_jax.features.text import model_digest
 from htnet_jax.io import inner_folder
 from htnet_jax.learn import losses, step
 from htnet_jax.progress import Bar
 from htnet_jax.training import hosts, pretrained, settings, workdir
 from htnet_jax.training import plan as plans
+from htnet_jax.training.describe import make_describer
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
@@ -152,6 +154,8 @@ class _Experiment:
         self.digest = settings.digest(self.as_json | ({"files": self.files} if self.files else {}))
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        sets, self.describer = make_describer(model, config, self.arrays, self.feed, self.plan)
+        self.plan = dataclasses.replace(self.plan, sets=sets)
         workdir.check_memory(self.plan)
         self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
@@ -353,7 +357,7 @@ class _Experiment:
                 keeping = Keeping(
                     snapshots, config.checkpoint_every, stop, config.checkpoint_seconds
                 )
-                wanted = [name for name in (f.name for f in folds) if self._keeps(stage, name)]
+                wanted = [fold.name for fold in folds if self._wants(stage.units[fold.name])]
                 try:
                     show = _shower(bar, title, epochs)
                     trained = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
@@ -370,9 +374,12 @@ class _Experiment:
                 for result in trained:
                     unit = stage.units[result.fold.name]
                     if hosts.leads():
-                        outcome = Result(result.logits, result.train_loss)
+                        outcome = Result(
+                            result.logits, result.train_loss, self._similarities(unit, result)
+                        )
                         events.write(unit, outcome)
-                        self._keep_checkpoint(unit, result)
+                        if self._keeps(unit):
+                            self._keep_checkpoint(unit, result)
                         # Last, because it makes the model count as finished.
                         store.write(unit, outcome)
                     done.add(unit)
@@ -381,10 +388,20 @@ class _Experiment:
                 if signal:
                     raise Stopped(signal)
 
-    def _keeps(self, stage: _Stage, name: str) -> bool:
+    def _keeps(self, unit: Unit) -> bool:
         """Whether the final variables of a fold become a checkpoint."""
-        unit = stage.units[name]
         return unit.inner is None and self.plan.folds[unit.fold] in self.kept
+
+    def _wants(self, unit: Unit) -> bool:
+        """Whether the final variables of a model are looked at."""
+        return self._keeps(unit) or (unit.inner is None and self.describer is not None)
+
+    def _similarities(self, unit: Unit, result: FoldResult) -> np.ndarray | None:
+        """Of a fold's test clips, see `Result`."""
+        if self.describer is None or unit.inner is not None:
+            return None
+        trained = self.plan.sets.among(self.plan.trained(unit))
+        return self.describer(result.variables, np.flatnonzero(result.fold.test), trained)
 
     def _checkpoint_folder(self, unit: Unit) -> Path:
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
@@ -401,9 +418,7 @@ class _Experiment:
             )
 
     def _keep_checkpoint(self, unit: Unit, result: FoldResult) -> None:
-        """Writes the final variables of a fold, if they are wanted."""
-        if result.variables is None:
-            return
+        """Writes the final variables of a fold."""
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
         path = self._checkpoint_folder(unit)
         dataset = self.config.dataset
@@ -415,6 +430,13 @@ class _Experiment:
             "labels": dataset.labels or next(iter(loading.label_sets(dataset.name))),
             "class_names": list(self.arrays.class_names),
         }
+        if self.plan.sets is not None:
+            names, trained = self.plan.sets.names, self.plan.sets.among(self.plan.trained(unit))
+            about["sets"] = {
+                "names": names.tolist(),
+                "trained": names[trained].tolist(),
+                "text_model": model_digest(self.config),
+            }
         config = {**self.as_json, "seed": seed, "seeds": 1, "checkpoint": about}
         save_fold(path, result.variables, config)
 
