@@ -159,17 +159,28 @@ def text_table(arrays: ClipArrays, settings: ConfigDict) -> TextTable:
         UserError: As `sets_of`; a template without units; or, where sentences are embedded, no text
             model, one of another kind, or a sentence that is too long for it.
     """
-    check_template(settings.text.template)
     sets, rows = sets_of(arrays)
+    return TextTable(sets, *embedded(sets, settings), rows)
+
+
+def embedded(sets: Sequence[Units], settings: ConfigDict) -> tuple[tuple[str, ...], np.ndarray]:
+    """The sentences of the sets of units of a data set and their embeddings, as in `TextTable`.
+
+    Args:
+        sets: All of the data set: without a text model they say which columns there are.
+        settings: As for `text_table`.
+
+    Raises:
+        UserError: As `text_table`, for the text.
+    """
+    check_template(settings.text.template)
     sentences = tuple(sentence(units, settings.text.template) for units in sets)
     if not sets:
         # No text model is asked for what it is not needed for.
-        embeddings = np.zeros((0, 0), np.float32)
-    elif settings.text.kind == "multi_hot":
-        embeddings = _multi_hot(sets)
-    else:
-        embeddings = _embeddings(sentences, settings)
-    return TextTable(sets, sentences, embeddings, rows)
+        return sentences, np.zeros((0, 0), np.float32)
+    if settings.text.kind == "multi_hot":
+        return sentences, _multi_hot(sets)
+    return sentences, _embeddings(sentences, settings)
 
 
 def model_digest(settings: ConfigDict) -> str:
