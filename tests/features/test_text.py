@@ -243,15 +243,16 @@ def test_model_digest(settings, model, tmp_path):
     (copy / "README.md").write_text("of the model")
     settings.text.model = str(copy)
     assert text.model_digest(settings) == before
-    found = {before}
-    for name in ("config.json", "vocab.txt", "model.safetensors"):
+    (copy / "tokenizer_config.json").write_text("{}")
+    found = {before, text.model_digest(settings)}
+    for name in ("config.json", "vocab.txt", "model.safetensors", "tokenizer_config.json"):
         content = bytearray((copy / name).read_bytes())
         content[-1] ^= 1
         (copy / name).write_bytes(content)
         # Written within the resolution of the file system's clock, it would look unchanged.
         os.utime(copy / name, ns=(1, len(found)))
         found.add(text.model_digest(settings))
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 # --- tokens and models that do not fit ------------------------------------------------------------
