@@ -16,7 +16,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable .[test,torch,landmarks,tensorboard]
+	$(PIP) --editable .[test,torch,text,landmarks,tensorboard]
 	touch $@
 
 demo: $(VENV)/.installed

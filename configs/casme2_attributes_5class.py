@@ -1,6 +1,6 @@
 """The attribute network on the five classes of CASME II, leave-one-subject-out: a reconstruction.
 
-  python -m htnet_jax.train --config=configs/casme2_attributes_5class.py --workdir=runs/attributes5 \
+  python -m htnet_jax.train --config=configs/casme2_attributes_5class.py --workdir=runs/casme2 \
       --config.dataset.manual_dir=FOLDER --config.text.model=BERT
 
 FOLDER is your copy of CASME II; docs/datasets.md says what it must hold. BERT is a folder with

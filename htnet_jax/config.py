@@ -423,6 +423,7 @@ _PRIVATE_KEYS = (
     ("dataset", "manual_dir"),
     ("dataset", "data_dir"),
     ("text", "model"),
+    ("model", "pretrained"),
 )
 
 

@@ -23,8 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "frames": face_frames.CHOICES,
     "clip": ("0", "28", "56", "112"),
 }
-# What the short form frames=sixteen stands for: the clips that 3-D networks trained on Kinetics
-# take (Tran et al., CVPR 2018).
+# What the short form frames=sixteen stands for: the clips on which torchvision's 3-D
+# networks were trained (references/video_classification: clips of 16 frames, 112 px).
 SIXTEEN = {"frames": "16", "clip": "112"}
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
-from htnet_jax.features import augment, text
+from htnet_jax.features import augment
 from htnet_jax.features.augment import Geometry
 from htnet_jax.learn import losses
 
@@ -38,6 +38,7 @@ class Values(NamedTuple):
         components: Of a field: the channels of u and v, -1 where there is none.
         centred: Of a table: in training its mean over the rows that occur in a fold's training
             clips is taken off.
+        files: Setting that names a file the values come from -> SHA-256 of its content.
     """
 
     bank: str
@@ -47,6 +48,7 @@ class Values(NamedTuple):
     count: np.ndarray | None = None
     components: tuple[int, int] = (-1, -1)
     centred: bool = False
+    files: Mapping[str, str] = {}
 
 
 class Feature(NamedTuple):
@@ -198,14 +200,20 @@ def _flow_clip(arrays: ClipArrays, config: ConfigDict) -> Values:
 
 def _text(arrays: ClipArrays, config: ConfigDict) -> Values | None:
     """An embedding of each clip's action units; the row of a clip without known ones is -1."""
+    from htnet_jax.features import text  # here, because it imports the data sets
+
     table = text.text_table(arrays, config)
     if not table.sets:
         return None
-    return Values("text", table.embeddings, table.rows, centred=config.text.centred)
+    digest = text.model_digest(config)
+    files = {"text.model": digest} if digest else {}
+    return Values("text", table.embeddings, table.rows, centred=config.text.centred, files=files)
 
 
 def _au_set(arrays: ClipArrays, config: ConfigDict) -> Values | None:
     """The number of each clip's set of action units; -1: they are not known."""
+    from htnet_jax.features import text
+
     sets, rows = text.sets_of(arrays)
     return Values("au_set", rows) if sets else None
 
@@ -240,6 +248,7 @@ class Feed:
         components: Name of a field -> its channels of u and v.
         centred: Names of tables whose mean is taken off, see `fitted`.
         absent: Privileged features that the data set does not have; they are not fed.
+        files: Setting that names a file which features come from -> SHA-256 of its content.
     """
 
     names: tuple[str, ...]
@@ -251,6 +260,7 @@ class Feed:
     components: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     centred: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_array(cls, inputs: np.ndarray) -> Feed:
@@ -389,7 +399,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
     names = check_names(config, model)
     privileged = privileged_names(config, model)
     found: dict[str, np.ndarray] = {}
-    banks, components, centred, absent = {}, {}, [], []
+    banks, components, centred, absent, files = {}, {}, [], [], {}
     for name in (*names, *privileged):
         values = FEATURES[name].load(arrays, config)
         if values is None:
@@ -397,6 +407,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
             continue
         if values.centred:
             centred.append(name)
+        files |= values.files
         banks[name], components[name] = values.bank, values.components
         found[values.bank] = values.values
         for key, rows in (("exact", values.rows), ("first", values.first), ("count", values.count)):
@@ -412,6 +423,7 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
         components=components,
         centred=tuple(centred),
         absent=tuple(absent),
+        files=files,
     )
     sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind in _MOVED]
     if sides and wanted.shift >= max(sides):

@@ -75,9 +75,9 @@ def units_of(stored: str) -> Units | None:
     Raises:
         UserError: Something in it is no unit of FACS.
     """
-    if stored.strip().casefold() in ("0", "none"):
-        return ()
     found = action_units.parse(stored)
+    if found.none:
+        return ()
     if found.rest:
         raise UserError(f"{', '.join(map(repr, found.rest))}: no action unit of FACS")
     return tuple(sorted({group[0].number for group in found.groups})) or None
@@ -284,21 +284,25 @@ def embed(folder: Path, sentences: Sequence[str], pooling: str) -> np.ndarray:
             f"{tokens.shape[1]}: {longest[:200]!r}; shorten config.text.template"
         )
 
-    @jax.jit
-    def pooled(variables: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        hidden = module.apply(variables, tokens, mask)
-        if pooling == "cls":
-            return hidden[:, 0]
-        real = mask[..., None].astype(hidden.dtype)
-        return (hidden * real).sum(axis=1) / real.sum(axis=1)
-
-    parts = []
+    variables, parts = jax.device_put(variables), []
     with jax.default_matmul_precision("float32"):
         for start in range(0, len(tokens), _BATCH):
             # The last batch is filled up, so that one program does for all.
             rows = np.arange(start, start + min(_BATCH, len(tokens))) % len(tokens)
-            parts.append(np.asarray(pooled(variables, tokens[rows], mask[rows])))
+            parts.append(np.asarray(_pooled(module, pooling, variables, tokens[rows], mask[rows])))
     return np.concatenate(parts)[: len(tokens)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pooled(
+    module: bert.Bert, pooling: str, variables: Any, tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """`(B, D)`: the embeddings of one batch."""
+    hidden = module.apply(variables, tokens, mask)
+    if pooling == "cls":
+        return hidden[:, 0]
+    real = mask[..., None].astype(hidden.dtype)
+    return (hidden * real).sum(axis=1) / real.sum(axis=1)
 
 
 def _tokenize(folder: Path, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -79,9 +79,14 @@ class FoldProgram:
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._one_step)
 
-    def init(self, origin: jax.Array) -> State:
-        """The state before the first epoch; `origin` `(2,)` uint32, see `origin`."""
-        return self._learner.init(_key(origin, _INIT), self._samples())
+    def init(self, origin: jax.Array, start: Any) -> State:
+        """The state before the first epoch.
+
+        Args:
+            origin: `(2,)` uint32, see `origin`.
+            start: Part of the variables, which begin so; see `Learner.init`.
+        """
+        return self._learner.init(_key(origin, _INIT), self._samples(), start)
 
     def run(
         self, state: State, fold: FoldTable, data: Any, start: jax.Array, count: jax.Array

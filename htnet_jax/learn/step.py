@@ -49,6 +49,15 @@ class State(NamedTuple):
         return {"params": idle.join(params, self.idle), **self.collections}
 
 
+def _overlaid(tree: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts with the leaves of others in their places."""
+    new = {
+        key: _overlaid(tree[key], value) if isinstance(value, Mapping) else value
+        for key, value in above.items()
+    }
+    return {**tree, **new}
+
+
 def logits_of(result: Any) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """`(logits, out)` of what a network returns: logits alone, or both."""
     return result if isinstance(result, tuple) else (result, {})
@@ -82,14 +91,19 @@ class Learner:
     has_empty_batches: bool = False
     train: bool = True
 
-    def init(self, key: jax.Array, inputs: tuple[jax.Array, ...]) -> State:
+    def init(
+        self, key: jax.Array, inputs: tuple[jax.Array, ...], start: Mapping[str, Any] | None = None
+    ) -> State:
         """The state before the first step.
 
         Args:
             key: Of the initial parameters.
             inputs: A batch of inputs, whose shapes matter alone.
+            start: Variables to begin with, or part of them: nested dicts of the same names and
+                shapes; the others are initial ones.
         """
-        return self.state_of(self.module.init(key, *inputs, train=False))
+        variables = self.module.init(key, *inputs, train=False)
+        return self.state_of(_overlaid(variables, start or {}))
 
     def state_of(self, variables: Mapping[str, Any]) -> State:
         """The state that begins with some variables."""

@@ -257,10 +257,7 @@ def read_config(folder: str | Path) -> Bert:
     Raises:
         UserError: The folder or the file is missing or damaged, or describes another network.
     """
-    folder = foreign.expanded(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. {_REMEDY}")
-    path = folder / CONFIG
+    path = _checked(folder) / CONFIG
 
     def check(content: Any) -> None:
         if not isinstance(content, dict):
@@ -284,11 +281,18 @@ def weights_of(folder: str | Path) -> Path:
     Raises:
         UserError: There is none.
     """
-    folder = foreign.expanded(folder)
+    folder = _checked(folder)
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder}: has no {' or '.join(WEIGHTS)}. {_REMEDY}")
+
+
+def _checked(folder: str | Path) -> Path:
+    folder = foreign.expanded(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. {_REMEDY}")
+    return folder
 
 
 def _entries(module: Bert) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:

@@ -152,6 +152,32 @@ def _measured(shapes: Mapping[str, Shape], problems: Problems) -> dict[str, Any]
     }
 
 
+def pretrained(
+    state_dict: Mapping[str, torch.Tensor], module: flax_attributes.AttributeNet
+) -> dict[str, Any]:
+    """The streams of a Flax network from the weights of torchvision's `r3d_18`.
+
+    Args:
+        state_dict: By its names; the head `fc` is left out. The flow's stem has the mean of the
+            kernel over RGB, once for each of its two channels.
+        module: The Flax network.
+
+    Returns:
+        `{"params": {"rgb": ..., "flow": ...}, "batch_stats": ...}`, the streams that there are.
+
+    Raises:
+        UserError: The names or sizes are others.
+    """
+    expected = convert.expected_variables(module, 3)
+    found: dict[str, Any] = {collection: {} for collection in expected}
+    for name in stream_names(module):
+        wanted = {collection: tree[name] for collection, tree in expected.items()}
+        own = r3d.from_kinetics(state_dict, module, wanted, flax_attributes.STREAMS[name])
+        for collection, tree in own.items():
+            found[collection][name] = tree
+    return found
+
+
 def draw(
     module: flax_attributes.AttributeNet, count: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
@@ -161,4 +187,4 @@ def draw(
     return {"text": texts[sets], "au_set": sets}
 
 
-BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=ASSUMED, draw=draw)
+BRIDGE = Bridge(TABLE, LAYERS, build, sizes, assumed=ASSUMED, pretrained=pretrained, draw=draw)

@@ -102,6 +102,9 @@ class Bridge:
             release's own class again.
         pieces: `(pattern of a Flax path, names)`: an array that holds several parameters side by
             side on its last axis, in equal parts; the parity check compares each on its own.
+        pretrained: `(state_dict of another training, Flax module) -> part of its variables` that
+            begin so, float32; raises a UserError for a file of another network or size. None: the
+            network starts from no file.
         draw: Random features of so many clips that only training sees, for a parity check without
             data.
     """
@@ -114,6 +117,7 @@ class Bridge:
     unused: tuple[str, ...] = ()
     recreate: Recreate = lambda shapes: {}
     pieces: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    pretrained: Callable[[Mapping[str, torch.Tensor], Any], dict[str, Any]] | None = None
     draw: Draw = lambda module, count, rng: {}
 
 

@@ -28,8 +28,8 @@ from htnet_jax.torch_bridge.traces import (
     Losses,
     Optimizer,
     Trace,
+    fed,
     flax_trace,
-    privileged_of,
     torch_trace,
 )
 
@@ -216,7 +216,7 @@ def run(
             train=train,
             kept=ours.kept,
             losses=losses,
-            privileged=privileged_of(module),
+            privileged=fed(module, batches[0].privileged),
         )
 
     reports = []

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htnet_jax.errors import Problems
+from htnet_jax.errors import Problems, UserError
 from htnet_jax.models import r3d as flax_r3d
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Rule, Shape, conv_norm, kernel_and_bias
@@ -53,6 +53,7 @@ def layers(flax: str = "", theirs: str = "") -> tuple[tuple[str, str], ...]:
     )
 
 
+_STEM = "stem.0.weight"
 TABLE = (*table(), *kernel_and_bias("head", "fc", "i o -> o i"))
 LAYERS = (*layers(), ("head", "fc"))
 
@@ -133,6 +134,55 @@ class R3D(nn.Module):
 def build(module: flax_r3d.R3D) -> R3D:
     """The PyTorch network with the sizes of a Flax one, in evaluation mode."""
     return R3D(**convert.attributes(module)).eval()
+
+
+def from_kinetics(
+    state_dict: Mapping[str, torch.Tensor],
+    module: Any,
+    expected: Mapping[str, Any],
+    channels: int = 3,
+) -> dict[str, Any]:
+    """Kinetics weights, or others by torchvision's names, as variables of a Flax network.
+
+    Args:
+        state_dict: Of torchvision's `r3d_18` or a network of another size, for RGB; its head `fc`
+            is left out.
+        module: Has the `width` and `depth` of the Flax network.
+        expected: Its variables' shapes, without head.
+        channels: Of its frames. If they are not 3, each of them has the mean of the stem's kernel
+            over RGB.
+
+    Returns:
+        `{"params": ..., "batch_stats": ...}`, float32.
+
+    Raises:
+        UserError: The names or sizes are others.
+    """
+    rules = (*table(), *(Rule(f"fc/{name}", f"fc.{name}", "") for name in ("weight", "bias")))
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in state_dict.items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    unknown = [n for n in shapes if all(convert.match(r.torch, n) is None for r in rules)]
+    if unknown or _STEM not in shapes:
+        told = f"it holds {unknown[0]}" if unknown else f"it lacks {_STEM}"
+        raise UserError(
+            f"not the weights of an R3D: {told}. Give a file with the names of torchvision's "
+            "r3d_18, such as stem.0.weight and layer1.0.conv1.0.weight."
+        )
+    problems = Problems("the state_dict's shapes")
+    found = measured(shapes, "", problems)
+    if not problems and shapes[_STEM][1] != 3:
+        problems.add(_STEM, f"shape {shapes[_STEM]}: {shapes[_STEM][1]} channels, not those of RGB")
+    convert.check_known(found, {key: getattr(module, key) for key in found}, problems)
+    sizes = "".join(f" --config.model.{key}={value}" for key, value in found.items())
+    problems.raise_if_any(f"Set{sizes}, or give another file." if found else "Give another file.")
+    rest = {name: state_dict[name] for name in shapes if not name.startswith("fc.")}
+    if channels != 3:
+        mean = rest[_STEM].float().mean(dim=1, keepdim=True)
+        rest[_STEM] = mean.repeat(1, channels, 1, 1, 1)
+    return convert.from_state_dict(rest, table(), expected)
 
 
 def measured(shapes: Mapping[str, Shape], theirs: str, problems: Problems) -> dict[str, int]:

@@ -87,10 +87,21 @@ class Losses:
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of_config(cls, config: Any) -> Losses:
-        """Those that a run's settings name; a checkpoint of an older version names none."""
+    def of_config(cls, config: Any, module: Any, absent: Sequence[str] = ()) -> Losses:
+        """Those that a run's settings name; a checkpoint of an older version names none.
+
+        Args:
+            config: The settings.
+            module: The network.
+            absent: Features that there are not: losses that read one are left out.
+        """
         weights, options = (config.get(key) for key in ("losses", "loss_options"))
-        return cls(weights.to_dict(), options.to_dict()) if weights and options else cls()
+        if not weights or not options:
+            return cls()
+        reading = losses.declared(weights, "reads", module)
+        lost = {name for feature in absent for name in reading[feature]}
+        kept = {name: weight for name, weight in weights.items() if name not in lost}
+        return cls(kept, options.to_dict())
 
     def flax(self, module: Any) -> tuple[tuple[float, losses.Loss], ...]:
         """As training uses them.
@@ -101,8 +112,8 @@ class Losses:
         found = losses.make(self.weights, self.options, module)
         if lost := [name for name, weight in self.weights.items() if weight and name not in LOSSES]:
             raise UserError(
-                f"config.losses.{lost[0]}: it is not written in PyTorch; there are "
-                f"{', '.join(LOSSES)}"
+                f"config.losses.{lost[0]}: it is not written in PyTorch, which has "
+                f"{', '.join(LOSSES)}; compare with --config.losses.{lost[0]}=0"
             )
         return found
 
@@ -145,9 +156,9 @@ class Trace:
     kept: tuple[Arrays, ...] = ()
 
 
-def privileged_of(module: Any) -> tuple[str, ...]:
-    """Names of the features that a Flax network is fed by keyword."""
-    return tuple(getattr(module, "privileged", ()))
+def fed(module: Any, privileged: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the features that a Flax network is fed by keyword, of those that there are."""
+    return tuple(name for name in getattr(module, "privileged", ()) if name in privileged)
 
 
 def flax_trace(
@@ -184,7 +195,7 @@ def flax_trace(
         return module.apply(
             variables,
             *batch.inputs,
-            **{name: batch.privileged[name] for name in privileged_of(module)},
+            **{name: batch.privileged[name] for name in fed(module, batch.privileged)},
             train=train,
             rngs={"dropout": batch.key},
             mutable=[*(name for name in moving if name != "params"), "intermediates"],

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,7 +27,7 @@ from htnet_jax.features.text import model_digest
 from htnet_jax.io import inner_folder
 from htnet_jax.learn import losses, step
 from htnet_jax.progress import Bar
-from htnet_jax.training import hosts, settings, workdir
+from htnet_jax.training import hosts, pretrained, settings, workdir
 from htnet_jax.training import plan as plans
 from htnet_jax.training.describe import make_describer
 from htnet_jax.training.events import Events
@@ -131,6 +131,7 @@ class _Experiment:
         self._check_settings()
         self.record = _first(lambda: workdir.unfinished(folder, self.as_json))
         workdir.check_versions(folder, self.record)
+        self.start = pretrained.read(model, config.model.name)
         # Process 0 builds the data set if necessary; the others find it built.
         arrays = _load(config) if hosts.leads() else None
         leads_with = hosts.texts(arrays.fingerprint if arrays else "")[0]
@@ -146,7 +147,11 @@ class _Experiment:
         self.feed = make_feed(self.arrays, config, model)
         settings.check_fit(config, model, self.arrays, self.feed)
         self._tell_of_losses()
-        self.digest = settings.digest(self.as_json)
+        # Of files that the settings name, which are not theirs to tell of: their content.
+        start = {"model.pretrained": self.start.digest} if self.start.digest else {}
+        self.files = start | self.feed.files
+        workdir.check_files(folder, self.record, self.files)
+        self.digest = settings.digest(self.as_json | ({"files": self.files} if self.files else {}))
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
         sets, self.describer = make_describer(model, config, self.arrays, self.feed, self.plan)
@@ -254,6 +259,7 @@ class _Experiment:
             # Group sizes shape the arithmetic: a resumed run keeps them.
             folds_per_device=self.record.get(key, self.config.folds_per_device),
             devices_at_once=changes[-1]["devices_at_once"] if changes else 0,
+            start=self.start.variables,
         )
         units = {fold.name: unit for unit, fold in folds.items()}
         return _Stage(key, "inner, " if inner else "", units, trainer)
@@ -279,6 +285,8 @@ class _Experiment:
             )
             self.record["run"] = self.run_digest
             self.record["fits_once"] = self.stages[0].trainer.fits_once
+            if self.files:
+                self.record["files"] = self.files
             self._write_record()
             workdir.write_json(self.folder / "config.json", self.as_json)
         # Where it was resumed last.
@@ -442,6 +450,7 @@ def make_trainer(
     *,
     folds_per_device: int,
     devices_at_once: int = 0,
+    start: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """The trainer of some folds.
 
@@ -453,6 +462,7 @@ def make_trainer(
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
         devices_at_once: Devices to use at most; 0: all.
+        start: Part of a network's variables that every fold begins with, see `pretrained`.
 
     Raises:
         UserError: As the trainers.
@@ -484,6 +494,7 @@ def make_trainer(
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
         classes=len(plan.class_names),
+        start=start,
     )
 
 

@@ -31,6 +31,7 @@ from htnet_jax.datasets.loading import LAYOUTS, SCALINGS, ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.features import FEATURES, Feed
+from htnet_jax.features.text import check_template
 from htnet_jax.learn import losses, optim
 from htnet_jax.learn.step import logits_of
 from htnet_jax.ranges import Allowed, Choice, refusals, short
@@ -98,6 +99,7 @@ def check(config: ConfigDict) -> None:
         lambda: optim.make(config),
         lambda: losses.make(config.losses.to_dict(), config.loss_options.to_dict(), network),
         lambda: build_model(config),
+        lambda: check_template(config.text.template),
     ):
         try:
             make()

@@ -174,6 +174,13 @@ def test_clips_of_frames_with_flow(name, built, capfd):
     assert arrays.fingerprint != plain.fingerprint
 
 
+def test_sixteen_is_built_under_the_name_of_what_it_stands_for():
+    for name in FAKES:
+        chosen = datasets.BUILDERS[name].config_of("dis_28+frames-sixteen")
+        assert chosen.name == "dis_28+frames-16+clip-112"
+        assert chosen.description.endswith(",frames=16,clip=112")
+
+
 def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
     _, folder = built("samm", CLIPS)
     options = builder.Options(workers=2, allow_incomplete=True)

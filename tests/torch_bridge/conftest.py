@@ -17,7 +17,7 @@ from htnet_jax.torch_bridge.traces import (
     Losses,
     Optimizer,
     Trace,
-    privileged_of,
+    fed,
     torch_trace,
 )
 
@@ -101,7 +101,7 @@ class Case:
             train=self.options["train"],
             kept=self.ours.kept,
             losses=self.options["losses"],
-            privileged=privileged_of(self.module),
+            privileged=fed(self.module, batches[0].privileged),
         )
 
     def compare(self, model=None, optimizer=None):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from htnet_jax.errors import UserError
-from htnet_jax.models import R3D, AttributeNet
-from htnet_jax.torch_bridge import BRIDGES, attributes, convert, r3d
+from htnet_jax.models import R3D, AttributeNet, MMNet
+from htnet_jax.torch_bridge import BRIDGES, attributes, convert, mmnet, r3d
 from htnet_jax.torch_bridge.convert import match, translate
 from htnet_jax.torch_bridge.losses import LOSSES
 
@@ -93,13 +93,10 @@ def test_r3d_has_torchvisions_names_and_shapes():
 def test_r3d_takes_a_state_dict_of_torchvisions_names_strictly():
     """And the Flax network computes the same from it."""
     module = R3D(width=4, frames=4, image_size=16, num_classes=7)
-    rng = np.random.default_rng(0)
-    state_dict = {
-        name: torch.from_numpy(np.asarray(rng.uniform(0.1, 1, shape), np.float32))
-        if shape
-        else torch.tensor(3)
-        for name, shape in torchvision_entries(4, 3, 7).items()
-    }
+    rng, state_dict = np.random.default_rng(0), kinetics(4, 7)
+    for name in state_dict:
+        if name.endswith("running_var"):
+            state_dict[name].abs_()
     model = r3d.build(module)
     model.load_state_dict(state_dict, strict=True)
     rest = {name: t for name, t in state_dict.items() if not name.endswith("tracked")}
@@ -227,6 +224,89 @@ def test_pytorch_network_refuses_other_clips():
             model(*clips)
     with pytest.raises(ValueError, match="streams"):
         attributes.AttributeNet(streams="sound")
+
+
+# --- weights of another training ------------------------------------------------------------------
+
+
+def kinetics(width, classes=400, seed=0):
+    """A state_dict of torchvision's names, with any values."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+        if shape
+        else torch.tensor(7)
+        for name, shape in torchvision_entries(width, 3, classes).items()
+    }
+
+
+def test_pretrained_weights_go_into_both_streams():
+    module, state_dict = SMALL.clone(depth=18), kinetics(4)
+    found = BRIDGE.pretrained(state_dict, module)
+    assert found.keys() == {"params", "batch_stats"}
+    assert all(tree.keys() == {"rgb", "flow"} for tree in found.values())
+    own, every = flat(found), flat(expected(module))
+    # All of the streams, and nothing else.
+    assert own.keys() == {path for path in every if path.split("/")[1] in ("rgb", "flow")}
+    for path, array in own.items():
+        assert (array.shape, array.dtype) == (every[path].shape, np.float32), path
+    back = convert.to_state_dict(found, BRIDGE.table)
+    for name, tensor in state_dict.items():
+        if name.startswith("fc.") or name.endswith("tracked"):
+            continue
+        assert torch.equal(back[f"rgb.{name}"], tensor), name
+        if name != "stem.0.weight":
+            assert torch.equal(back[f"flow.{name}"], tensor), name
+    # The mean over the channels, once for u and once for v.
+    mean = state_dict["stem.0.weight"].numpy().astype(np.float64).mean(axis=1)
+    stem = back["flow.stem.0.weight"].numpy()
+    assert stem.shape == (4, 2, 3, 7, 7)
+    for component in (0, 1):
+        np.testing.assert_allclose(stem[:, component], mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("streams", ["rgb", "flow"])
+def test_pretrained_weights_go_into_one_stream(streams):
+    found = BRIDGE.pretrained(kinetics(4), SMALL.clone(depth=18, streams=streams))
+    assert [*found["params"], *found["batch_stats"]] == [streams, streams]
+
+
+def test_pretrained_weights_of_the_full_size_fit():
+    """Halves, and without the head, as some files are."""
+    state_dict = {
+        name: torch.ones(1, dtype=torch.float16).expand(shape)
+        for name, shape in torchvision_entries().items()
+        if shape and not name.startswith("fc.")
+    }
+    found = flat(BRIDGE.pretrained(state_dict, AttributeNet()))
+    assert sum(array.size for path, array in found.items() if path.startswith("params")) == (
+        33_166_272 + 33_156_864
+    )
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+
+
+def resnet(shapes):
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (lambda: kinetics(8), "width: 8 in the file, 4 expected\n.*model.width=8 .*depth=18"),
+        (lambda: convert.to_state_dict(any_variables(SMALL), BRIDGE.table), r"holds (rgb|flow)\."),
+        (lambda: mmnet.build(MMNet(image_size=32)).state_dict(), "not the weights of an R3D"),
+        (lambda: resnet({"conv1.weight": (64, 3, 7, 7)}), "it holds conv1.weight. Give a file"),
+        (lambda: resnet({"stem.3.weight": (64, 45, 3, 1, 1)}), "it holds stem.3.weight"),
+        (lambda: resnet({"fc.bias": (400,)}), "it lacks stem.0.weight"),
+        (lambda: kinetics(4) | resnet({"stem.0.weight": (4, 3, 7, 7)}), "expected 5 axes"),
+        (lambda: kinetics(4) | resnet({"stem.0.weight": (4, 2, 3, 7, 7)}), "2 channels, not"),
+        (lambda: kinetics(4) | resnet({"stem.0.weight": (4, 3, 1, 7, 7)}), "1 misshapen"),
+        (lambda: kinetics(4) | resnet({"layer2.2.conv1.1.bias": (8,)}), r"\(2, 3, 2, 2\) blocks"),
+    ],
+)
+def test_pretrained_weights_of_another_network(file, message):
+    with pytest.raises(UserError, match=message):
+        BRIDGE.pretrained(file(), SMALL.clone(depth=18))
 
 
 # --- the loss -------------------------------------------------------------------------------------
