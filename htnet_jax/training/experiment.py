@@ -23,7 +23,6 @@ from htnet_jax.evaluation import predictions, report
 from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.evaluation.summary import Run, shortened
 from htnet_jax.features import Feed, check_names, make_feed
-from htnet_jax.features.text import model_digest
 from htnet_jax.io import inner_folder
 from htnet_jax.learn import losses, step
 from htnet_jax.progress import Bar
@@ -435,7 +434,7 @@ class _Experiment:
             about["sets"] = {
                 "names": names.tolist(),
                 "trained": names[trained].tolist(),
-                "text_model": model_digest(self.config),
+                "text_model": self.files.get("text.model", ""),
             }
         config = {**self.as_json, "seed": seed, "seeds": 1, "checkpoint": about}
         save_fold(path, result.variables, config)

@@ -46,20 +46,31 @@ def test_chance_is_the_mean_over_permutations_of_the_truth(
     run, make_run, make_described, monkeypatch
 ):
     found = retrieval.summarize(run)
-    # All 120 of them, each as if it were the truth.
+    # All 24 of the clips that can be recalled, each as if it were the truth.
     monkeypatch.setattr(retrieval, "PERMUTATIONS", 1)
     every = [
-        retrieval.summarize(make_run(described=make_described(truth=[*truth, -1])))
-        for truth in itertools.permutations([1, 2, 3, 0, 2])
+        retrieval.summarize(make_run(described=make_described(truth=[a, b, 3, c, d, -1])))
+        for a, b, c, d in itertools.permutations([1, 2, 0, 2])
     ]
     expected = {name: np.mean([one[name] for one in every]) for name in retrieval.SCORES}
     # By hand: how often the nearest set is drawn, or any that the fold has trained on.
-    assert expected["recall_at_1"] == pytest.approx(7 / 25)
-    assert expected["recall_at_5"] == pytest.approx(4 / 5)
+    assert expected["recall_at_1"] == pytest.approx((1 + 2 + 2 + 1) / 4 / 5)
+    assert expected["recall_at_5"] == pytest.approx((4 + 4 + 3 + 3) / 4 / 5)
     for name, value in expected.items():
         assert found[f"{name}_chance"] == pytest.approx(value, abs=0.02)
-    # 4 of the 120 give each clip its nearest set, but for the one that has no match.
+    # 2 of the 24 give all four their nearest set.
     assert found["recall_at_1_chance_range"] == [0.0, pytest.approx(4 / 5)]
+
+
+def test_what_cannot_be_recalled_cannot_by_chance(make_run, make_described):
+    """A set of one subject, whose clips train on none of it."""
+    trained = np.array([[True, False, False, False], [False, True, True, True]])
+    found = retrieval.summarize(
+        make_run(described=make_described(truth=[1, 2, 3, 0, 0, 0], trained=trained))
+    )
+    assert found["unseen"] == 1.0
+    assert [found[f"recall_at_{top}_chance"] for top in retrieval.TOP] == [0.0, 0.0]
+    assert found["unit_macro_f1_chance"] > 0
 
 
 def test_one_set_a_class_is_scored_as_a_class(make_wide):

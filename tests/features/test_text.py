@@ -18,6 +18,8 @@ from htnet_jax.errors import UserError
 from htnet_jax.features import text
 from htnet_jax.models import bert
 
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra `text`")
+
 TEMPLATE = "The facial action units are: {units}."
 # Of five clips; the last has no entry.
 STORED = ("4+L7B", "1|2+4?", "R7+4D", "0", "")
@@ -241,15 +243,16 @@ def test_model_digest(settings, model, tmp_path):
     (copy / "README.md").write_text("of the model")
     settings.text.model = str(copy)
     assert text.model_digest(settings) == before
-    found = {before}
-    for name in ("config.json", "vocab.txt", "model.safetensors"):
+    (copy / "tokenizer_config.json").write_text("{}")
+    found = {before, text.model_digest(settings)}
+    for name in ("config.json", "vocab.txt", "model.safetensors", "tokenizer_config.json"):
         content = bytearray((copy / name).read_bytes())
         content[-1] ^= 1
         (copy / name).write_bytes(content)
         # Written within the resolution of the file system's clock, it would look unchanged.
         os.utime(copy / name, ns=(1, len(found)))
         found.add(text.model_digest(settings))
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 # --- tokens and models that do not fit ------------------------------------------------------------
@@ -276,7 +279,8 @@ def test_tokens_are_those_of_transformers(tmp_path):
     numbers = sorted(action_units.NUMBERS)
     sets = ((), *((unit,) for unit in numbers), tuple(numbers[:40]))
     sentences = [text.sentence(units, TEMPLATE) for units in sets]
-    expected = transformers.AutoTokenizer.from_pretrained(folder)(sentences)["input_ids"]
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    expected = theirs(sentences)["input_ids"]
     shutil.copy(folder / "vocab.txt", tmp_path)
     for place in (folder, tmp_path):
         tokens, mask = text._tokenize(place, sentences)
@@ -320,5 +324,31 @@ def test_models_that_do_not_fit(settings, tmp_path):
     (folder / "vocab.txt").unlink()
     message = refusal(text.text_table, make_arrays(), settings)
     assert f"{folder}: has no tokenizer.json or vocab.txt" in message
-    (folder / "tokenizer.json").write_text("{}")
-    assert "not a vocabulary of a BERT" in refusal(text.text_table, make_arrays(), settings)
+    for content in ("{}", "[" * 10_000, *broken_tokenizers()):
+        (folder / "tokenizer.json").write_text(content)
+        message = refusal(text.text_table, make_arrays(), settings)
+        assert "tokenizer.json: damaged, or not a vocabulary of a BERT" in message
+
+
+def broken_tokenizers():
+    """Whole files, but one has tokens of impossible numbers, and one makes no tokens.
+
+    With the third, the library panics, which is no exception of Python's.
+    """
+    vocabulary = {token: row for row, token in enumerate(text_model.VOCABULARY)}
+    found = tokenizers.BertWordPieceTokenizer(vocabulary)
+    content = json.loads(found.to_str())
+    content["model"]["vocab"]["[UNK]"] = 2**32 - 1
+    yield json.dumps(content)
+    content = json.loads(found.to_str())
+    content["post_processor"], content["normalizer"] = None, {"type": "Replace"}
+    content["normalizer"] |= {"pattern": {"Regex": "."}, "content": ""}
+    yield json.dumps(content)
+    content = json.loads(found.to_str())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+        "pair": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+        "special_tokens": {},
+    }
+    yield json.dumps(content)
