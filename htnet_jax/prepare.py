@@ -38,8 +38,8 @@ _CHOICES = {
 _CHOICES["frames"] = flags.DEFINE_string(
     "frames",
     None,
-    "Also store aligned face frames: pair (onset and apex), neighbours (and those around them), or "
-    "a number N (N evenly from onset to offset). Default: none.",
+    "Also store aligned face frames: pair (onset and apex), neighbours (and those around them), a "
+    "number N (N evenly from onset to offset), or sixteen (16 with --clip=112). Default: none.",
 )
 _LABELS = flags.DEFINE_string("labels", None, "Gone; train with --config.dataset.labels instead.")
 _VARIANT = flags.DEFINE_string("variant", None, "Part of the data set, such as vis for smic.")

@@ -19,6 +19,7 @@ FLOORS = {
     "io": 1,
     "pages": 1,
     "progress": 1,
+    "tensors": 1,
     "models": 2,
     "motion": 2,
     "evaluation": 2,
@@ -130,12 +131,28 @@ def test_third_parties(name):
     assert not found & FORBIDDEN[floor_of(name)[1]]
 
 
+# BERT alone comes as files of others, which it reads itself.
+READS_FILES = {"htnet_jax.models.bert": {"errors", "foreign", "tensors"}}
+
+
 def test_networks_import_nothing_else_of_the_project_but_what_a_value_may_be():
     networks = [name for name in MODULES if floor_of(name)[1] == "models"]
-    assert "htnet_jax.models.htnet" in networks
+    assert {"htnet_jax.models.htnet", *READS_FILES} <= {*networks}
     for name in networks:
         others = {floor_of(imported)[1] for imported in project_modules(name)} - {"models"}
-        assert others <= {"ranges"}
+        assert others <= {"ranges", *READS_FILES.get(name, ())}
+
+
+def test_torch_is_imported_by_the_bridge_and_for_files_of_its_own():
+    """`tensors` does so within a function: a BERT's weights may be a PyTorch file."""
+    found = {
+        name
+        for name, names in IMPORTS.items()
+        if any(one.split(".")[0] == "torch" for one in names)
+    }
+    assert "htnet_jax.torch_bridge.convert" in found
+    assert {name for name in found if floor_of(name)[1] != "torch_bridge"} == {"htnet_jax.tensors"}
+    assert not modules_after("htnet_jax.tensors", "htnet_jax.features.text") & {"torch"}
 
 
 def test_no_circles():

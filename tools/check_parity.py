@@ -55,7 +55,7 @@ _DATA = flags.DEFINE_enum(
     "data",
     "random",
     ["random", "dataset"],
-    "random: inputs and labels drawn from --seed (pixels in 0..255; for a network of two frames "
+    "random: inputs, labels and texts drawn from --seed (pixels in 0..255; for a network of frames "
     "normalised ones); dataset: the config's data set.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips a step.", lower_bound=1)
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
             f"unexpected argument {argv[1]!r}; settings are given as --config.KEY=VALUE"
         )
     from htnet_jax.torch_bridge import bridge_of, parity
+    from htnet_jax.torch_bridge.traces import Losses
 
     if not _DTYPE.value:
         raise UserError("--dtype is empty; give float64, float32 or both")
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
                 raise UserError(f"--{flag.name}={value} is unknown; use {' or '.join(known)}")
     module, variables, config = _flax_side(_CONFIG.value)
     bridge = bridge_of(config.model.name)
-    batches = _batches(module, config)
+    batches, absent = _batches(module, bridge, config)
     channels = len(_channels(config))
     if variables is None:
         variables = parity.random_variables(module, bridge, channels, _SEED.value)
@@ -109,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
                 batches,
                 dtypes=dtypes,
                 optimizer=_optimizer(config),
+                losses=Losses.of_config(config, module, absent),
                 steps=_STEPS.value,
                 torch_model=torch_model,
                 train=mode == "train",
@@ -185,8 +187,10 @@ def _channels(config: ConfigDict) -> list[str]:
     return [name.strip() for name in config.dataset.channels.split(",")]
 
 
-def _batches(module: Any, config: ConfigDict) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-    """`(inputs, labels)` of batches in file order, as many as there are steps at most."""
+def _batches(module: Any, bridge: Any, config: ConfigDict) -> tuple[list[Any], tuple[str, ...]]:
+    """Batches in file order, as many as there are steps at most; the features that have no data."""
+    from htnet_jax.torch_bridge.traces import Clips
+
     names = _channels(config)
     shapes = module.input_shapes(len(names))
     count = max(1, _STEPS.value)
@@ -200,12 +204,15 @@ def _batches(module: Any, config: ConfigDict) -> list[tuple[tuple[np.ndarray, ..
             return drawn.astype(np.float32)
 
         return [
-            (
+            Clips(
                 tuple(pixels(shape) for shape in shapes),
                 rng.integers(0, config.model.num_classes, _BATCH_SIZE.value),
+                bridge.draw(module, _BATCH_SIZE.value, rng),
             )
             for _ in range(count)
-        ]
+        ], ()
+    import jax
+
     from htnet_jax.datasets import loading
     from htnet_jax.features.features import check_names, make_feed
     from htnet_jax.training.settings import check_fit
@@ -223,11 +230,15 @@ def _batches(module: Any, config: ConfigDict) -> list[tuple[tuple[np.ndarray, ..
     rows = np.arange(len(arrays.labels))
     starts = range(0, len(rows), _BATCH_SIZE.value)
     cut = [rows[start : start + _BATCH_SIZE.value] for start in starts][:count]
-    exact = [feed.exact(feed.arrays, batch) for batch in cut]
-    return [
-        (tuple(np.asarray(one) for one in inputs), arrays.labels[batch])
-        for inputs, batch in zip(exact, cut, strict=True)
-    ]
+
+    fitted = feed.fitted(feed.arrays, rows, np.ones(len(rows), bool))
+
+    def clips(batch: np.ndarray) -> Clips:
+        _, privileged = feed.varied(fitted, batch, jax.random.key(0))
+        found = feed.exact(fitted, batch), arrays.labels[batch], privileged
+        return Clips(*jax.tree.map(np.array, found))
+
+    return [clips(batch) for batch in cut], feed.absent
 
 
 def _write(reports: Sequence[Any], config: ConfigDict) -> None:

@@ -138,8 +138,8 @@ def from_torch() -> None:
         if name not in known:
             remedy = "--heads=N" if name == "heads" else f"--config with model.{name}"
             print(
-                f"  {name}={sizes[name]} is assumed (the release's, if one has these sizes): "
-                f"shapes do not determine it; {remedy} sets it"
+                f"  {name}={sizes[name]} is assumed (the release's, if one has these sizes; else "
+                f"the default): shapes do not determine it; {remedy} sets it"
             )
 
 
@@ -201,7 +201,7 @@ def _channels(config: ConfigDict) -> list[str]:
 def _inputs(module: Any, config: ConfigDict) -> str:
     """What the PyTorch network is called with."""
     shapes = [
-        f"(B, {shape[-1]}, {shape[0]}, {shape[1]})"
+        f"(B, {', '.join(map(str, (shape[-1], *shape[:-1])))})"
         for shape in module.input_shapes(len(_channels(config)))
     ]
     if len(shapes) > 1:

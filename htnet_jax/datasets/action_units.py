@@ -1,6 +1,6 @@
 """Action units as sheets write them, and the one form in which examples store them.
 
-    stored = group {"+" group}                  made together
+    stored = group {"+" group}                  made together; or "0": no unit is active
     group  = unit {"|" unit}                    one of these; the coder could not tell which
     unit   = [side] number [intensity] ["?"]    "?": the coder was not sure
     side   = L R (left, right), T B (top, bottom), U (unilateral)
@@ -12,11 +12,93 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-# Codes of FACS (Ekman, Friesen and Hager, 2002): face, gross behaviour, head and eyes, visibility.
-NUMBERS = frozenset({*range(1, 75), *range(80, 86), 91, 92, 97, 98} - {3, 47, 48, 49, 67})
+# Codes of FACS (Ekman, Friesen and Hager, 2002) and their names there: face, gross behaviour, head
+# and eyes, visibility. 41, 42 and 44 are degrees of 43 and 7 since 2002; their names are of 1978.
+NAMES: Mapping[int, str] = {
+    1: "inner brow raiser",
+    2: "outer brow raiser",
+    4: "brow lowerer",
+    5: "upper lid raiser",
+    6: "cheek raiser",
+    7: "lid tightener",
+    8: "lips toward each other",
+    9: "nose wrinkler",
+    10: "upper lip raiser",
+    11: "nasolabial deepener",
+    12: "lip corner puller",
+    13: "sharp lip puller",
+    14: "dimpler",
+    15: "lip corner depressor",
+    16: "lower lip depressor",
+    17: "chin raiser",
+    18: "lip pucker",
+    19: "tongue show",
+    20: "lip stretcher",
+    21: "neck tightener",
+    22: "lip funneler",
+    23: "lip tightener",
+    24: "lip presser",
+    25: "lips part",
+    26: "jaw drop",
+    27: "mouth stretch",
+    28: "lips suck",
+    29: "jaw thrust",
+    30: "jaw sideways",
+    31: "jaw clencher",
+    32: "bite",
+    33: "blow",
+    34: "puff",
+    35: "cheek suck",
+    36: "tongue bulge",
+    37: "lip wipe",
+    38: "nostril dilator",
+    39: "nostril compressor",
+    40: "sniff",
+    41: "lid droop",
+    42: "slit",
+    43: "eye closure",
+    44: "squint",
+    45: "blink",
+    46: "wink",
+    50: "speech",
+    51: "head turn left",
+    52: "head turn right",
+    53: "head up",
+    54: "head down",
+    55: "head tilt left",
+    56: "head tilt right",
+    57: "head forward",
+    58: "head back",
+    59: "head shake up and down",
+    60: "head shake side to side",
+    61: "eyes turn left",
+    62: "eyes turn right",
+    63: "eyes up",
+    64: "eyes down",
+    65: "walleye",
+    66: "crosseye",
+    68: "upward rolling of eyes",
+    69: "eyes look at other person",
+    70: "brows and forehead not visible",
+    71: "eyes not visible",
+    72: "lower face not visible",
+    73: "entire face not visible",
+    74: "unscorable",
+    80: "swallow",
+    81: "chewing",
+    82: "shoulder shrug",
+    83: "head upward and to the side",
+    84: "head shake back and forth",
+    85: "head nod up and down",
+    91: "flash",
+    92: "partial flash",
+    97: "shiver",
+    98: "fast up-down look",
+}
+NUMBERS = frozenset(NAMES)
 SIDES = ("", "L", "R", "T", "B", "U")
 INTENSITIES = ("", "A", "B", "C", "D", "E")
 
@@ -62,15 +144,17 @@ class Parsed(NamedTuple):
     Attributes:
         groups: Made together, in the cell's order.
         rest: Parts of the cell that are no units.
+        none: Whether the cell says that no unit is active, which an empty one does not.
     """
 
     groups: tuple[Group, ...]
     rest: tuple[str, ...]
+    none: bool = False
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """Each group as it is stored, such as `("R1", "2|4")`."""
-        return tuple("|".join(map(str, group)) for group in self.groups)
+        """Each group as it is stored, such as `("R1", "2|4")`; `("0",)` for none."""
+        return ("0",) if self.none else tuple("|".join(map(str, group)) for group in self.groups)
 
 
 def parse(cell: str) -> Parsed:
@@ -79,8 +163,9 @@ def parse(cell: str) -> Parsed:
     Units are separated by `+ , ; &`, blanks or "and", alternatives by "or", `/` or `|`; letter
     case, "AU" before a unit and dots at a part's end do not matter. `10A/B` is `10A|10B`. Brackets
     bind: `(L6 or L12)+L15`. Held units, `7(k)`, were not made in the clip and are left out, and a
-    cell that is only `?` has no units. A cell that is only `4.0` is 4, as tables are exported in
-    which a column is a number with gaps. A part between two separators of which anything is not
+    cell that is only `?` has no units: nobody knows them. One that is only `0` or `none` says that
+    there are none. A cell that is only `4.0` is 4, as tables are exported in which a column is a
+    number with gaps. A part between two separators of which anything is not
     understood is left out as a whole: half of it could say the opposite.
     """
     same = "".join(
@@ -95,6 +180,8 @@ def parse(cell: str) -> Parsed:
         return Parsed((), ())
     if found := re.fullmatch(r" *([0-9]{1,2})\.0 *", same):
         same = found[1]
+    if same.strip(" .").lower() in ("0", "none"):
+        return Parsed((), (), none=True)
     for part in _parts(" ".join(same.split())):
         found = _groups(part)
         if found is None:

@@ -47,12 +47,13 @@ def features(size: int, *, label: bool = True) -> dict[str, Any]:
     }
 
 
-def frame_features(side: int, rule: str) -> dict[str, Any]:
+def frame_features(side: int, rule: str, *, has_flow: bool = False) -> dict[str, Any]:
     """What examples with face frames also hold, see `htnet_jax.datasets.frames.ClipFrames`.
 
     Args:
         side: Side of the frames in pixels.
         rule: Which frames are stored, see `htnet_jax.datasets.frames`.
+        has_flow: Whether the flow from the onset to each of them is stored too.
     """
     found = {
         # Plain integers would be stored with 64 bits each.
@@ -63,8 +64,11 @@ def frame_features(side: int, rule: str) -> dict[str, Any]:
         "onset_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
         "apex_rows": tfds.features.Tensor(shape=(3,), dtype=np.int32),
         "frame_times": tfds.features.Tensor(shape=(None,), dtype=np.float64),
+        "frame_flow": tfds.features.Tensor(
+            shape=(None, side, side, 2), dtype=np.float16, encoding=tfds.features.Encoding.ZLIB
+        ),
     }
-    return {key: found[key] for key in example_keys(rule)}
+    return {key: found[key] for key in example_keys(rule, has_flow=has_flow)}
 
 
 def sheet_features() -> dict[str, Any]:
@@ -506,7 +510,9 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         return {
             **features(self.recipe.size, label=label),
             **sheet_features(),
-            **frame_features(recipe.FACE_SIZE, self.recipe.frames),
+            **frame_features(
+                self.recipe.frame_side, self.recipe.frames, has_flow=self.recipe.clip > 0
+            ),
         }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -523,7 +529,15 @@ class RawBuilder(FlowBuilder, skip_registration=True):
         clips = [job.clip for job in prepared.jobs]
         of_frames = {}
         if self.recipe.frames != "none":
-            of_frames = {"frames": process.about_frames(prepared.jobs, prepared.inspections)}
+            about = process.about_frames(prepared.jobs, prepared.inspections)
+            of_frames = {"frames": about}
+            if self.recipe.clip:
+                say(
+                    f"{self.info.full_name}: {count(about['stored'], 'face frame')} of "
+                    f"{about['side']} px with flow; {count(about['repeating'], 'clip')} with fewer "
+                    f"than {about['kind']} frames from onset to offset: the nearest repeat. Clips "
+                    "without a known offset end with their last frame."
+                )
         return {
             **of_frames,
             "recipe": self.recipe.canonical,
@@ -560,7 +574,7 @@ class RawBuilder(FlowBuilder, skip_registration=True):
                     "offset": clip.offset,
                     "apex_rule": inspection.apex_rule,
                     "landmarks_from": inspection.found,
-                    **{key: result[key] for key in example_keys(self.recipe.frames)},
+                    **{key: result[key] for key in self.recipe.frame_keys},
                 },
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,12 +117,15 @@ def evenly(
 
 # What examples with frames also hold, see `builder.frame_features`. Times are only stored where
 # N frames are picked evenly.
-EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows", "frame_times")
+EXAMPLE_KEYS = ("frames", "frame_numbers", "onset_rows", "apex_rows", "frame_times", "frame_flow")
 
 
-def example_keys(rule: str) -> tuple[str, ...]:
-    """Those of `EXAMPLE_KEYS` that a rule stores."""
-    return () if rule == "none" else EXAMPLE_KEYS if count_of(rule) else EXAMPLE_KEYS[:-1]
+def example_keys(rule: str, *, has_flow: bool = False) -> tuple[str, ...]:
+    """Those of `EXAMPLE_KEYS` that a rule stores, with or without the flow to each frame."""
+    if rule == "none":
+        return ()
+    stored = {"frame_times": count_of(rule) > 0, "frame_flow": has_flow}
+    return tuple(key for key in EXAMPLE_KEYS if stored.get(key, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,8 @@ class ClipFrames:
         onset: `(3,)` int32: rows of `pixels`: first, exact onset frame, end (exclusive).
         apex: `(3,)` int32: the same around the apex.
         times: `(K,)` float64 seconds, NaN where unknown; None where the rule stores none.
+        flow: `(K, S, S, 2)` float16: u, v from the onset to each, see `flow_to_each`; None where
+            none is stored.
     """
 
     pixels: np.ndarray
@@ -142,10 +147,11 @@ class ClipFrames:
     onset: np.ndarray
     apex: np.ndarray
     times: np.ndarray | None = None
+    flow: np.ndarray | None = None
 
     def example(self) -> dict[str, np.ndarray]:
         """What goes into a TFDS example, see `htnet_jax.datasets.builder.frame_features`."""
-        values = (self.pixels, self.numbers, self.onset, self.apex, self.times)
+        values = (self.pixels, self.numbers, self.onset, self.apex, self.times, self.flow)
         named = zip(EXAMPLE_KEYS, values, strict=True)
         return {key: value for key, value in named if value is not None}
 
@@ -156,6 +162,7 @@ def clip_frames(
     around_onset: Mapping[int, np.ndarray],
     around_apex: Mapping[int, np.ndarray],
     times: Mapping[int, float] | None = None,
+    flow: str = "",
 ) -> ClipFrames:
     """One clip's frames in storing order.
 
@@ -166,16 +173,46 @@ def clip_frames(
             ones become three equal channels.
         around_apex: The same around the apex.
         times: Number -> seconds, to be stored too; numbers without a time get NaN.
+        flow: Method of the flow that is to be stored too, see `flow_to_each`; "": none is.
     """
     numbers = [*around_onset, *around_apex]
     first = len(around_onset)
+    pixels = np.stack([in_colour(f) for f in (*around_onset.values(), *around_apex.values())])
     return ClipFrames(
-        pixels=np.stack([in_colour(f) for f in (*around_onset.values(), *around_apex.values())]),
+        pixels=pixels,
         numbers=np.array(numbers, np.int32),
         onset=np.array([0, list(around_onset).index(onset), first], np.int32),
         apex=np.array([first, first + list(around_apex).index(apex), len(numbers)], np.int32),
         times=None if times is None else np.array([times.get(n, np.nan) for n in numbers]),
+        flow=flow_to_each(pixels, numbers.index(onset), flow) if flow else None,
     )
+
+
+def flow_to_each(pixels: np.ndarray, row: int, method: str) -> np.ndarray:
+    """Flow from one frame to each, of their gray levels.
+
+    Args:
+        pixels: `(K, S, S, 3)` uint8 RGB.
+        row: The frame it starts at.
+        method: See `motion.flow.optical_flow`.
+
+    Returns:
+        `(K, S, S, 2)` float16: u, v in pixels of the frames, exactly 0 in `row`. Half a thousandth
+        of each value is lost to rounding.
+    """
+    import cv2
+
+    from htnet_jax.motion.flow import optical_flow
+
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels]
+    side = len(gray[row])
+    found = np.zeros((*pixels.shape[:3], 2), np.float16)
+    for index, frame in enumerate(gray):
+        if index != row:
+            # No point of the image is farther away than its side. Of frames that show no common
+            # face a method may find more, which float16 need not hold.
+            found[index] = optical_flow(gray[row], frame, method).clip(-side, side)
+    return found
 
 
 def in_colour(image: np.ndarray) -> np.ndarray:
@@ -198,6 +235,8 @@ class FrameArrays:
         evenly: Frames of each clip that were picked evenly from onset to offset; 0: none.
         times: `(M,)` float64 seconds within each recording, NaN where unknown; None where the data
             set stores none.
+        flow: `(M, S, S, 2)` float16: u, v from each clip's onset to each of its frames, in pixels
+            of the frames; None where the data set stores none.
     """
 
     pixels: np.ndarray
@@ -208,13 +247,14 @@ class FrameArrays:
     share: float
     evenly: int = 0
     times: np.ndarray | None = None
+    flow: np.ndarray | None = None
 
     def content(self) -> dict[str, Any]:
         """What a fingerprint covers: what is new only where it is used, so that old ones stay."""
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("evenly", "times") or (self.evenly and value is not None)
+            if name not in ("evenly", "times", "flow") or (self.evenly and value is not None)
         }
 
     def rows_evenly(self, count: int) -> np.ndarray:
@@ -272,10 +312,13 @@ class FrameArrays:
             apex=self.apex[kept] + moved,
             span=self.span[kept],
             times=None if self.times is None else self.times[rows],
+            flow=None if self.flow is None else self.flow[rows],
         )
 
     def resized(self, side: int) -> FrameArrays:
         """The frames at a smaller side, each pixel the mean of the area that it covers.
+
+        So is the flow, whose vectors are scaled to the new pixels.
 
         Args:
             side: In pixels, at least 1.
@@ -292,12 +335,21 @@ class FrameArrays:
         if side == stored:
             return self
         weights = _area_weights(stored, side)
+
+        def means(images: np.ndarray) -> Iterator[np.ndarray]:
+            for image in images:  # one by one: floats need four times the memory
+                rows = np.tensordot(weights, image.astype(np.float32), axes=1)
+                yield np.einsum("xc,ycd->yxd", weights, rows, optimize=True)
+
         pixels = np.empty((len(self.pixels), side, side, 3), np.uint8)
-        for row, frame in enumerate(self.pixels):  # one by one: floats need four times the memory
-            means = np.tensordot(weights, frame.astype(np.float32), axes=1)
-            means = np.einsum("xc,ycd->yxd", weights, means, optimize=True)
-            pixels[row] = np.rint(means).clip(0, 255).astype(np.uint8)
-        return dataclasses.replace(self, pixels=pixels)
+        for row, mean in enumerate(means(self.pixels)):
+            pixels[row] = np.rint(mean).clip(0, 255).astype(np.uint8)
+        flow = None
+        if self.flow is not None:
+            flow = np.empty((len(self.flow), side, side, 2), np.float16)
+            for row, mean in enumerate(means(self.flow)):
+                flow[row] = mean * (side / stored)
+        return dataclasses.replace(self, pixels=pixels, flow=flow)
 
 
 def collect(examples: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> FrameArrays:
@@ -315,17 +367,23 @@ def collect(examples: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> Fra
     onset = np.stack([example["onset_rows"] for example in examples]).astype(np.int32)
     apex = np.stack([example["apex_rows"] for example in examples]).astype(np.int32)
     for index, (length, on, ap) in enumerate(zip(lengths, onset, apex, strict=True)):
-        counted = len(examples[index]["frame_numbers"])
-        is_whole = on[0] == 0 and on[2] == ap[0] and ap[2] == length == counted
+        example = examples[index]
+        counted = {len(example[key]) for key in ("frame_numbers", "frame_flow") if key in example}
+        is_whole = on[0] == 0 and on[2] == ap[0] and ap[2] == length and counted == {length}
         if not (is_whole and on[0] <= on[1] < on[2] and ap[0] <= ap[1] < ap[2]):
             raise ValueError(f"clip {index}: {length} frames, rows {on.tolist()}, {ap.tolist()}")
     start = (np.cumsum(lengths) - lengths).astype(np.int32)[:, None]
-    pixels = np.empty((sum(lengths), *examples[0]["frames"].shape[1:]), np.uint8)
-    for (row,), length, example in zip(start, lengths, examples, strict=True):
-        pixels[row : row + length] = example.pop("frames")  # so that they are not held twice
-    has_times = "frame_times" in examples[0]
+
+    def bank(key: str) -> np.ndarray:
+        first = examples[0][key]
+        rows = np.empty((sum(lengths), *first.shape[1:]), first.dtype)
+        for (row,), length, example in zip(start, lengths, examples, strict=True):
+            rows[row : row + length] = example.pop(key)  # so that they are not held twice
+        return rows
+
+    has_times, has_flow = (key in examples[0] for key in ("frame_times", "frame_flow"))
     return FrameArrays(
-        pixels=pixels,
+        pixels=bank("frames"),
         numbers=np.concatenate([example["frame_numbers"] for example in examples]).astype(np.int32),
         onset=onset + start,
         apex=apex + start,
@@ -333,6 +391,7 @@ def collect(examples: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> Fra
         share=float(about["share"]),
         evenly=count_of(about["kind"]),
         times=np.concatenate([e["frame_times"] for e in examples]) if has_times else None,
+        flow=bank("frame_flow") if has_flow else None,
     )
 
 

@@ -194,15 +194,13 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     clip, recipe = job.clip, job.recipe
     onset, apex = _read(clip, clip.onset), _read(clip, inspection.apex)
     points = inspection.points
-    transforms = None
     if recipe.align != "none":
-        own = inspection.apex_points if recipe.align == "head" else points
-        transforms = tuple(alignment.face_transform(each, FACE_SIZE) for each in (points, own))
+        transforms = _transforms(job, inspection, FACE_SIZE)
         onset = alignment.warp(onset, transforms[0], FACE_SIZE)
         apex = alignment.warp(apex, transforms[1], FACE_SIZE)
         points = alignment.transform_points(transforms[0], points)
     with single_threaded():
-        stored = _face_frames(job, inspection, transforms) if recipe.frames != "none" else None
+        stored = _face_frames(job, inspection) if recipe.frames != "none" else None
         tensor = flow.flow_tensor(
             onset,
             apex,
@@ -215,6 +213,17 @@ def compute(job: Job, inspection: Inspection) -> Steps:
     scale = recipe.size / np.array(onset.shape[::-1], np.float64)
     landmarks = (points + 0.5) * scale - 0.5
     return Steps(onset, apex, tensor, landmarks.astype(np.float32), stored)
+
+
+def _transforms(job: Job, inspection: Inspection, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """What aligns the onset and the apex to faces of that side."""
+    from htnet_jax.motion import alignment
+
+    own = inspection.apex_points if job.recipe.align == "head" else inspection.points
+    return (
+        alignment.face_transform(inspection.points, side),
+        alignment.face_transform(own, side),
+    )
 
 
 def impossible_flow(job: Job, steps: Steps) -> Finding | None:
@@ -262,8 +271,9 @@ def about_frames(jobs: Sequence[Job], inspections: Sequence[Inspection]) -> dict
         jobs: All clips that are built, of one recipe with frames.
         inspections: Of the same clips.
     """
-    rule = jobs[0].recipe.frames
-    stored = missing = 0
+    recipe = jobs[0].recipe
+    rule, count = recipe.frames, frames.count_of(recipe.frames)
+    stored = missing = repeating = 0
     for job, inspection in zip(jobs, inspections, strict=True):
         clip = job.clip
         span = clip.onset, inspection.apex, clip.offset
@@ -272,13 +282,18 @@ def about_frames(jobs: Sequence[Job], inspections: Sequence[Inspection]) -> dict
         # Every frame from onset to offset would be there: as many as the rule can store.
         wanted = frames.pick(rule, span, range(clip.onset, clip.offset + 1))
         missing += max(sum(map(len, wanted)) - there, 0)
+        if count:
+            numbers, times = _usable(clip, inspection.unusable)
+            rows = frames.evenly(numbers, clip.onset, clip.offset, count, times)
+            repeating += len({*rows}) < count
     return {
         "kind": rule,
-        "side": FACE_SIZE,
+        "side": recipe.frame_side,
         "share": frames.share_of(rule),
         "stored": stored,
         "missing": missing,
         "unusable": sum(len(inspection.unusable) for inspection in inspections),
+        **({"flow": recipe.flow, "repeating": repeating} if recipe.clip else {}),
     }
 
 
@@ -405,11 +420,16 @@ def _chosen(
     clip: RawClip, apex: int, rule: str, unusable: Collection[int] = ()
 ) -> tuple[list[int], list[int]]:
     """Numbers of the frames to store around onset and apex: those that exist and can be used."""
+    there, times = _usable(clip, unusable)
+    return frames.pick(rule, (clip.onset, apex, clip.offset), there, times=times)
+
+
+def _usable(clip: RawClip, unusable: Collection[int]) -> tuple[list[int], np.ndarray | None]:
+    """Numbers of the frames that exist and can be used, and their times if these are known."""
     source = open_frames(clip.folder)
     rows = [row for row, number in enumerate(source.numbers) if number not in unusable]
-    there = [source.numbers[row] for row in rows]
     times = None if source.times is None else source.times[rows]
-    return frames.pick(rule, (clip.onset, apex, clip.offset), there, times=times)
+    return [source.numbers[row] for row in rows], times
 
 
 def _unusable(clip: RawClip, apex: int, rule: str, onset: np.ndarray) -> dict[int, str]:
@@ -433,35 +453,36 @@ def _unusable(clip: RawClip, apex: int, rule: str, onset: np.ndarray) -> dict[in
     return dict(sorted(found.items()))
 
 
-def _face_frames(
-    job: Job, inspection: Inspection, transforms: tuple[np.ndarray, np.ndarray] | None
-) -> frames.ClipFrames:
+def _face_frames(job: Job, inspection: Inspection) -> frames.ClipFrames:
     """Reads and aligns the frames: each group by its own transform, see `frames.pick`."""
-    clip, rule = job.clip, job.recipe.frames
+    clip, rule, side = job.clip, job.recipe.frames, job.recipe.frame_side
+    aligns = job.recipe.align != "none"
+    transforms = _transforms(job, inspection, side) if aligns else (None, None)
     source = open_frames(clip.folder)
     chosen = _chosen(clip, inspection.apex, rule, inspection.unusable)
     groups = (
-        {number: _face(source.read(number), transform) for number in numbers}
-        for numbers, transform in zip(chosen, transforms or (None, None), strict=True)
+        {number: _face(source.read(number), transform, side) for number in numbers}
+        for numbers, transform in zip(chosen, transforms, strict=True)
     )
     times = None
     if frames.count_of(rule):
         known = source.times is not None
         times = dict(zip(source.numbers, source.times, strict=True)) if known else {}
-    return frames.clip_frames(clip.onset, inspection.apex, *groups, times=times)
+    flow = job.recipe.flow if job.recipe.clip else ""
+    return frames.clip_frames(clip.onset, inspection.apex, *groups, times=times, flow=flow)
 
 
-def _face(image: np.ndarray, transform: np.ndarray | None) -> np.ndarray:
-    """`(FACE_SIZE, FACE_SIZE, 3)`: aligned, or without a transform the whole image resized."""
+def _face(image: np.ndarray, transform: np.ndarray | None, side: int) -> np.ndarray:
+    """`(side, side, 3)`: aligned, or without a transform the whole image resized."""
     import cv2
 
     from htnet_jax.motion import alignment
 
     if transform is not None:
-        return alignment.warp(image, transform, FACE_SIZE)
-    shrinks = min(image.shape[:2]) >= FACE_SIZE
+        return alignment.warp(image, transform, side)
+    shrinks = min(image.shape[:2]) >= side
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (FACE_SIZE, FACE_SIZE), interpolation=method)
+    return cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=method)
 
 
 # Worker processes, and what they keep.
@@ -587,7 +608,7 @@ class Kept:
             shapes = {key: headers[key].shape for key in wanted}
             if shapes != wanted or any(headers[key].dtype != np.float32 for key in wanted):
                 raise ValueError(f"arrays of shapes {shapes}")
-            if missing := set(frames.example_keys(job.recipe.frames)) - set(headers):
+            if missing := set(job.recipe.frame_keys) - set(headers):
                 raise ValueError(f"no {', '.join(missing)}")
 
         try:

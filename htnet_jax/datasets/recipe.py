@@ -21,7 +21,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "strain": ("green_lagrange_small", "symmetric_norm", "four_terms", "engineering_shear"),
     "apex": ("midpoint", "estimate"),
     "frames": face_frames.CHOICES,
+    "clip": ("0", "28", "56", "112"),
 }
+# What the short form frames=sixteen stands for: the clips on which torchvision's 3-D
+# networks were trained (references/video_classification: clips of 16 frames, 112 px).
+SIXTEEN = {"frames": "16", "clip": "112"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Recipe:
         frames: Aligned face frames to store beside the tensor: "none"; "pair": onset and apex;
             "neighbours": also those that jitter may take instead, as far as they are on disk; a
             number such as "16": so many evenly from onset to offset, and the apex.
+        clip: With such a number: side of the stored frames in pixels, aligned to it directly, and
+            the flow from the onset to each is stored too, in pixels of that side; 0: frames of
+            `FACE_SIZE` pixels without flow.
     """
 
     flow: str = "tvl1"
@@ -55,6 +62,17 @@ class Recipe:
     apex: str = "midpoint"
     variant: str = ""
     frames: str = "none"
+    clip: int = 0
+
+    @property
+    def frame_side(self) -> int:
+        """Side of the stored frames in pixels."""
+        return self.clip or FACE_SIZE
+
+    @property
+    def frame_keys(self) -> tuple[str, ...]:
+        """What examples hold of frames, see `frames.example_keys`."""
+        return face_frames.example_keys(self.frames, has_flow=self.clip > 0)
 
     @property
     def name(self) -> str:
@@ -69,8 +87,13 @@ class Recipe:
 
     @property
     def canonical(self) -> str:
-        """All choices as `key=value`, comma-separated, in a fixed order."""
+        """All choices as `key=value`, comma-separated, in a fixed order.
+
+        `clip` only where it is used: what was built before there were any keeps its text and hash.
+        """
         keys = [field.name for field in dataclasses.fields(self)]
+        if not self.clip:
+            keys.remove("clip")
         return ",".join(f"{key}={getattr(self, key)}" for key in keys)
 
     @property
@@ -80,12 +103,14 @@ class Recipe:
 
 
 def make(**choices: str | int) -> Recipe:
-    """A recipe from choices by name, checked.
+    """A recipe from choices by name, checked; `frames="sixteen"` is short for `SIXTEEN`.
 
     Raises:
         UserError: Unknown names or values, all of them; or choices that exclude each other.
     """
     problems = []
+    if choices.get("frames") == "sixteen":
+        choices = SIXTEEN | choices | {"frames": SIXTEEN["frames"]}
     fields = {field.name for field in dataclasses.fields(Recipe)}
     for key, value in list(choices.items()):
         if key not in fields:
@@ -100,9 +125,7 @@ def make(**choices: str | int) -> Recipe:
         elif key in CHOICES and str(value) not in CHOICES[key]:
             problems.append(f"{key}={value!r} is unknown; use {', '.join(CHOICES[key])}")
     if not problems:
-        if "size" in choices:
-            choices["size"] = int(choices["size"])
-        recipe = Recipe(**choices)
+        recipe = Recipe(**choices | {k: int(choices[k]) for k in ("size", "clip") if k in choices})
         if recipe.landmarks == "template" and recipe.align != "none":
             problems.append("landmarks=template cannot align a face; add align=none")
         if recipe.landmarks == "csv" and recipe.align == "head":
@@ -112,24 +135,31 @@ def make(**choices: str | int) -> Recipe:
                 "align=head finds points on onset and apex alone, which cannot align other frames: "
                 f"use align=onset with frames={recipe.frames}"
             )
+        if recipe.clip and not face_frames.count_of(recipe.frames):
+            problems.append(
+                f"clip={recipe.clip} needs a number of frames evenly from onset to offset: add "
+                "frames=16 or another number"
+            )
     if problems:
         raise UserError("recipe: " + "; ".join(problems))
     return recipe
 
 
 def parse(name: str) -> Recipe:
-    """The recipe of a builder config's name; "" is the default.
+    """The recipe of a builder config's name; "" is the default, `frames-sixteen` as in `make`.
 
     Raises:
         UserError: The name is no recipe's.
     """
-    first, *rest = (name or Recipe().name).split("+")
+    spelt = "+".join(f"{key}-{value}" for key, value in SIXTEEN.items())
+    usual = (name or Recipe().name).replace("+frames-sixteen", f"+{spelt}")
+    first, *rest = usual.split("+")
     flow, _, size = first.partition("_")
     choices: dict[str, str | int] = {"flow": flow, "size": size}
     for part in rest:
         key, _, value = part.partition("-")
         choices[key] = value
     recipe = make(**choices)
-    if recipe.name != (name or Recipe().name):
+    if recipe.name != usual:
         raise UserError(f"recipe {name!r}: its usual name is {recipe.name!r}; use that")
     return recipe

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htnet_jax import pages
-from htnet_jax.evaluation import calibration
+from htnet_jax.evaluation import calibration, retrieval
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.evaluation.selection import Selection, select
@@ -39,6 +39,8 @@ class Mistake(NamedTuple):
         predicted: Name of the class it was taken for.
         probability: Of the predicted class.
         of_truth: Probability of the true class.
+        units: Its action units, such as `4+7`; empty where they are not known.
+        nearest_units: Those of the nearest sentence; empty for a network without sentences.
     """
 
     clip: str
@@ -48,6 +50,8 @@ class Mistake(NamedTuple):
     predicted: str
     probability: float
     of_truth: float
+    units: str = ""
+    nearest_units: str = ""
 
 
 def mistakes(
@@ -69,6 +73,8 @@ def mistakes(
     highest = probabilities.max(axis=-1)
     subjects = unique_subjects(predictions.subjects, predictions.sources).tolist()
     names = predictions.class_names.tolist()
+    described = retrieval.in_words(predictions)
+    units, _, nearest = ([""] * len(predicted),) * 3 if described is None else described
     taken: dict[str, int] = {}
     found: list[Mistake] = []
     for index in np.argsort(-highest, kind="stable").tolist():
@@ -87,6 +93,8 @@ def mistakes(
                 names[predicted[index]],
                 float(highest[index]),
                 float(probabilities[index, truth]),
+                str(units[index]),
+                str(nearest[index]),
             )
         )
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from htnet_jax import pages
 from htnet_jax.evaluation import figures as plots
-from htnet_jax.evaluation import gallery, published, tables
+from htnet_jax.evaluation import gallery, published, retrieval, tables
 from htnet_jax.evaluation.metrics import HEADLINE, METRICS
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
@@ -123,7 +123,7 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair], drawn: Mapping[str, plots
         headline=" / ".join(METRICS[name].title for name in HEADLINE),
         groups=list(groups.values()),
         score_rows=_score_rows(runs, others, groups),
-        full_rows=_full_rows(runs),
+        full_rows=_full_rows(runs, others),
         notes=[*filter(None, map(_absent_note, runs)), *tables.cautions(runs)],
         published=bool(others),
         one_epoch=len(runs) > 1 and any(len(run.predictions.epochs) == 1 for run in runs),
@@ -265,6 +265,8 @@ def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn])
             for one in plots.subjects(run.predictions, selected.predicted)
         ],
         "subjects_plot": drawn[f"subjects{end}"],
+        "descriptions": run.descriptions,
+        "description_rows": _description_rows(run),
         "calibration": calibration_rows,
         "calibration_plot": drawn[f"calibration{end}"],
         "records": [
@@ -273,6 +275,23 @@ def _run_values(runs: Sequence[Run], run: Run, drawn: Mapping[str, plots.Drawn])
             if content is not None
         ],
     }
+
+
+def _description_rows(run: Run) -> list[pages.Row]:
+    """A row for each score of the nearest sentences, beside chance."""
+    found = run.descriptions
+    return [
+        pages.Row(
+            title,
+            [
+                f"{_or_dash(found[name], '.3f')} {_spread(found, name)}".rstrip(),
+                _ends(found[f"{name}_interval"]),
+                _or_dash(found[f"{name}_chance"], ".3f"),
+                _ends(found[f"{name}_chance_range"]),
+            ],
+        )
+        for name, title in (retrieval.SCORES.items() if found else ())
+    ]
 
 
 def _headline(entry: Mapping[str, Any], score: str) -> dict[str, str]:
@@ -325,11 +344,8 @@ def _score_rows(
         row = pages.Row(name, cells, "ours")
         by_selection.setdefault(run.chosen(selection), []).append(row)
     for other in others:
-        cells = [
-            " / ".join(_or_dash(other.scores[group].get(name), ".4f") for name in HEADLINE)
-            for group in groups
-        ]
-        row = pages.Row(f"{other.method}, published ({other.origin})", cells)
+        cells = [_published_cell(other.scores[group]) for group in groups]
+        row = pages.Row(f"{other.method}, {other.standing} ({other.origin})", cells)
         by_selection.setdefault(other.selection, []).append(row)
     found: list[pages.Row | pages.Group] = []
     for description, rows in by_selection.items():
@@ -340,8 +356,8 @@ def _score_rows(
     return [*found, pages.Row("clips", [entries[group]["clips"] for group in groups])]
 
 
-def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
-    """Every score over all clips."""
+def _full_rows(runs: Sequence[Run], others: Sequence[published.PublishedRow]) -> list[pages.Row]:
+    """Every score over all clips; also of published rows that have others than the headline's."""
     rows = []
     for selection, run, name in _named_rows(runs):
         entry = run.summary[selection.value][COMPOSITE]
@@ -354,6 +370,11 @@ def _full_rows(runs: Sequence[Run]) -> list[pages.Row]:
         ]
         kind = "oracle" if selection is Selection.ORACLE else ""
         rows.append(pages.Row(f"{name}: {run.chosen(selection)}", cells, kind))
+    for other in others:
+        scores = other.scores[COMPOSITE]
+        if {*scores} - {*HEADLINE}:
+            cells = [_or_dash(scores.get(score), ".4f") for score in METRICS]
+            rows.append(pages.Row(f"{other.method}, {other.standing}: {other.selection}", cells))
     return rows
 
 
@@ -364,6 +385,17 @@ def _named_rows(runs: Sequence[Run]) -> Iterator[tuple[Selection, Run, str]]:
                 name = "this run" if len(runs) == 1 else run.name
                 mark = f" ({run.partial})" if run.partial else ""
                 yield selection, run, f"{name}, {selection.value}{mark}"
+
+
+def _published_cell(scores: Mapping[str, float]) -> str | list[str]:
+    """The headline scores, and on lines of their own those that the page does not head with."""
+    first = " / ".join(_or_dash(scores.get(name), ".4f") for name in HEADLINE)
+    rest = [
+        f"{METRICS[name].title} {value:.4f}"
+        for name, value in scores.items()
+        if name not in HEADLINE
+    ]
+    return [first, *rest] if rest else first
 
 
 def _score_cell(entry: Mapping[str, Any] | None) -> str | list[str]:
@@ -402,6 +434,7 @@ def _gallery_values(run: Run) -> dict[str, Any]:
         "seeds": len(run.predictions.seeds),
         "most_a_subject": gallery.MOST_A_SUBJECT,
         "any": bool(found),
+        "described": run.predictions.described is not None,
         "centred": images is None or images.centred,
         "channels": 0 if images is None or images.mosaic is None else images.mosaic.shape[-1],
         "cards": [
@@ -417,6 +450,7 @@ def _gallery_values(run: Run) -> dict[str, Any]:
                     one.subject,
                     one.truth,
                     f"{one.predicted} ({one.probability:.0%})",
+                    *([one.units or "-", one.nearest_units] if one.nearest_units else []),
                 ],
             )
             for one in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ _INNER_FIELDS: dict[str, tuple[str, type]] = {
     "labels": ("V", np.int32),
     "refit": ("", np.bool_),
 }
+_DESCRIBED_FIELDS: dict[str, tuple[str, type]] = {
+    "similarities": ("SMD", np.float32),
+    "sets": ("D", np.str_),
+    "sentences": ("D", np.str_),
+    "truth": ("M", np.int32),
+    "trained": ("FD", np.bool_),
+    "positives": ("F", np.float32),
+}
 _AXES = {
     "S": "seeds",
     "E": "recorded epochs",
@@ -58,12 +67,15 @@ _AXES = {
     "P": "folds of the protocol",
     "V": "validation clips",
     "K": "inner folds",
+    "D": "sets of units",
 }
 # The field that says how long an axis is.
 _SIZES = {
     **{"S": "seeds", "E": "epochs", "M": "labels", "C": "class_names", "F": "folds"},
-    **{"P": "protocol_folds", "V": "inner_labels"},
+    **{"P": "protocol_folds", "V": "inner_labels", "D": "described_sets"},
 }
+# A set as it is written: ascending numbers, or 0 for none.
+_SET = re.compile(r"0|[1-9][0-9]*(\+[1-9][0-9]*)*")
 _DIVERGED = (
     "The training diverged: lower the learning rate or look at the training clips of this fold."
 )
@@ -101,6 +113,39 @@ class InnerPredictions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Described:
+    """How near the final model of its own fold puts each test clip to sentences of action units.
+
+    D distinct sets of units: those of all clips of the data set.
+
+    Attributes:
+        similarities: `(S, M, D)` float32, of each clip and the sentence of each set; the higher the
+            nearer.
+        sets: `(D,)` str, distinct: the units joined by `+`, such as `4+7`; `0` for none.
+        sentences: `(D,)` str, the sentence of each set.
+        truth: `(M,)` int32, the set of each clip; -1: its units are not known.
+        trained: `(F, D)` bool, the sets that occur in a fold's training clips: among these the
+            nearest is looked for.
+        positives: `(F,)` float32, clips of the same set that a training clip of the fold finds in
+            a batch, itself among them: the mean of what is expected.
+    """
+
+    similarities: np.ndarray
+    sets: np.ndarray
+    sentences: np.ndarray
+    truth: np.ndarray
+    trained: np.ndarray
+    positives: np.ndarray
+
+
+# What a run may have besides: attribute of `Predictions` and prefix in the file.
+_BLOCKS: dict[str, tuple[type, dict[str, tuple[str, type]]]] = {
+    "inner": (InnerPredictions, _INNER_FIELDS),
+    "described": (Described, _DESCRIBED_FIELDS),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
     """Test logits of every seed and fold at every recorded epoch, with what is needed to score.
 
@@ -125,6 +170,7 @@ class Predictions:
         dataset: str scalar, the data set's full name, `name/config/version`.
         fingerprint: str scalar, the data's SHA-256.
         inner: The inner folds' predictions, or None for a run without inner folds.
+        described: Similarities to sentences, or None for a network that learns none.
 
     Raises:
         UserError: shapes, types or values that contradict each other, or logits or losses that are
@@ -147,6 +193,7 @@ class Predictions:
     dataset: np.ndarray
     fingerprint: np.ndarray
     inner: InnerPredictions | None = None
+    described: Described | None = None
 
     def __post_init__(self) -> None:
         sizes = self._sizes()
@@ -155,12 +202,14 @@ class Predictions:
         for axis in "SEMCF":
             if sizes[axis] == 0:
                 raise UserError(f"the predictions hold no {_AXES[axis]}.")
-        if self.inner is not None:
-            for name, (axes, dtype) in _INNER_FIELDS.items():
-                _fit(self.inner, name, f"inner_{name}", axes, dtype, sizes)
+        for block, values in self._blocks().items():
+            for name, (axes, dtype) in _BLOCKS[block][1].items():
+                _fit(values, name, f"{block}_{name}", axes, dtype, sizes)
         self._check_values()
         if self.inner is not None:
             self._check_inner(self.inner)
+        if self.described is not None:
+            self._check_described(self.described)
         self._check_finite()
 
     @property
@@ -196,6 +245,15 @@ class Predictions:
                 },
                 fold=place[inner.fold[own]],
             )
+        described = self.described
+        if described is not None:
+            described = dataclasses.replace(
+                described,
+                similarities=described.similarities[:, rows],
+                truth=described.truth[rows],
+                trained=described.trained[kept],
+                positives=described.positives[kept],
+            )
         return dataclasses.replace(
             self,
             logits=self.logits[:, :, rows],
@@ -208,6 +266,7 @@ class Predictions:
             train_loss=self.train_loss[:, kept],
             protocol_folds=np.array([f for f in self.protocol_folds.tolist() if f in names]),
             inner=inner,
+            described=described,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -218,8 +277,8 @@ class Predictions:
                 there before is untouched.
         """
         fields = {name: getattr(self, name) for name in _FIELDS}
-        if self.inner is not None:
-            fields |= {f"inner_{name}": getattr(self.inner, name) for name in _INNER_FIELDS}
+        for block, values in self._blocks().items():
+            fields |= {f"{block}_{name}": getattr(values, name) for name in _BLOCKS[block][1]}
         io.save_arrays(path, fields, FORMAT_VERSION)
 
     @classmethod
@@ -237,16 +296,22 @@ class Predictions:
             )
         except _WrongHeader as error:
             raise UserError(f"{path}: {error}") from error
-        inner = {name.removeprefix("inner_"): v for name, v in found.items() if "inner_" in name}
-        expected = set(_FIELDS) | ({f"inner_{name}" for name in _INNER_FIELDS} if inner else set())
-        io.check_names(path, found, expected)
+        fields = _fields_of(found)
+        io.check_names(path, found, set(fields))
         try:
-            return cls(
-                **{name: found[name] for name in _FIELDS},
-                inner=InnerPredictions(**inner) if inner else None,
-            )
+            blocks = {
+                block: kind(**{name: found[f"{block}_{name}"] for name in own})
+                for block, (kind, own) in _BLOCKS.items()
+                if any(name.startswith(f"{block}_") for name in fields)
+            }
+            return cls(**{name: found[name] for name in _FIELDS}, **blocks)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+    def _blocks(self) -> dict[str, Any]:
+        """Those of `_BLOCKS` that the run has."""
+        found = {block: getattr(self, block) for block in _BLOCKS}
+        return {block: values for block, values in found.items() if values is not None}
 
     def _sizes(self) -> dict[str, int]:
         inner_folds = 0 if self.inner is None else np.shape(self.inner.test_logits)[1:2]
@@ -259,6 +324,7 @@ class Predictions:
             "P": np.size(self.protocol_folds),
             "V": 0 if self.inner is None else np.size(self.inner.labels),
             "K": inner_folds[0] if inner_folds else 0,
+            "D": 0 if self.described is None else np.size(self.described.sets),
         }
 
     def _check_values(self) -> None:
@@ -319,6 +385,28 @@ class Predictions:
                 f"fold {str(self.folds[fold])!r}: subject {str(subject)!r} validates and is tested."
             )
 
+    def _check_described(self, described: Described) -> None:
+        sets = described.sets.tolist()
+        odd = [one for one in sets if not _SET.fullmatch(one)]
+        if odd or len({*sets}) < len(sets):
+            what = f"{odd[0]!r}, which is no set of units" if odd else "a set twice"
+            raise UserError(f"described_sets holds {what}.")
+        known = np.flatnonzero(described.truth != -1)
+        _check_bound(self.clips[known], "described_truth", described.truth[known], len(sets))
+        untold = np.flatnonzero(~described.trained.any(axis=1))
+        if untold.size:
+            raise UserError(
+                f"fold {str(self.folds[untold[0]])!r}: no set of units is in its training clips."
+            )
+        if not (np.isfinite(described.positives) & (described.positives >= 1)).all():
+            raise UserError("described_positives holds a number below 1.")
+        seed, row = _first_false(np.isfinite(described.similarities).all(axis=-1))
+        if seed is not None:
+            raise UserError(
+                f"fold {str(self.folds[self.fold[row]])!r}, seed {self.seeds[seed]}: the "
+                f"similarities of clip {str(self.clips[row])!r} are not finite. {_DIVERGED}"
+            )
+
     def _check_finite(self) -> None:
         self._check_logits("logits", self.logits, self.fold, self.clips)
         seed, fold, epoch = _first_false(np.isfinite(self.train_loss))
@@ -353,10 +441,19 @@ class _WrongHeader(UserError):
     """An array of another shape or type than the others and the format ask for."""
 
 
+def _fields_of(names: Collection[str]) -> dict[str, tuple[str, type]]:
+    """The fields of a file that has these: with those of every block that it has any of."""
+    fields = dict(_FIELDS)
+    for block, (_, own) in _BLOCKS.items():
+        if any(name.startswith(f"{block}_") for name in names):
+            fields |= {f"{block}_{name}": form for name, form in own.items()}
+    return fields
+
+
 def _check_headers(headers: Mapping[str, foreign.Header]) -> None:
     """Checks shapes and types before any array is read; names wait until the version is known."""
-    fields = _FIELDS | {f"inner_{name}": form for name, form in _INNER_FIELDS.items()}
-    if set(headers) not in (set(_FIELDS), set(fields)):
+    fields = _fields_of(headers)
+    if set(headers) != set(fields):
         return
     # The fields that say how long an axis is, as in `Predictions`.
     sizes = {axis: (*headers[name].shape, 0)[0] for axis, name in _SIZES.items() if name in headers}

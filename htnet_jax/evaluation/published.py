@@ -25,18 +25,21 @@ class PublishedRow(NamedTuple):
         origin: The paper it comes from.
         selection: How its epoch was selected, in words.
         scores: "composite" or a source -> name of a metric -> score.
+        standing: "published"; of a row whose protocol is not known it says so.
     """
 
     method: str
     origin: str
     selection: str
     scores: dict[str, dict[str, float]]
+    standing: str
 
 
 def comparable_rows(predictions: Predictions) -> list[PublishedRow]:
     """The published rows that may stand beside a run.
 
-    They have exactly its sources, classes and protocol, and the run lacks no fold.
+    They have exactly its sources, classes and protocol, as far as these are known, and the run
+    lacks no fold.
     """
     if predictions.missing_folds:
         return []
@@ -48,10 +51,11 @@ def comparable_rows(predictions: Predictions) -> list[PublishedRow]:
             if row["selection"]
             else "selection not known to us",
             {g: dict(zip(table["metrics"], v, strict=True)) for g, v in row["scores"].items()},
+            "published" if table["protocol"] else "published, protocol unknown",
         )
         for table in _CONTENT["tables"]
-        if table["protocol"] == str(predictions.protocol)
-        and set(table["classes"]) == set(predictions.class_names.tolist())
+        if table["protocol"] in (None, str(predictions.protocol))
+        and (not table["classes"] or {*table["classes"]} == {*predictions.class_names.tolist()})
         and set(table["sources"]) == set(predictions.sources.tolist())
         for row in table["rows"]
     ]

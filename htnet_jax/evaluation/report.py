@@ -31,7 +31,8 @@ def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
     """Writes everything about one run.
 
     - `metrics.json`: `run` (what was run), each selection's scores as `summary.summarize` gives
-      them, and `plots` (the names of the plots);
+      them, `descriptions` as `retrieval.summarize` gives them (of a run that has them), and `plots`
+      (the names of the plots);
     - `predictions_SELECTION.csv`, see `tables.predictions_csv`;
     - `table.md`, `table.tex`, `plots/NAME.png`, `report.html`.
 
@@ -46,7 +47,7 @@ def write_run(run: Run, directory: str | os.PathLike[str]) -> None:
     Raises:
         UserError: A file cannot be written or removed.
     """
-    content = {"run": describe(run.predictions), **run.summary}
+    content = _metrics(run)
     files = {
         f"predictions_{selection}.csv": tables.predictions_csv(run.predictions, selection)
         for selection in run.summary
@@ -82,13 +83,18 @@ def write_comparison(
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"runs share a name: {[run.name for run in runs]}")
     content = {
-        "runs": {run.name: {"run": describe(run.predictions), **run.summary} for run in runs},
+        "runs": {run.name: _metrics(run) for run in runs},
         "pairs": [
             {"first": pair.first, "second": pair.second, "differences": _differences(pair)}
             for pair in pairs
         ],
     }
     _write(Path(directory), COMPARISON, content, {}, runs, pairs)
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    found = {"run": describe(run.predictions), **run.summary}
+    return found if run.descriptions is None else found | {"descriptions": run.descriptions}
 
 
 def _write(

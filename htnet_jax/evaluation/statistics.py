@@ -165,7 +165,6 @@ def intervals(
     Raises:
         ValueError: a level outside (0, 1), or fewer than one resample.
     """
-    _check_request(level, resamples)
     return _bootstrap(
         table, lambda weights: _statistic(weights, table.counts), level, resamples, seed
     )
@@ -209,7 +208,6 @@ def compare(
         ValueError: subjects, strata, classes or the subjects' true classes differ, a level outside
             (0, 1), or fewer than one resample or permutation.
     """
-    _check_request(level, resamples)
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, got {permutations}")
     _check_pair(a, b)
@@ -228,11 +226,47 @@ def compare(
     }
 
 
-def _check_request(level: float, resamples: int) -> None:
+def bootstrap(
+    score: Callable[[np.ndarray], np.ndarray],
+    clips: np.ndarray,
+    strata: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> np.ndarray:
+    """The intervals of `intervals`, for any scores of P subjects.
+
+    Args:
+        score: How often each subject counts, (R, P) int64 -> (R, K), the K scores of R samples.
+        clips: (P,) int, clips of each subject.
+        strata: (P,) the group that each subject is resampled in.
+        level: as in `intervals`.
+        resamples: as there.
+        seed: as there.
+
+    Returns:
+        (K, 2) float64, low and high; NaN for fewer than two subjects.
+
+    Raises:
+        ValueError: as `intervals`.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if len(clips) < 2:
+        return np.full((score(np.ones((1, len(clips)), np.int64)).shape[1], 2), math.nan)
+    _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    # Subjects alone in their stratum join the largest one.
+    strata = np.where(sizes[strata] == 1, sizes.argmax(), strata)
+    drawn = score(_draw(strata, resamples, seed))
+    subjects = clips.sum() ** 2 / (clips**2).sum()
+    # The mean of each stratum takes one degree of freedom; fewer than one would give no quantile.
+    freedom = max(subjects - np.unique(strata).size, 1.0)
+    quantile = math.sqrt(subjects / freedom) * special.stdtrit(freedom, (1 + level) / 2)
+    tail = special.ndtr(-quantile)
+    return np.quantile(drawn, [tail, 1 - tail], axis=0).T
 
 
 def _check_pair(a: SubjectConfusions, b: SubjectConfusions) -> None:
@@ -278,23 +312,12 @@ def _bootstrap(
     resamples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """Expanded percentile intervals of `score`, a function (R, P) weights -> (R, K) values."""
-    if len(table.subjects) < 2:
-        return {name: (math.nan, math.nan) for name in metrics.METRICS}
-    _, strata, sizes = np.unique(table.strata, return_inverse=True, return_counts=True)
-    # Subjects alone in their stratum join the largest one.
-    strata = np.where(sizes[strata] == 1, sizes.argmax(), strata)
-    drawn = score(_draw(strata, resamples, seed))
+    """`bootstrap` of a table's subjects, by name of the score."""
     clips = table.truth.sum(axis=-1)
-    subjects = clips.sum() ** 2 / (clips**2).sum()
-    # The mean of each stratum takes one degree of freedom; fewer than one would give no quantile.
-    freedom = max(subjects - np.unique(strata).size, 1.0)
-    quantile = math.sqrt(subjects / freedom) * special.stdtrit(freedom, (1 + level) / 2)
-    tail = special.ndtr(-quantile)
-    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    ends = bootstrap(score, clips, table.strata, level=level, resamples=resamples, seed=seed)
     return {
-        name: (float(start), float(end))
-        for name, start, end in zip(metrics.METRICS, low, high, strict=True)
+        name: (float(low), float(high))
+        for name, (low, high) in zip(metrics.METRICS, ends, strict=True)
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from htnet_jax.errors import Problems, UserError, count, shown
-from htnet_jax.evaluation import calibration, metrics, published, statistics
+from htnet_jax.evaluation import calibration, metrics, published, retrieval, statistics
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS, unique_subjects
 from htnet_jax.evaluation.selection import Selected, Selection, available, select
@@ -74,6 +75,11 @@ class Run:
     def of(cls, name: str, predictions: Predictions, **known: Any) -> Run:
         """A run with its scores computed; `known`: the optional attributes."""
         return cls(name, predictions, summarize(predictions), **known)
+
+    @functools.cached_property
+    def descriptions(self) -> dict[str, Any] | None:
+        """How well the nearest sentences describe its clips, see `retrieval.summarize`."""
+        return retrieval.summarize(self.predictions)
 
     def chosen(self, selection: str) -> str:
         """How the epoch of a selection was chosen, in words; a baseline has no epochs."""

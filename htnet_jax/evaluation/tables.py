@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from htnet_jax.errors import count, csv_cell, shown
-from htnet_jax.evaluation import calibration
+from htnet_jax.evaluation import calibration, retrieval
 from htnet_jax.evaluation.metrics import HEADLINE, METRICS
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.evaluation.protocols import PROTOCOLS
@@ -132,7 +132,9 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
     Columns: `clip`, `subject`, `source`, `fold`, `seed`, `truth`, `predicted` (class names),
     `correct` (1 or 0), `p_CLASS` (probability of each class, as the model gives it),
     `p_CLASS_calibrated` (the same with the fold's temperature, for a run with inner folds and a
-    selection that does not look at the test subject), `selected_epoch`.
+    selection that does not look at the test subject), `selected_epoch`. Of a network that learned
+    sentences of action units, `final` also has `units` (the clip's own, such as `4+7`; `0`: none;
+    empty: not known) and `nearest_units` (those of the nearest sentence, see `retrieval`).
 
     Names are kept as they are, with two exceptions: what is not printable in them is escaped as
     Python does (a line break is `\\n`), and a text that a spreadsheet would run as a formula (it
@@ -155,6 +157,9 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
     scaled = calibration.scaled(run, selected)
     if scaled is not None:
         probabilities["_calibrated"] = calibration.softmax(scaled)
+    # Only the last epoch's models were asked.
+    is_final = selected.selection is Selection.FINAL
+    described = retrieval.in_words(run) if is_final else None
     parts = []
     for index, seed in enumerate(run.seeds):
         columns = {
@@ -171,6 +176,8 @@ def predictions_csv(predictions: Predictions, selection: Selection | str) -> str
             for number, name in enumerate(run.class_names):
                 columns[f"p_{shown(name)}{suffix}"] = found[index, :, number]
         columns["selected_epoch"] = selected.epochs[index, run.fold]
+        if described is not None:
+            columns |= {"units": described[0], "nearest_units": described[1][index]}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts).to_csv(index=False, float_format="%.6f", lineterminator="\r\n")
 
@@ -187,9 +194,28 @@ def notes(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> list[str]:
     found += _stand_ins(runs, pairs) + cautions(runs)
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
-        found += [prefix + note for note in _limits(run)]
+        found += [prefix + note for note in (*_descriptions(run), *_limits(run))]
     # A remark that holds for several runs is repeated only where it differs.
     return list(dict.fromkeys(map(shown, found)))
+
+
+def _descriptions(run: Run) -> list[str]:
+    """How well the nearest sentences describe the clips, in a line; none for other networks."""
+    found = run.descriptions
+    if found is None:
+        return []
+    scores = []
+    for name, title in retrieval.SCORES.items():
+        value, chance = (
+            "-" if found[key] is None else f"{found[key]:.3f}" for key in (name, f"{name}_chance")
+        )
+        span = interval(found[f"{name}_interval"])
+        scores.append(f"{title} {value} {span}".rstrip() + f" (chance {chance})")
+    unseen = f"{found['unseen']:.0%} of {count(found['clips'], 'clip')}"
+    return [
+        f"Nearest sentences of the last epoch: {', '.join(scores)}; {unseen} count as missed, as "
+        "no training clip has their units."
+    ]
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:

@@ -18,6 +18,10 @@ import jax.numpy as jnp
 # (torchvision's documentation of its pretrained models gives them).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+# Those of Kinetics-400, for clips (torchvision's documentation of its video models).
+KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +59,15 @@ class Move(NamedTuple):
     right: jax.Array
 
 
-def normalise(pixels: jax.Array) -> jax.Array:
-    """RGB 0..255, `(..., 3)` -> float32 of mean 0 and variance 1 over ImageNet."""
+def normalise(pixels: jax.Array, colours: Colours = IMAGENET) -> jax.Array:
+    """RGB 0..255, `(..., 3)` -> float32 of mean 0 and variance 1 over a set of images.
+
+    Args:
+        pixels: The images.
+        colours: Mean and standard deviation of that set's RGB values in 0..1.
+    """
     shape = (1,) * (pixels.ndim - 1) + (3,)
-    mean, std = (jnp.array(values).reshape(shape) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (jnp.array(values).reshape(shape) for values in colours)
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -136,19 +145,25 @@ def gathered(bank: jax.Array, chosen: jax.Array, where: tuple[jax.Array, ...]) -
     return bank.reshape(-1, bank.shape[-1])[flat]
 
 
-def moved_images(bank: jax.Array, chosen: jax.Array, where: tuple[jax.Array, ...]) -> jax.Array:
+def moved_images(
+    bank: jax.Array,
+    chosen: jax.Array,
+    where: tuple[jax.Array, ...],
+    colours: Colours = IMAGENET,
+) -> jax.Array:
     """Images as they are moved, normalised.
 
     Args:
         bank: `(M, S, S, 3)` uint8 RGB.
         chosen: `(B, ...)` int32, the rows of each clip's images.
         where: From `sources`.
+        colours: As for `normalise`.
 
     Returns:
-        `(B, ..., S, S, 3)` float32. What no pixel comes to is 0, ImageNet's mean colour.
+        `(B, ..., S, S, 3)` float32. What no pixel comes to is 0, the mean colour.
     """
     inside = _beside(where[2], chosen.ndim - 1)
-    return jnp.where(inside[..., None], normalise(gathered(bank, chosen, where)), 0.0)
+    return jnp.where(inside[..., None], normalise(gathered(bank, chosen, where), colours), 0.0)
 
 
 def moved_fields(
@@ -174,6 +189,7 @@ def moved_fields(
         `(B, ..., S, S, C)` float32.
     """
     fields = gathered(bank, chosen, where)
+    fields = fields.astype(jnp.promote_types(fields.dtype, jnp.float32))
     fields = jnp.where(_beside(where[2], chosen.ndim - 1)[..., None], fields, 0.0)
     shape = (-1, *(1,) * (fields.ndim - 2))
     mirror = jnp.where(move.flipped, -1.0, 1.0).reshape(shape)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,6 +19,7 @@ from htnet_jax.config import names_in
 from htnet_jax.errors import UserError
 from htnet_jax.features import augment
 from htnet_jax.features.augment import Geometry
+from htnet_jax.learn import losses
 
 if TYPE_CHECKING:
     from htnet_jax.datasets.frames import FrameArrays
@@ -34,6 +36,9 @@ class Values(NamedTuple):
         first: `(N, ...)` int32: rows to draw from in training instead begin here; None: `rows`.
         count: `(N, ...)` int32: how many there are.
         components: Of a field: the channels of u and v, -1 where there is none.
+        centred: Of a table: in training its mean over the rows that occur in a fold's training
+            clips is taken off.
+        files: Setting that names a file the values come from -> SHA-256 of its content.
     """
 
     bank: str
@@ -42,24 +47,29 @@ class Values(NamedTuple):
     first: np.ndarray | None = None
     count: np.ndarray | None = None
     components: tuple[int, int] = (-1, -1)
+    centred: bool = False
+    files: Mapping[str, str] = {}
 
 
 class Feature(NamedTuple):
     """An entry of `FEATURES`.
 
     Attributes:
-        kind: "image" (turned and mirrored, normalised by ImageNet's mean and standard deviation),
-            "field" (turned and mirrored, and its vectors with it), "table" (stays as it is, however
-            the clip is moved) or "fixed" (shows the face, but cannot be moved: refused beside it).
-        load: The values of all clips.
+        kind: "image" (turned and mirrored, normalised by `colours`), "field" (turned and mirrored,
+            and its vectors with it), "table" (stays as it is, however the clip is moved) or "fixed"
+            (shows the face, but cannot be moved: refused beside it).
+        load: The values of all clips; None: the data set has none, which only a feature may be that
+            is there in training only.
         stream: Which of a clip's random streams draws its jitter: 0 or 1.
         settings: Keys of `config.augmentation` that draw other frames for it.
+        colours: Mean and standard deviation that images are normalised by.
     """
 
     kind: str
-    load: Callable[[ClipArrays, ConfigDict], Values]
+    load: Callable[[ClipArrays, ConfigDict], Values | None]
     stream: int = 0
     settings: tuple[str, ...] = ()
+    colours: augment.Colours = augment.IMAGENET
 
 
 def _flow(arrays: ClipArrays, config: ConfigDict, layout: str, bank: str) -> Values:
@@ -168,11 +178,55 @@ def reach(distances: np.ndarray, share: float) -> np.ndarray:
     return np.maximum(np.trunc(share * distances), 0).astype(np.int64)
 
 
+def _rgb_clip(arrays: ClipArrays, config: ConfigDict) -> Values:
+    """Frames evenly from onset to offset."""
+    frames = _frames(arrays, config)
+    return Values("frames", frames.pixels, frames.rows_evenly(config.dataset.clip_frames))
+
+
+def _flow_clip(arrays: ClipArrays, config: ConfigDict) -> Values:
+    """The flow from the onset to each of the frames of `rgb_clip`."""
+    frames = _frames(arrays, config)
+    if frames.flow is None:
+        raise UserError(
+            f"the network's inputs name the flow to each frame of a clip, but {arrays.name} stores "
+            "none; choose a config.dataset.config with clips, such as clips_56 of the data set "
+            "synthetic or tvl1_28+frames-16+clip-112 of one made from raw clips"
+        )
+    rows = frames.rows_evenly(config.dataset.clip_frames)
+    flow = frames.flow * np.float16(config.dataset.flow_gain)
+    return Values("frame_flow", flow, rows, components=(0, 1))
+
+
+def _text(arrays: ClipArrays, config: ConfigDict) -> Values | None:
+    """An embedding of each clip's action units; the row of a clip without known ones is -1."""
+    from htnet_jax.features import text  # here, because it imports the data sets
+
+    table = text.text_table(arrays, config)
+    if not table.sets:
+        return None
+    digest = text.model_digest(config)
+    files = {"text.model": digest} if digest else {}
+    return Values("text", table.embeddings, table.rows, centred=config.text.centred, files=files)
+
+
+def _au_set(arrays: ClipArrays, config: ConfigDict) -> Values | None:
+    """The number of each clip's set of action units; -1: they are not known."""
+    from htnet_jax.features import text
+
+    sets, rows = text.sets_of(arrays)
+    return Values("au_set", rows) if sets else None
+
+
 FEATURES: dict[str, Feature] = {
     "mosaic": Feature("fixed", _mosaic),
     "flow": Feature("field", _whole_flow),
     "onset": Feature("image", _frame("onset"), 0, ("onset_late",)),
     "apex": Feature("image", _frame("apex"), 1, ("apex_early", "apex_late")),
+    "rgb_clip": Feature("image", _rgb_clip, colours=augment.KINETICS),
+    "flow_clip": Feature("field", _flow_clip),
+    "text": Feature("table", _text),
+    "au_set": Feature("table", _au_set),
 }
 _GEOMETRY = ("flip", "rotation", "shift")
 # Kinds that are moved with a clip.
@@ -192,6 +246,9 @@ class Feed:
         features: Name -> its kind and stream; those not in it are tables.
         banks: Name -> key of its bank; those not in it have a bank of their own name.
         components: Name of a field -> its channels of u and v.
+        centred: Names of tables whose mean is taken off, see `fitted`.
+        absent: Privileged features that the data set does not have; they are not fed.
+        files: Setting that names a file which features come from -> SHA-256 of its content.
     """
 
     names: tuple[str, ...]
@@ -201,6 +258,9 @@ class Feed:
     features: Mapping[str, Feature] = dataclasses.field(default_factory=lambda: FEATURES)
     banks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     components: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    centred: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_array(cls, inputs: np.ndarray) -> Feed:
@@ -232,13 +292,32 @@ class Feed:
             for name in self.names
         )
 
+    def fitted(
+        self, arrays: dict[str, jax.Array], rows: jax.Array, valid: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The arrays, with the means of centred tables over a fold's training clips.
+
+        A row that several clips have counts once: the mean is over what is told apart.
+
+        Args:
+            arrays: `self.arrays` on the device.
+            rows: `(L,)` int32, the training clips.
+            valid: `(L,)` bool: False for padding.
+        """
+        centres = {}
+        for name in self.centred:
+            bank, used = arrays[self._bank(name)], self._rows(name, arrays, rows)
+            occurs = jnp.zeros(len(bank), bank.dtype).at[used].max(valid & (used >= 0))
+            centres[f"{name}/centre"] = occurs @ bank / jnp.maximum(occurs.sum(), 1)
+        return arrays | centres
+
     def varied(
         self, arrays: dict[str, jax.Array], rows: jax.Array, key: jax.Array
     ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """The inputs of clips as they are trained on: jittered in time and moved.
 
         Args:
-            arrays: `self.arrays` on the device.
+            arrays: `self.arrays` on the device, or what `fitted` made of them.
             rows: `(B,)` int32, the clips.
             key: Of the epoch; each clip gets a key of its own from it.
 
@@ -267,10 +346,14 @@ class Feed:
                 chosen = augment.jittered(keys[:, self.features[name].stream], first, count)
             if name not in moved:
                 found[name] = self._finished(name, bank[chosen])
+                if (centre := arrays.get(f"{name}/centre")) is not None:
+                    found[name] = found[name] - centre[None]
                 continue
             places = where[bank.shape[1]]
             if self._kind(name) == "image":
-                found[name] = augment.moved_images(bank, chosen, places)
+                found[name] = augment.moved_images(
+                    bank, chosen, places, self.features[name].colours
+                )
             else:
                 parts = self.components.get(name, (-1, -1))
                 found[name] = augment.moved_fields(bank, chosen, places, move, parts)
@@ -294,7 +377,10 @@ class Feed:
         return rows if exact is None else exact[rows]
 
     def _finished(self, name: str, values: jax.Array) -> jax.Array:
-        return augment.normalise(values) if self._kind(name) == "image" else values
+        if self._kind(name) == "image":
+            return augment.normalise(values, self.features[name].colours)
+        # Flow may be stored in halves.
+        return values.astype(jnp.float32) if values.dtype == jnp.float16 else values
 
 
 def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed:
@@ -302,7 +388,8 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
 
     Args:
         arrays: The clips.
-        config: The settings of a run; those read are `inputs`, `augmentation`, `dataset`.
+        config: The settings of a run; those read are `inputs`, `augmentation`, `dataset`, `text`,
+            `losses`.
         model: The network or baseline, whose own `inputs` are used where the config names none.
 
     Raises:
@@ -310,11 +397,17 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
             for the jitter; clips that the layout cannot be applied to.
     """
     names = check_names(config, model)
-    privileged = tuple(getattr(model, "privileged", ()))
+    privileged = privileged_names(config, model)
     found: dict[str, np.ndarray] = {}
-    banks, components = {}, {}
+    banks, components, centred, absent, files = {}, {}, [], [], {}
     for name in (*names, *privileged):
         values = FEATURES[name].load(arrays, config)
+        if values is None:
+            absent.append(name)
+            continue
+        if values.centred:
+            centred.append(name)
+        files |= values.files
         banks[name], components[name] = values.bank, values.components
         found[values.bank] = values.values
         for key, rows in (("exact", values.rows), ("first", values.first), ("count", values.count)):
@@ -325,9 +418,12 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
         names,
         found,
         Geometry(wanted.flip, wanted.rotation, wanted.shift),
-        privileged,
+        tuple(name for name in privileged if name not in absent),
         banks=banks,
         components=components,
+        centred=tuple(centred),
+        absent=tuple(absent),
+        files=files,
     )
     sides = [feed.shape_of(name)[-2] for name in names if FEATURES[name].kind in _MOVED]
     if sides and wanted.shift >= max(sides):
@@ -336,6 +432,20 @@ def make_feed(arrays: ClipArrays, config: ConfigDict, model: Any = None) -> Feed
             "sight; lower it"
         )
     return feed
+
+
+def privileged_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
+    """What is fed in training only: what the model declares, and what the losses in use read.
+
+    What losses read is left out where none of them is in use.
+
+    Args:
+        config: The settings of a run.
+        model: The network or baseline.
+    """
+    reading = losses.declared(config.losses, "reads", model)
+    own = [name for name in getattr(model, "privileged", ()) if reading.get(name, True)]
+    return tuple(dict.fromkeys([*own, *(name for name, used in reading.items() if used)]))
 
 
 def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
@@ -365,7 +475,7 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
             f"config.inputs={config.inputs!r} names {len(names)}, but {config.model.name} takes "
             f"{len(declared)} of them{hint}"
         )
-    privileged = tuple(getattr(model, "privileged", ()))
+    privileged = privileged_names(config, model)
     if lost := [name for name in privileged if name not in FEATURES]:
         raise UserError(
             f"{config.model.name} sees {', '.join(lost)} in training, which is no feature; there "

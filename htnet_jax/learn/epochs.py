@@ -37,6 +37,9 @@ class Feed(Protocol):
     def exact(self, arrays: Any, rows: jax.Array) -> tuple[jax.Array, ...]:
         """Inputs as they are predicted."""
 
+    def fitted(self, arrays: Any, rows: jax.Array, valid: jax.Array) -> Any:
+        """The arrays, with what depends on a fold's training clips."""
+
     def varied(self, arrays: Any, rows: jax.Array, key: jax.Array) -> tuple[Any, dict[str, Any]]:
         """Inputs and privileged inputs as they are trained on."""
 
@@ -76,9 +79,14 @@ class FoldProgram:
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._one_step)
 
-    def init(self, origin: jax.Array) -> State:
-        """The state before the first epoch; `origin` `(2,)` uint32, see `origin`."""
-        return self._learner.init(_key(origin, _INIT), self._samples())
+    def init(self, origin: jax.Array, start: Any) -> State:
+        """The state before the first epoch.
+
+        Args:
+            origin: `(2,)` uint32, see `origin`.
+            start: Part of the variables, which begin so; see `Learner.init`.
+        """
+        return self._learner.init(_key(origin, _INIT), self._samples(), start)
 
     def run(
         self, state: State, fold: FoldTable, data: Any, start: jax.Array, count: jax.Array
@@ -131,6 +139,7 @@ class FoldProgram:
         full = self._longest // batch
         steps = jnp.ceil(count / batch).astype(jnp.int32)
         balance = self._balance(data[1][fold["train_rows"]], valid)
+        data = (self._feed.fitted(data[0], fold["train_rows"], valid), data[1])
 
         def body(state: State, step: Any) -> tuple[State, jax.Array]:
             index, rows, mask = step

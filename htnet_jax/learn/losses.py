@@ -3,12 +3,14 @@
 `config.losses` names those of a run and their weights, `config.loss_options` their options. A new
 loss is one function here and one line in `LOSSES`; one of a single network may stand beside it, in
 its attribute `losses`. The step takes the mean over the clips that are
-no padding, so a loss only looks at `mask` where it compares clips with each other.
+no padding, so a loss only looks at `mask` where it compares clips with each other. A loss that
+looks at more than logits and labels declares it: `reads` names features that are there in training
+only, `needs` names what else the network returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -82,13 +84,92 @@ def cross_entropy(
     return -(target * jax.nn.log_softmax(logits)).sum(axis=-1)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
+def attribute_contrastive(
+    logits: jax.Array,
+    out: Mapping[str, jax.Array],
+    batch: Batch,
+    mask: jax.Array,
+    *,
+    temperature: float = 0.07,
+) -> jax.Array:
+    """Draws a clip to the text of its action units, and away from the texts of other clips.
+
+    A supervised contrastive loss (Khosla et al., NeurIPS 2020) between two modalities: with
+    s_ij = visual_i . text_j / temperature and P(i) the clips of the batch with the same set of
+    units as i, i among them, it is the mean of two directions,
+    -1 / |P(i)| sum over j in P(i) of log softmax_j s_ij, and the same with the roles exchanged.
+    A reconstruction: the paper (Song et al., arXiv 2205.14643) does not give its loss.
+
+    Args:
+        logits: `(B, C)`; not used.
+        out: `visual` and `text`, both `(B, P)` and of length 1.
+        batch: Its privileged `au_set`, `(B,)` int32: clips with the same set of units have the
+            same number; -1: its units are not known.
+        mask: `(B,)`. Neither padding nor clips without known units take part, in any sum.
+        temperature: Above 0; the smaller, the more the nearest texts count.
+
+    Returns:
+        `(B,)` in float32 at least; 0 for clips that take no part. The others are weighted so that
+        the mean over all clips of the batch is the mean over those that take part.
+    """
+    del logits
+    sets = batch.privileged["au_set"]
+    part = (mask > 0) & (sets >= 0)
+    same = (sets[:, None] == sets[None]) & part[:, None] & part[None]
+    visual, text = (
+        out[name].astype(jnp.promote_types(out[name].dtype, jnp.float32))
+        for name in ("visual", "text")
+    )
+    similarity = visual @ text.T / temperature
+    # Finite, so that the softmax of a batch in which no clip takes part has a gradient.
+    lowest = jnp.finfo(similarity.dtype).min / 2
+
+    def direction(scores: jax.Array) -> jax.Array:
+        likely = jax.nn.log_softmax(jnp.where(part[None], scores, lowest))
+        return -jnp.where(same, likely, 0).sum(axis=1) / jnp.maximum(same.sum(axis=1), 1)
+
+    each = (direction(similarity) + direction(similarity.T)) / 2
+    # In the type of the loss: float32 would round it in a check in float64.
+    return each * (mask.sum().astype(each.dtype) / jnp.maximum(part.sum(), 1))
+
+
+attribute_contrastive.reads = ("text", "au_set")
+attribute_contrastive.needs = ("visual", "text")
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "attribute_contrastive": attribute_contrastive,
+}
+
+
+def declared(
+    weights: Mapping[str, float], what: str, model: Any = None, absent: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """What losses declare: its name -> the losses in use that declare it, which may be none.
+
+    Args:
+        weights: As for `make`.
+        what: "reads" or "needs".
+        model: As for `make`.
+        absent: As for `make`.
+    """
+    found: dict[str, list[str]] = {}
+    for name, loss in _known(model).items():
+        in_use = weights.get(name) and not {*absent} & {*getattr(loss, "reads", ())}
+        for one in getattr(loss, what, ()):
+            found.setdefault(one, []).extend([name] if in_use else [])
+    return found
+
+
+def _known(model: Any) -> dict[str, Loss]:
+    return {**LOSSES, **getattr(model, "losses", {})}
 
 
 def make(
     weights: Mapping[str, float],
     options: Mapping[str, Mapping[str, Any]],
     model: Any = None,
+    absent: Collection[str] = (),
 ) -> tuple[tuple[float, Loss], ...]:
     """The weighted losses that a config names.
 
@@ -96,6 +177,7 @@ def make(
         weights: `config.losses`: name -> weight; a loss of weight 0 is left out.
         options: `config.loss_options`: name -> keyword arguments of the loss.
         model: The network, or its class; what it declares as `losses` is known besides `LOSSES`.
+        absent: Features that the data set does not have: losses that read one are left out.
 
     Returns:
         `(weight, function)` pairs; each function has its options.
@@ -103,7 +185,7 @@ def make(
     Raises:
         UserError: An unknown loss, option or value, or no loss at all.
     """
-    known = {**LOSSES, **getattr(model, "losses", {})}
+    known = _known(model)
     unknown = sorted({*weights, *options} - {*known})
     if unknown:
         raise UserError(f"config.losses: {', '.join(unknown)} is unknown; use {', '.join(known)}")
@@ -115,6 +197,16 @@ def make(
     chosen = {name: float(weight) for name, weight in weights.items() if weight}
     if not chosen:
         raise UserError("config.losses: all weights are 0; a network needs a loss to be trained")
+    chosen = {
+        name: weight
+        for name, weight in chosen.items()
+        if not {*absent} & {*getattr(known[name], "reads", ())}
+    }
+    if not chosen:
+        raise UserError(
+            f"config.losses: the data set has no {', '.join(absent)}, which every loss reads; add "
+            "--config.losses.cross_entropy=1"
+        )
     return tuple(
         (weight, _with(known[name], name, options.get(name, {}))) for name, weight in chosen.items()
     )
@@ -139,6 +231,8 @@ def _with(loss: Loss, name: str, options: Mapping[str, Any]) -> Loss:
             raise UserError(f"{where}={value!r} must be of type {kind.__name__}")
         if key == "label_smoothing" and not 0 <= value < 1:
             raise UserError(f"{where}={value} must lie in [0, 1)")
+        if key == "temperature" and not 0 < value < float("inf"):
+            raise UserError(f"{where}={value} must be above 0, and finite")
         if key == "class_weights" and value not in CLASS_WEIGHTS:
             raise UserError(f"{where}={value!r} is unknown; use {' or '.join(CLASS_WEIGHTS)}")
     fixed = dict(options)

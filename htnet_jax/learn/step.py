@@ -7,7 +7,7 @@ here and nowhere else: they leave no trace in the loss, in batch statistics or i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,15 @@ class State(NamedTuple):
         return {"params": idle.join(params, self.idle), **self.collections}
 
 
+def _overlaid(tree: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts with the leaves of others in their places."""
+    new = {
+        key: _overlaid(tree[key], value) if isinstance(value, Mapping) else value
+        for key, value in above.items()
+    }
+    return {**tree, **new}
+
+
 def logits_of(result: Any) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """`(logits, out)` of what a network returns: logits alone, or both."""
     return result if isinstance(result, tuple) else (result, {})
@@ -60,7 +69,8 @@ class Learner:
 
     Attributes:
         module: Flax module; `apply(variables, *inputs, train=..., **privileged)` gives logits
-            `(B, C)`, or `(logits, out)`. Variables other than `params` change in training only.
+            `(B, C)`, or `(logits, out)`; it is given those features that it declares `privileged`.
+            Variables other than `params` change in training only.
         optimizer: An optax transformation.
         losses: `(weight, function)` pairs, see `losses.make`.
         schedule: Factor on the optimizer's updates; None: always 1.
@@ -81,14 +91,19 @@ class Learner:
     has_empty_batches: bool = False
     train: bool = True
 
-    def init(self, key: jax.Array, inputs: tuple[jax.Array, ...]) -> State:
+    def init(
+        self, key: jax.Array, inputs: tuple[jax.Array, ...], start: Mapping[str, Any] | None = None
+    ) -> State:
         """The state before the first step.
 
         Args:
             key: Of the initial parameters.
             inputs: A batch of inputs, whose shapes matter alone.
+            start: Variables to begin with, or part of them: nested dicts of the same names and
+                shapes; the others are initial ones.
         """
-        return self.state_of(self.module.init(key, *inputs, train=False))
+        variables = self.module.init(key, *inputs, train=False)
+        return self.state_of(_overlaid(variables, start or {}))
 
     def state_of(self, variables: Mapping[str, Any]) -> State:
         """The state that begins with some variables."""
@@ -119,13 +134,15 @@ class Learner:
         """
         count = batch.mask.sum()
         written = [*(state.collections if self.train else ()), *capture]
+        own = getattr(self.module, "privileged", batch.privileged)
+        privileged = {name: batch.privileged[name] for name in own if name in batch.privileged}
 
         def loss_of(trained: Any) -> tuple[jax.Array, dict[str, Any]]:
             with batch_mask(batch.mask):
                 found = self.module.apply(
                     state._replace(trained=trained).variables,
                     *batch.inputs,
-                    **batch.privileged,
+                    **privileged,
                     train=self.train,
                     rngs={"dropout": batch.key},
                     mutable=written or False,
@@ -172,13 +189,14 @@ class Learner:
         return self.update(state, gradient, written, batch), {"loss": loss * count, "clips": count}
 
 
-def make(module: Any, config: ConfigDict, **options: Any) -> Learner:
+def make(module: Any, config: ConfigDict, absent: Collection[str] = (), **options: Any) -> Learner:
     """How a config trains a network.
 
     Args:
         module: The network.
         config: The settings of a run; those read are `losses`, `loss_options`, `ema`, and those of
             `optim.make`.
+        absent: Features that the data set does not have, see `losses.make`.
         options: Attributes of the `Learner` that are not in the config.
 
     Raises:
@@ -190,7 +208,7 @@ def make(module: Any, config: ConfigDict, **options: Any) -> Learner:
     return Learner(
         module,
         optimizer,
-        losses.make(config.losses.to_dict(), config.loss_options.to_dict(), module),
+        losses.make(config.losses.to_dict(), config.loss_options.to_dict(), module, absent),
         schedule,
         columns,
         config.ema,

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from htnet_jax.models.layers import Dense, check_ranges
 from htnet_jax.models.r3d import R3D, check_clip, check_depth
-from htnet_jax.ranges import Allowed, Choice, Range
+from htnet_jax.ranges import Allowed, Choice, Range, Text
 
 # Stream -> channels: RGB; u and v of the flow.
 STREAMS = {"rgb": 3, "flow": 2}
@@ -60,11 +60,14 @@ class AttributeNet(nn.Module):
         text_width: Width of the text's embedding.
         dropout: Rate on the fused features; with a rate above 0, `train=True` needs a `dropout`
             RNG.
+        pretrained: File (.pth, .pt, .safetensors) of torchvision's r3d_18 from which training
+            starts both streams; empty: none. The network itself does not read it.
         dtype: Type of the computation (parameters are float32).
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("rgb_clip", "flow_clip")
     privileged: ClassVar[tuple[str, ...]] = ("text",)
+    describes: ClassVar[str] = "text"
     SIZES: ClassVar[Mapping[str, Allowed]] = {
         "num_classes": Range(1, 1000),
         "streams": Choice(("both", *STREAMS)),
@@ -73,6 +76,7 @@ class AttributeNet(nn.Module):
         "projection": Range(1, 8192),
         "text_width": Range(1, 8192),
         "dropout": Range(0.0, 1.0),
+        "pretrained": Text(),
     }
 
     num_classes: int = 5
@@ -85,6 +89,7 @@ class AttributeNet(nn.Module):
     projection: int = 256
     text_width: int = 768
     dropout: float = 0.5
+    pretrained: str = ""
     dtype: Any = jnp.float32
 
     def check_sizes(self) -> None:

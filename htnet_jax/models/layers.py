@@ -408,7 +408,8 @@ class Attention(nn.Module):
     smaller than the width (256 channels, 3 heads: 255).
 
     Parameters: packed q, k, v, each ordered (head, channel): with `qkv_bias` the `Dense` layer
-    `qkv`, else the kernel `qkv` `(C, 3 * inner)` itself; and the `Dense` layer `out`.
+    `qkv`, else the kernel `qkv` `(C, 3 * inner)` itself; not `packed`, the `Dense` layers `query`,
+    `key` and `value`; and the `Dense` layer `out`.
 
     With a single token the softmax is identically 1: q and k cannot matter and their gradient is
     exactly zero, so it is left out; without bias, so is their product.
@@ -416,7 +417,8 @@ class Attention(nn.Module):
     Attributes:
         heads: Number of heads.
         dropout: Rate, on the attention weights and after the output projection.
-        qkv_bias: Whether q, k and v have a bias.
+        qkv_bias: Whether packed q, k and v have a bias.
+        packed: Whether q, k and v are one layer; False: three, with biases.
         dtype: Type of the computation; the softmax is float32 at least.
         kernel_init: How all kernels start; default: as PyTorch's linear layers.
         bias_init: How all biases start; default: likewise.
@@ -425,13 +427,19 @@ class Attention(nn.Module):
     heads: int
     dropout: float = 0.0
     qkv_bias: bool = False
+    packed: bool = True
     dtype: Any = jnp.float32
     kernel_init: Initializer | None = None
     bias_init: Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Maps `(..., tokens, C)` to the same shape; leading axes are independent blocks.
+
+        Args:
+            x: `(..., tokens, C)`.
+            mask: `(..., tokens)`: 0 for a token that none attends to; None: all are attended to.
+            train: Whether dropout is on.
 
         Raises:
             ValueError: Fewer channels than heads.
@@ -443,15 +451,21 @@ class Attention(nn.Module):
         inner = head_width * self.heads
         starts = self.kernel_init, self.bias_init
         x = x.astype(self.dtype)
-        if self.qkv_bias:
+        if not self.packed:
+            parts = [
+                Dense(inner, self.dtype, *starts, name=name)(x)
+                for name in ("query", "key", "value")
+            ]
+        elif self.qkv_bias:
             packed = Dense(3 * inner, self.dtype, *starts, name="qkv")(x)
+            parts = jnp.split(packed, 3, axis=-1)
         else:
             init = self.kernel_init or torch_uniform(width)
             kernel = self.param("qkv", init, (width, 3 * inner))
             packed = product(x, kernel[:, 2 * inner :] if tokens == 1 else kernel)
+            parts = jnp.split(packed, packed.shape[-1] // inner, axis=-1)
         *query_and_key, value = (
-            part.reshape(*part.shape[:-1], self.heads, head_width)
-            for part in jnp.split(packed, packed.shape[-1] // inner, axis=-1)
+            part.reshape(*part.shape[:-1], self.heads, head_width) for part in parts
         )
         drop = nn.Dropout(self.dropout)
         if tokens == 1:
@@ -460,6 +474,10 @@ class Attention(nn.Module):
         else:
             scores = jnp.einsum("...nhd,...mhd->...hnm", *query_and_key) * head_width**-0.5
             scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+            if mask is not None:
+                # Not -inf: a softmax over nothing else would not be finite.
+                least = jnp.finfo(scores.dtype).min
+                scores = jnp.where(mask[..., None, None, :] != 0, scores, least)
             weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
             weights = drop(weights, deterministic=not train)
             attended = jnp.einsum("...hnm,...mhd->...nhd", weights, value)

@@ -15,11 +15,15 @@ except ImportError as error:
         "  pip install --constraint constraints.txt -e .[torch]"
     ) from error
 
-from htnet_jax.torch_bridge import htnet, mmnet
+from htnet_jax.torch_bridge import attributes, htnet, mmnet
 from htnet_jax.torch_bridge.convert import Bridge, Rule
 
 # `config.model.name` -> how that network crosses; a new network is added here.
-BRIDGES = {"HTNet": htnet.BRIDGE, "MMNet": mmnet.BRIDGE}
+BRIDGES = {
+    "HTNet": htnet.BRIDGE,
+    "MMNet": mmnet.BRIDGE,
+    "AttributeNet": attributes.BRIDGE,
+}
 
 
 def bridge_of(name: str) -> Bridge:

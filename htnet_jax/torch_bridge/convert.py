@@ -21,6 +21,8 @@ from flax import traverse_util
 from htnet_jax.errors import Problems, UserError
 
 Shape = tuple[int, ...]
+# `(module, clips, generator) -> name -> (clips, ...)`: see `Bridge.draw`.
+Draw = Callable[[Any, int, np.random.Generator], dict[str, np.ndarray]]
 # Gives the entries of a release's files that its network never reads: see `Bridge.recreate`.
 Recreate = Callable[[Mapping[str, Shape]], dict[str, torch.Tensor]]
 
@@ -87,8 +89,8 @@ class Bridge:
     Attributes:
         table: One `Rule` for every kind of array.
         layers: Pairs of patterns (Flax path of a module or sown value, PyTorch module) whose
-            outputs must agree, for the parity check. Four-dimensional outputs are channels-last in
-            Flax and channels-first in PyTorch; all others have the same axes.
+            outputs must agree, for the parity check. Outputs of four or more dimensions are
+            channels-last in Flax and channels-first in PyTorch; all others have the same axes.
         build: `(flax_module, channels) -> torch.nn.Module` of the same sizes, float32, evaluating.
         sizes: `(shapes by state_dict name, known attributes, channels) -> attributes of the Flax
             module`; raises a UserError if the shapes contradict each other or what is known.
@@ -100,6 +102,11 @@ class Bridge:
             release's own class again.
         pieces: `(pattern of a Flax path, names)`: an array that holds several parameters side by
             side on its last axis, in equal parts; the parity check compares each on its own.
+        pretrained: `(state_dict of another training, Flax module) -> part of its variables` that
+            begin so, float32; raises a UserError for a file of another network or size. None: the
+            network starts from no file.
+        draw: Random features of so many clips that only training sees, for a parity check without
+            data.
     """
 
     table: tuple[Rule, ...]
@@ -110,6 +117,8 @@ class Bridge:
     unused: tuple[str, ...] = ()
     recreate: Recreate = lambda shapes: {}
     pieces: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    pretrained: Callable[[Mapping[str, torch.Tensor], Any], dict[str, Any]] | None = None
+    draw: Draw = lambda module, count, rng: {}
 
 
 def match(pattern: str, name: str) -> dict[str, str] | None:
@@ -144,6 +153,23 @@ def gain_and_bias(
     return (
         Rule(f"params/{flax}/scale", f"{theirs}.{names[0]}", axes),
         Rule(f"params/{flax}/bias", f"{theirs}.{names[1]}", axes),
+    )
+
+
+def batch_norm(flax: str, theirs: str) -> tuple[Rule, ...]:
+    """The lines of a batch normalisation, its running statistics included."""
+    return (
+        *gain_and_bias(flax, theirs),
+        Rule(f"batch_stats/{flax}/mean", f"{theirs}.running_mean", "c -> c"),
+        Rule(f"batch_stats/{flax}/var", f"{theirs}.running_var", "c -> c"),
+    )
+
+
+def conv_norm(flax: str, conv: str, norm: str, axes: str) -> tuple[Rule, ...]:
+    """The lines of a convolution without bias and a batch normalisation."""
+    return (
+        Rule(f"params/{flax}/conv/kernel", f"{conv}.weight", axes),
+        *batch_norm(f"{flax}/norm", norm),
     )
 
 

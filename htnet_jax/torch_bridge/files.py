@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 
-from htnet_jax import foreign
+from htnet_jax import foreign, tensors
 from htnet_jax.errors import Problems, UserError
 from htnet_jax.io import write_atomically
 from htnet_jax.torch_bridge import convert
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pth", ".pt")
-# Of a `.pth` file; a network of 64 blocks on each of 6 levels has 5,000 tensors.
-_MOST_ENTRIES = 20_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -59,9 +52,9 @@ def read(path: str | Path) -> StateDictFile:
         with foreign.opened(path, foreign.MAX_ARRAYS):
             pass
         if path.suffix == SAFETENSORS:
-            loaded, metadata = _read_safetensors(path)
+            loaded, metadata = tensors.read_safetensors(path, "pt")
         else:
-            loaded, metadata = _read_torch(path), {}
+            loaded, metadata = tensors.read_torch(path), {}
         try:
             if not isinstance(loaded, Mapping):
                 raise UserError(f"it holds a {type(loaded).__name__}, not a state_dict")
@@ -69,7 +62,7 @@ def read(path: str | Path) -> StateDictFile:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         _check_types(path, state_dict)
-        _check_memory(state_dict)
+        tensors.check_memory(state_dict)
         for name, count in convert.non_finite(state_dict).items():
             notes.append(f"warning: {name} has {count} values that are NaN or infinite")
     floats = [tensor for tensor in state_dict.values() if tensor.is_floating_point()]
@@ -143,66 +136,5 @@ def _check_types(path: Path, state_dict: Mapping[str, torch.Tensor]) -> None:
     problems.raise_if_any("Only dense floating-point tensors can be converted.")
 
 
-def _check_memory(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Raises a ValueError if tensors claim many more values than the file has for them.
-
-    A tensor with a stride of 0 claims any number; expanded tensors of a sensible size are saved so.
-    """
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values())
-    storages = {one.data_ptr(): one.nbytes() for one in map(_storage, state_dict.values())}
-    there = sum(storages.values())
-    if claimed > max(2**28, 8 * there):
-        raise ValueError(f"tensors of {claimed:,} bytes in the {there:,} bytes of their values")
-
-
-def _storage(tensor: torch.Tensor) -> Any:
-    return tensor.untyped_storage()
-
-
-def _check_archive(path: Path) -> None:
-    """Raises a ValueError if a `.pth` file is an archive that grows when it is unpacked."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        # Each takes torch some time to open.
-        if len(archive.infolist()) > _MOST_ENTRIES:
-            raise ValueError(f"an archive of {len(archive.infolist()):,} entries")
-        unpacked = sum(member.file_size for member in archive.infolist())
-        # torch.save compresses nothing.
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"{unpacked:,} bytes when unpacked; torch.save compresses nothing")
-
-
 def _wrong_ending(path: Path) -> str:
     return f"{path}: the name must end in {SAFETENSORS}, {' or '.join(TORCH)}"
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def _read_torch(path: Path) -> Any:
-    _check_archive(path)
-    try:
-        # Its warnings about odd pickles would precede our message.
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"a pickled {found[1]}" if found else "something that is no tensor, or is damaged"
-        raise UserError(
-            f"{path}: holds {what}. Unpickling runs code that the file brings along, so it is not "
-            "done here. If you trust the file, rewrite it where it comes from:\n"
-            "  torch.save(model.state_dict(), 'weights.pth')   # not torch.save(model, ...)"
-        ) from error
-    except Exception as error:  # what torch raises depends on where a file was cut or changed
-        raise UserError(
-            f"{path}: truncated or not a PyTorch file ({_first_line(error)}); copy it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    # Some errors consist of a number alone.
-    return next((line for line in lines if re.search("[a-z]{3}", line)), type(error).__name__)

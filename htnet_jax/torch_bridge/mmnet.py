@@ -18,7 +18,15 @@ from torch import nn
 from htnet_jax.errors import Problems
 from htnet_jax.models import mmnet as flax_mmnet
 from htnet_jax.torch_bridge import convert
-from htnet_jax.torch_bridge.convert import Bridge, Rule, Shape, gain_and_bias, kernel_and_bias
+from htnet_jax.torch_bridge.convert import (
+    Bridge,
+    Rule,
+    Shape,
+    batch_norm,
+    conv_norm,
+    gain_and_bias,
+    kernel_and_bias,
+)
 from htnet_jax.torch_bridge.layers import Attention, DropPath
 
 # The release's; the shapes of a file leave several possible.
@@ -29,32 +37,17 @@ RELEASE_DROP_PATH = {(2, 4): 0.0, (3, 2): 0.3}
 VIT_EPS = 1e-6
 
 
-def _batch_norm(flax: str, theirs: str) -> tuple[Rule, ...]:
-    return (
-        *gain_and_bias(flax, theirs),
-        Rule(f"batch_stats/{flax}/mean", f"{theirs}.running_mean", "c -> c"),
-        Rule(f"batch_stats/{flax}/var", f"{theirs}.running_var", "c -> c"),
-    )
-
-
-def _conv_norm(flax: str, conv: str, norm: str, axes: str) -> tuple[Rule, ...]:
-    return (
-        Rule(f"params/{flax}/conv/kernel", f"{conv}.weight", axes),
-        *_batch_norm(f"{flax}/norm", norm),
-    )
-
-
 _WIDE, _NARROW, _DENSE = "h w i o -> o i h w", "i o -> o i 1 1", "i o -> o i"
 _LAYER, _BLOCK = "main_branch.layer{i}.0", "vit_pos.blocks.{i}"
 
 TABLE = (
-    *_conv_norm("stem", "conv_act.0", "conv_act.1", _WIDE),
-    *_conv_norm("entry", "main_branch.conv1", "main_branch.bn1", _WIDE),
-    *_conv_norm("layer_{i}/first", f"{_LAYER}.conv1", f"{_LAYER}.bn1", _WIDE),
-    *_conv_norm("layer_{i}/second", f"{_LAYER}.conv2", f"{_LAYER}.bn2", _NARROW),
-    *_conv_norm("layer_{i}/skip", f"{_LAYER}.downsample.0", f"{_LAYER}.downsample.1", _NARROW),
+    *conv_norm("stem", "conv_act.0", "conv_act.1", _WIDE),
+    *conv_norm("entry", "main_branch.conv1", "main_branch.bn1", _WIDE),
+    *conv_norm("layer_{i}/first", f"{_LAYER}.conv1", f"{_LAYER}.bn1", _WIDE),
+    *conv_norm("layer_{i}/second", f"{_LAYER}.conv2", f"{_LAYER}.bn2", _NARROW),
+    *conv_norm("layer_{i}/skip", f"{_LAYER}.downsample.0", f"{_LAYER}.downsample.1", _NARROW),
     Rule("params/layer_{i}/attention/kernel", f"{_LAYER}.attn.0.weight", "c -> 1 c 1 1"),
-    *_batch_norm("layer_{i}/attention/norm", f"{_LAYER}.attn.1"),
+    *batch_norm("layer_{i}/attention/norm", f"{_LAYER}.attn.1"),
     *kernel_and_bias("position/patch_embedding", "vit_pos.patch_embed.proj", _NARROW),
     Rule("params/position/pos_embed", "vit_pos.pos_embed", "t c -> 1 t c"),
     *gain_and_bias("position/block_{i}/attention_norm", f"{_BLOCK}.norm1"),

@@ -25,8 +25,10 @@ from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Bridge
 from htnet_jax.torch_bridge.traces import (
     Clips,
+    Losses,
     Optimizer,
     Trace,
+    fed,
     flax_trace,
     torch_trace,
 )
@@ -155,10 +157,11 @@ def run(
     module: Any,
     bridge: Bridge,
     variables: Mapping[str, Any],
-    batches: Sequence[Clips],
+    batches: Sequence[Clips | tuple[Any, ...]],
     *,
     dtypes: Sequence[str] = ("float64",),
     optimizer: Optimizer | None = None,
+    losses: Losses | None = None,
     steps: int = 20,
     torch_model: torch.nn.Module | None = None,
     train: bool = False,
@@ -170,23 +173,25 @@ def run(
         module: Flax module.
         bridge: Its bridge.
         variables: Its variables.
-        batches: `(inputs, labels)`: a tuple of `(B, H, W, C)`, and `(B,)` integers. Layers and
-            gradients are compared on the first; the steps go through all, again and again.
+        batches: `Clips`, or tuples of what they hold. Layers and gradients are compared on the
+            first; the steps go through all, again and again.
         dtypes: "float64", "float32" or both, a report for each. In this order float64 is computed
             once, though float32 needs it too.
         optimizer: Default: `Optimizer()`.
+        losses: Default: `Losses()`, cross-entropy.
         steps: Optimizer steps.
         torch_model: The PyTorch side with weights of its own; default: converted from `variables`.
         train: Training mode: the batch's own statistics, running ones that move, drop path.
         on_progress: Called with a word before each part of the work.
 
     Raises:
-        UserError: No batch, an unknown dtype, weights that cannot be converted, or training mode
-            with dropout.
+        UserError: No batch, an unknown dtype or loss, weights that cannot be converted, or training
+            mode with dropout.
     """
     for dtype in dtypes:
         if dtype not in TOLERANCES:
             raise UserError(f"dtype={dtype!r} is unknown; use {' or '.join(TOLERANCES)}")
+    batches = [Clips(*batch) for batch in batches]
     if not batches:
         raise UserError("no batch to compare on")
     if train and getattr(module, "dropout", 0):
@@ -194,10 +199,10 @@ def run(
             f"dropout={module.dropout}: its draws cannot be repeated in PyTorch; compare in "
             "evaluation mode, or with --config.model.dropout=0"
         )
-    optimizer = optimizer or Optimizer()
+    optimizer, losses = optimizer or Optimizer(), losses or Losses()
     say = on_progress or (lambda text: None)
     if torch_model is None:
-        torch_model = bridge.build(module, batches[0][0][0].shape[-1])
+        torch_model = bridge.build(module, batches[0].inputs[0].shape[-1])
         torch_model.load_state_dict(convert.to_state_dict(variables, bridge.table), strict=True)
 
     def torch_side(dtype: str, ours: Trace) -> Trace:
@@ -210,6 +215,8 @@ def run(
             lambda text: say(f"{dtype} {text}"),
             train=train,
             kept=ours.kept,
+            losses=losses,
+            privileged=fed(module, batches[0].privileged),
         )
 
     reports = []
@@ -224,6 +231,7 @@ def run(
                 steps,
                 lambda text, dtype=dtype: say(f"{dtype} {text}"),
                 train=train,
+                losses=losses,
             )
         theirs = torch_side(dtype, ours)
         if dtype == "float64":
@@ -269,7 +277,7 @@ def compare(ours: Trace, theirs: Trace, dtype: str, reference: Trace | None = No
     add("logits", "logits", ours.logits, theirs.logits)
     for name, moved in theirs.statistics.items():
         add("statistics", name, ours.statistics[name], moved)
-    add("loss", "cross-entropy", ours.losses[:1], theirs.losses[:1])
+    add("loss", "loss", ours.losses[:1], theirs.losses[:1])
     largest = max(_size(gradient) for gradient in theirs.gradients.values())
     limit = ROUNDING_EPS * np.finfo(dtype).eps * largest
     rounding = {
@@ -430,7 +438,7 @@ def plot_losses(reports: Sequence[Report], path: Path, title: str) -> None:
         least = np.finfo(report.dtype).eps / 10
         relative = np.maximum(abs(ours - theirs) / abs(theirs), least)
         bottom.semilogy(steps, relative, ".-", color=colour)
-    top.set(title=title, ylabel="cross-entropy")
+    top.set(title=title, ylabel="loss")
     top.legend()
     bottom.set(xlabel="optimizer step", ylabel="relative difference")
     try:
@@ -454,8 +462,14 @@ def _size(array: np.ndarray) -> float:
 def _cast(
     variables: Mapping[str, Any], batches: Sequence[Clips], dtype: str
 ) -> tuple[Any, list[Clips]]:
+    def floats(array: np.ndarray) -> np.ndarray:
+        return np.asarray(array, dtype) if np.issubdtype(array.dtype, np.floating) else array
+
     cast = jax.tree.map(lambda a: np.asarray(a, dtype), dict(variables))
-    return cast, [(tuple(np.asarray(x, dtype) for x in inputs), y) for inputs, y in batches]
+    return cast, [
+        Clips(tuple(np.asarray(x, dtype) for x in inputs), labels, jax.tree.map(floats, privileged))
+        for inputs, labels, privileged in batches
+    ]
 
 
 def _difference(a: Any, b: Any, floor: float = 0.0) -> tuple[float, float]:

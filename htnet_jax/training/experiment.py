@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,10 +24,11 @@ from htnet_jax.evaluation.protocols import unique_subjects
 from htnet_jax.evaluation.summary import Run, shortened
 from htnet_jax.features import Feed, check_names, make_feed
 from htnet_jax.io import inner_folder
-from htnet_jax.learn import step
+from htnet_jax.learn import losses, step
 from htnet_jax.progress import Bar
-from htnet_jax.training import hosts, settings, workdir
+from htnet_jax.training import hosts, pretrained, settings, workdir
 from htnet_jax.training import plan as plans
+from htnet_jax.training.describe import make_describer
 from htnet_jax.training.events import Events
 from htnet_jax.training.folds import Fold, FoldResult, FoldTrainer, Keeping, Progress
 from htnet_jax.training.interrupts import Stopped, StopRequest
@@ -129,6 +130,7 @@ class _Experiment:
         self._check_settings()
         self.record = _first(lambda: workdir.unfinished(folder, self.as_json))
         workdir.check_versions(folder, self.record)
+        self.start = pretrained.read(model, config.model.name)
         # Process 0 builds the data set if necessary; the others find it built.
         arrays = _load(config) if hosts.leads() else None
         leads_with = hosts.texts(arrays.fingerprint if arrays else "")[0]
@@ -143,9 +145,16 @@ class _Experiment:
         self.arrays = plans.of_sources(arrays, config.dataset.sources)
         self.feed = make_feed(self.arrays, config, model)
         settings.check_fit(config, model, self.arrays, self.feed)
-        self.digest = settings.digest(self.as_json)
+        self._tell_of_losses()
+        # Of files that the settings name, which are not theirs to tell of: their content.
+        start = {"model.pretrained": self.start.digest} if self.start.digest else {}
+        self.files = start | self.feed.files
+        workdir.check_files(folder, self.record, self.files)
+        self.digest = settings.digest(self.as_json | ({"files": self.files} if self.files else {}))
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
+        sets, self.describer = make_describer(model, config, self.arrays, self.feed, self.plan)
+        self.plan = dataclasses.replace(self.plan, sets=sets)
         workdir.check_memory(self.plan)
         self.run_digest = workdir.run_digest(self.digest, self.arrays.fingerprint)
         self.kept = plans.kept_checkpoints(config, self.plan)
@@ -172,6 +181,13 @@ class _Experiment:
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nGive all processes the same settings, apart from --config.process."
             )
+
+    def _tell_of_losses(self) -> None:
+        """Says if losses are left out, because the data set does not have what they read."""
+        reading = losses.declared(self.config.losses, "reads", self.model)
+        for name in dict.fromkeys(one for key in self.feed.absent for one in reading[key]):
+            lost = ", ".join(key for key in self.feed.absent if name in reading[key])
+            hosts.tell(f"{self.arrays.name} has no {lost}: training without the loss {name}")
 
     def _tell_of_whole_sets(self) -> None:
         """Says if a batch is larger than training sets: there it is the whole set."""
@@ -242,6 +258,7 @@ class _Experiment:
             # Group sizes shape the arithmetic: a resumed run keeps them.
             folds_per_device=self.record.get(key, self.config.folds_per_device),
             devices_at_once=changes[-1]["devices_at_once"] if changes else 0,
+            start=self.start.variables,
         )
         units = {fold.name: unit for unit, fold in folds.items()}
         return _Stage(key, "inner, " if inner else "", units, trainer)
@@ -267,6 +284,8 @@ class _Experiment:
             )
             self.record["run"] = self.run_digest
             self.record["fits_once"] = self.stages[0].trainer.fits_once
+            if self.files:
+                self.record["files"] = self.files
             self._write_record()
             workdir.write_json(self.folder / "config.json", self.as_json)
         # Where it was resumed last.
@@ -337,7 +356,7 @@ class _Experiment:
                 keeping = Keeping(
                     snapshots, config.checkpoint_every, stop, config.checkpoint_seconds
                 )
-                wanted = [name for name in (f.name for f in folds) if self._keeps(stage, name)]
+                wanted = [fold.name for fold in folds if self._wants(stage.units[fold.name])]
                 try:
                     show = _shower(bar, title, epochs)
                     trained = stage.trainer.train(folds, config.epochs, show, keeping, wanted)
@@ -354,9 +373,12 @@ class _Experiment:
                 for result in trained:
                     unit = stage.units[result.fold.name]
                     if hosts.leads():
-                        outcome = Result(result.logits, result.train_loss)
+                        outcome = Result(
+                            result.logits, result.train_loss, self._similarities(unit, result)
+                        )
                         events.write(unit, outcome)
-                        self._keep_checkpoint(unit, result)
+                        if self._keeps(unit):
+                            self._keep_checkpoint(unit, result)
                         # Last, because it makes the model count as finished.
                         store.write(unit, outcome)
                     done.add(unit)
@@ -365,10 +387,20 @@ class _Experiment:
                 if signal:
                     raise Stopped(signal)
 
-    def _keeps(self, stage: _Stage, name: str) -> bool:
+    def _keeps(self, unit: Unit) -> bool:
         """Whether the final variables of a fold become a checkpoint."""
-        unit = stage.units[name]
         return unit.inner is None and self.plan.folds[unit.fold] in self.kept
+
+    def _wants(self, unit: Unit) -> bool:
+        """Whether the final variables of a model are looked at."""
+        return self._keeps(unit) or (unit.inner is None and self.describer is not None)
+
+    def _similarities(self, unit: Unit, result: FoldResult) -> np.ndarray | None:
+        """Of a fold's test clips, see `Result`."""
+        if self.describer is None or unit.inner is not None:
+            return None
+        trained = self.plan.sets.among(self.plan.trained(unit))
+        return self.describer(result.variables, np.flatnonzero(result.fold.test), trained)
 
     def _checkpoint_folder(self, unit: Unit) -> Path:
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
@@ -385,9 +417,7 @@ class _Experiment:
             )
 
     def _keep_checkpoint(self, unit: Unit, result: FoldResult) -> None:
-        """Writes the final variables of a fold, if they are wanted."""
-        if result.variables is None:
-            return
+        """Writes the final variables of a fold."""
         name, seed = str(self.plan.folds[unit.fold]), int(self.plan.seeds[unit.seed])
         path = self._checkpoint_folder(unit)
         dataset = self.config.dataset
@@ -399,6 +429,13 @@ class _Experiment:
             "labels": dataset.labels or next(iter(loading.label_sets(dataset.name))),
             "class_names": list(self.arrays.class_names),
         }
+        if self.plan.sets is not None:
+            names, trained = self.plan.sets.names, self.plan.sets.among(self.plan.trained(unit))
+            about["sets"] = {
+                "names": names.tolist(),
+                "trained": names[trained].tolist(),
+                "text_model": self.files.get("text.model", ""),
+            }
         config = {**self.as_json, "seed": seed, "seeds": 1, "checkpoint": about}
         save_fold(path, result.variables, config)
 
@@ -412,6 +449,7 @@ def make_trainer(
     *,
     folds_per_device: int,
     devices_at_once: int = 0,
+    start: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """The trainer of some folds.
 
@@ -423,6 +461,7 @@ def make_trainer(
         folds: What to train.
         folds_per_device: Group size; 0: chosen.
         devices_at_once: Devices to use at most; 0: all.
+        start: Part of a network's variables that every fold begins with, see `pretrained`.
 
     Raises:
         UserError: As the trainers.
@@ -442,7 +481,7 @@ def make_trainer(
             inner_parts=config.inner_parts,
         )
     return FoldTrainer(
-        step.make(model, config),
+        step.make(model, config, feed.absent),
         feed,
         plan.labels,
         folds,
@@ -454,6 +493,7 @@ def make_trainer(
         devices_at_once=devices_at_once,
         matmul_precision=config.matmul_precision,
         classes=len(plan.class_names),
+        start=start,
     )
 
 

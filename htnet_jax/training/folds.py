@@ -21,7 +21,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -169,6 +169,7 @@ class FoldTrainer:
         devices_at_once: int = 0,
         matmul_precision: str = "float32",
         classes: int = 0,
+        start: Mapping[str, Any] | None = None,
     ) -> None:
         """Puts the data on the devices and compiles nothing yet.
 
@@ -191,6 +192,8 @@ class FoldTrainer:
             matmul_precision: Of products of float32, a key of `MATMUL_PRECISIONS`; without effect
                 on a CPU, where they are float32 always.
             classes: Outputs to keep of the predictions; 0: all that the network has.
+            start: Part of the network's variables, nested dicts of float32 arrays: every fold
+                begins with these instead of initial values of its own.
 
         Raises:
             UserError: No fold, a fold without training or test clips, or a batch of no clip.
@@ -217,7 +220,8 @@ class FoldTrainer:
             classes=classes,
         )
         self._host_data = feed.arrays, labels.astype(np.int32)
-        state = jax.eval_shape(self._program.init, np.zeros(2, np.uint32))
+        self._start = start or {}
+        state = jax.eval_shape(self._program.init, np.zeros(2, np.uint32), self._start)
         self.parameter_bytes = _bytes((state.trained, state.idle, state.collections))
         self.state_bytes = _bytes(
             (state.trained, state.optimizer, state.average, state.collections)
@@ -258,15 +262,12 @@ class FoldTrainer:
         # Several processes use all of their devices, so that they run the same program.
         is_alone = jax.process_count() == 1
         self._devices = pool[: len(groups(self.folds, len(pool), size))] if is_alone else pool
-        count = len(self._devices)
         mesh = jax.sharding.Mesh(np.array(self._devices), ("devices",))
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
-        (self._data,) = self._place(
-            jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), self._host_data)
-        )
+        self._data = self._place_everywhere(self._host_data)
         self._programs: tuple[Any, Any] | None = None
         self._epochs_per_call = 1
-        self._init = jax.pmap(_of_group(self._program.init, size, (0,)), devices=self._devices)
+        self._init = jax.pmap(_of_group(self._program.init, size, (0, None)), devices=self._devices)
         run = _of_group(self._program.run, size, (0, 0, None, None, None))
         self._run = jax.pmap(run, devices=self._devices, donate_argnums=(0,))
 
@@ -274,6 +275,11 @@ class FoldTrainer:
         """Trees of host arrays (devices, ...) -> on the devices, in memory of their own."""
         # Before the compiled call, which is guarded against copies.
         return jax.device_put(arrays, self._split, may_alias=False)
+
+    def _place_everywhere(self, tree: Any) -> Any:
+        """A tree of host arrays -> on every device."""
+        count = len(self._devices)
+        return self._place(jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), tree))[0]
 
     def _slots(self, count: int) -> np.ndarray:
         """`(count, 2)`: the device, among those of all processes, and the place of each fold."""
@@ -324,11 +330,12 @@ class FoldTrainer:
             for i in range(0, len(parts), at_once)
         ]
 
-    def _compile(self, tables: dict[str, jax.Array], copies: int) -> tuple[Any, Any]:
+    def _compile(self, tables: dict[str, jax.Array], start: Any, copies: int) -> tuple[Any, Any]:
         """The programs `(init, run)`, compiled on first use.
 
         Args:
             tables: On the devices.
+            start: What the folds begin with, on the devices.
             copies: Of the state that the main memory must hold besides.
 
         Raises:
@@ -337,14 +344,14 @@ class FoldTrainer:
         """
         if self._programs is None:
             with jax.default_matmul_precision(self._precision):
-                init = self._init.lower(tables["origin"])
+                init = self._init.lower(tables["origin"], start)
             # Compiling one program while tracing the other saves about a quarter of the wait.
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 compiled_init = pool.submit(init.compile)
                 with jax.default_matmul_precision(self._precision):
                     state = init.out_info
                     if jax.process_count() > 1:  # pmap then traces with real arrays only
-                        state = compiled_init.result()(tables["origin"])
+                        state = compiled_init.result()(tables["origin"], start)
                     run = self._run.lower(state, tables, self._data, *self._span(0, 1))
                     del state  # it would count as memory in use
                 on_cpu = self._devices[0].platform == "cpu"
@@ -414,15 +421,17 @@ class FoldTrainer:
         (tables,) = self._place(self._tables(folds))
         began = time.monotonic()
         is_first = self._programs is None
-        init, run = self._compile(tables, copies=1 if keeping else 0)
+        start = self._place_everywhere(self._start)
+        init, run = self._compile(tables, start, copies=1 if keeping else 0)
         if is_first:
             on_progress(Progress(0, 0, math.nan, time.monotonic() - began))
-        done, state, logits, losses = self._restored(keeping, tables)
+        done, state, logits, losses = self._restored(keeping, tables, start)
         if state is None:
-            state = init(tables["origin"])
+            state = init(tables["origin"], start)
         else:
             loss = float(losses[-1][:, -1].mean())
             on_progress(Progress(done, done * len(folds), loss, is_resumed=True))
+        del start  # the state has copies of its own
         saved, saved_at = done, time.monotonic()
         while done < epochs:
             count = min(self._epochs_per_call, epochs - done)
@@ -509,11 +518,11 @@ class FoldTrainer:
         }
         snapshots.save(done, state, results)
 
-    def _restored(self, keeping: Keeping | None, tables: dict[str, jax.Array]) -> Any:
+    def _restored(self, keeping: Keeping | None, tables: dict[str, jax.Array], start: Any) -> Any:
         """(epochs done, state, logits, losses) of the newest snapshot; else (0, None, [], [])."""
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._split),
-            jax.eval_shape(self._init, tables["origin"]),
+            jax.eval_shape(self._init, tables["origin"], start),
         )
         found = keeping.snapshots.latest(like) if keeping else None
         if found is None:

@@ -17,7 +17,7 @@ from htnet_jax import io
 from htnet_jax.config import chosen_in
 from htnet_jax.errors import UserError, count, say, shown
 from htnet_jax.evaluation import protocols
-from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+from htnet_jax.evaluation.predictions import Described, InnerPredictions, Predictions
 
 if TYPE_CHECKING:
     from htnet_jax.datasets.loading import ClipArrays
@@ -45,6 +45,14 @@ _FIELDS: dict[str, type] = {
     "fingerprint": np.str_,
     "run": np.str_,
 }
+_SETS_FIELDS: dict[str, type] = {
+    "names": np.str_,
+    "sentences": np.str_,
+    "rows": np.int32,
+    "positives": np.float32,
+}
+# What they are called in the file of a plan.
+_SETS_PREFIX = "sets_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +94,37 @@ class Result(NamedTuple):
     Attributes:
         logits: `(E, m, C)` float32, of the unit's `predicted` clips in the order of the data set.
         train_loss: `(E,)` float32, mean cross-entropy over each epoch's training clips.
+        similarities: `(m, D)` float32, of the same clips and each of the plan's `sets`, by the
+            final model of a fold; None where nothing is described, and for inner folds.
     """
 
     logits: np.ndarray
     train_loss: np.ndarray
+    similarities: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sets:
+    """The sets of action units by which test clips are described, D of them, of N clips in F folds.
+
+    Attributes:
+        names: `(D,)` str, as `Described.sets`.
+        sentences: `(D,)` str.
+        rows: `(N,)` int32, the set of each clip; -1: its units are not known.
+        positives: `(F,)` float32, as `Described.positives`.
+    """
+
+    names: np.ndarray
+    sentences: np.ndarray
+    rows: np.ndarray
+    positives: np.ndarray
+
+    def __post_init__(self) -> None:
+        _typed(self, _SETS_FIELDS)
+
+    def among(self, clips: np.ndarray) -> np.ndarray:
+        """`(D,)` bool: the sets that occur in some clips, `(N,)` bool."""
+        return np.isin(np.arange(len(self.names)), self.rows[clips])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,6 +148,7 @@ class Plan:
         dataset: str scalar.
         fingerprint: str scalar.
         run: str scalar, a digest of the settings and the data: to whom a result belongs.
+        sets: By what the test clips are described; None: they are not.
     """
 
     seeds: np.ndarray
@@ -131,11 +167,10 @@ class Plan:
     dataset: np.ndarray
     fingerprint: np.ndarray
     run: np.ndarray = dataclasses.field(default_factory=lambda: np.array(""))
+    sets: Sets | None = None
 
     def __post_init__(self) -> None:
-        for name, dtype in _FIELDS.items():
-            # The class is frozen for its users; here it is still being made.
-            object.__setattr__(self, name, io.typed(name, getattr(self, name), dtype))
+        _typed(self, _FIELDS)
 
     @property
     def inner_folds(self) -> int:
@@ -152,7 +187,9 @@ class Plan:
         """Size of the predictions of the whole run."""
         own = int((self.tested >= 0).sum())
         inner = int((self.validated >= 0).sum()) + self.inner_folds * own
-        return 4 * len(self.seeds) * len(self.epochs) * len(self.class_names) * (own + inner)
+        described = own * len(self.sets.names) if self.sets else 0
+        logits = len(self.epochs) * len(self.class_names) * (own + inner)
+        return 4 * len(self.seeds) * (logits + described)
 
     def units(self, *, inner: bool) -> Iterator[Unit]:
         """The models to train: those of the folds themselves, or those of their inner folds."""
@@ -178,18 +215,36 @@ class Plan:
 
     def same(self, other: Plan) -> bool:
         """Whether two plans are alike in everything."""
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in _FIELDS)
+        ours, theirs = self._arrays(), other._arrays()
+        return {*ours} == {*theirs} and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """What its file holds."""
+        found = {name: getattr(self, name) for name in _FIELDS}
+        if self.sets is not None:
+            found |= {_SETS_PREFIX + name: getattr(self.sets, name) for name in _SETS_FIELDS}
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as `.npz`; errors as `io.save_arrays`."""
-        io.save_arrays(path, {name: getattr(self, name) for name in _FIELDS}, FORMAT_VERSION)
+        io.save_arrays(path, self._arrays(), FORMAT_VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads what `save` wrote; errors as `io.load_arrays`."""
         found = io.load_arrays(path, FORMAT_VERSION, "plan of a run")
-        io.check_names(Path(path), found, set(_FIELDS))
-        return cls(**found)
+        own = {_SETS_PREFIX + name for name in _SETS_FIELDS}
+        has_sets = bool(own & {*found})
+        io.check_names(Path(path), found, {*_FIELDS} | (own if has_sets else set()))
+        sets = {name: found.pop(_SETS_PREFIX + name) for name in _SETS_FIELDS if has_sets}
+        return cls(**found, sets=Sets(**sets) if has_sets else None)
+
+
+def _typed(owner: object, fields: Mapping[str, type]) -> None:
+    """Gives every field its type; errors as `io.typed`."""
+    for name, dtype in fields.items():
+        # The classes are frozen for their users; here they are still being made.
+        object.__setattr__(owner, name, io.typed(name, getattr(owner, name), dtype))
 
 
 def _as_release(plan: Plan) -> np.ndarray:
@@ -255,7 +310,8 @@ class Store:
 
     def write(self, unit: Unit, result: Result) -> None:
         """Keeps a unit's result; errors as `io.save_arrays`."""
-        content = {**result._asdict(), **self._owner(unit)}
+        arrays = {name: array for name, array in result._asdict().items() if array is not None}
+        content = {**arrays, **self._owner(unit)}
         content["digest"] = _digest(content)
         io.save_arrays(self._path(unit), content, FORMAT_VERSION, compress=False)
 
@@ -267,11 +323,15 @@ class Store:
         """
         path, owner = self._path(unit), self._owner(unit)
         epochs, classes = len(self.plan.epochs), len(self.plan.class_names)
-        shape = (epochs, int(self.plan.predicted(unit).sum()), classes)
+        predicted = int(self.plan.predicted(unit).sum())
+        shapes = {"logits": (epochs, predicted, classes), "train_loss": (epochs,)}
+        if self.plan.sets is not None and unit.inner is None:
+            shapes["similarities"] = (predicted, len(self.plan.sets.names))
         # As large as that of any model of this run, and what is written with it.
         most = 4 * epochs * (len(self.plan.clips) * classes + 1) + 2**16
+        most += 4 * len(self.plan.clips) * shapes.get("similarities", (0, 0))[1]
         found = io.load_arrays(path, FORMAT_VERSION, "result of a fold", most=most)
-        io.check_names(path, found, {*Result._fields, *owner, "digest"})
+        io.check_names(path, found, {*shapes, *owner, "digest"})
         if str(found.pop("digest")) != _digest(found):
             raise UserError(f"{path}: damaged, it has changed since it was written")
         theirs = {name: found.pop(name) for name in owner}
@@ -280,10 +340,11 @@ class Store:
         if not all(np.array_equal(theirs[name], owner[name]) for name in owner):
             words = ", ".join(f"{name} {shown(value)}" for name, value in theirs.items())
             raise UserError(f"{path}: of another model of this run ({words})")
-        if found["logits"].shape != shape or found["train_loss"].shape != (epochs,):
-            raise UserError(
-                f"{path}: holds logits of shape {found['logits'].shape}, the run expects {shape}"
-            )
+        for name, shape in shapes.items():
+            if found[name].shape != shape:
+                raise UserError(
+                    f"{path}: holds {name} of shape {found[name].shape}, the run expects {shape}"
+                )
         return Result(**found)
 
     def finished(self) -> set[Unit]:
@@ -416,6 +477,16 @@ def joined(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Pred
             labels=plan.labels[clips],
             refit=plan.refit,
         )
+    described = None
+    if plan.sets is not None:
+        described = Described(
+            similarities=np.stack([np.concatenate([r.similarities for r in one]) for one in own]),
+            sets=plan.sets.names,
+            sentences=plan.sets.sentences,
+            truth=plan.sets.rows[rows],
+            trained=np.stack([plan.sets.among(plan.tested != fold) for fold in folds]),
+            positives=plan.sets.positives[folds],
+        )
     return Predictions(
         logits=np.stack([np.concatenate([r.logits for r in one], axis=1) for one in own]),
         seeds=plan.seeds,
@@ -433,6 +504,7 @@ def joined(plan: Plan, read: Callable[[Unit], Result], folds: list[int]) -> Pred
         dataset=plan.dataset,
         fingerprint=plan.fingerprint,
         inner=inner,
+        described=described,
     )
 
 

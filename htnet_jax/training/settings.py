@@ -31,6 +31,7 @@ from htnet_jax.datasets.loading import LAYOUTS, SCALINGS, ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.protocols import PROTOCOLS
 from htnet_jax.features import FEATURES, Feed
+from htnet_jax.features.text import check_template
 from htnet_jax.learn import losses, optim
 from htnet_jax.learn.step import logits_of
 from htnet_jax.ranges import Allowed, Choice, refusals, short
@@ -98,6 +99,7 @@ def check(config: ConfigDict) -> None:
         lambda: optim.make(config),
         lambda: losses.make(config.losses.to_dict(), config.loss_options.to_dict(), network),
         lambda: build_model(config),
+        lambda: check_template(config.text.template),
     ):
         try:
             make()
@@ -342,15 +344,18 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
         )
     if not isinstance(model, nn.Module):
         return  # a baseline takes a flow of any size
-    samples = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in feed.shapes]
-    given = ", ".join(
-        f"{name} {' x '.join(map(str, shape))}"
-        for name, shape in zip(feed.names, feed.shapes, strict=True)
-    )
+    own = [name for name in getattr(model, "privileged", ()) if name in feed.privileged]
+    shapes = {name: feed.shape_of(name) for name in (*feed.names, *own)}
+    samples = {
+        name: jax.ShapeDtypeStruct((1, *shape), np.float32) for name, shape in shapes.items()
+    }
+    given = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+    key = jax.random.key(0)
     try:
         result, _ = jax.eval_shape(
-            lambda *inputs: model.init_with_output(jax.random.key(0), *inputs, train=False),
-            *samples,
+            lambda inputs, hints: model.init_with_output(key, *inputs, train=False, **hints),
+            [samples[name] for name in feed.names],
+            {name: samples[name] for name in own},
         )
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -358,7 +363,14 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
             "Set config.model to fit, or choose another --config.dataset.config, "
             "--config.dataset.frame_size (of face frames) or --config.inputs."
         ) from error
-    logits = logits_of(result)[0]
+    logits, out = logits_of(result)
+    needed = losses.declared(config.losses, "needs", model, feed.absent)
+    if lost := [name for name, used in needed.items() if used and name not in out]:
+        names = ", ".join(dict.fromkeys(loss for name in lost for loss in needed[name]))
+        raise UserError(
+            f"config.losses: {names} needs {', '.join(lost)} from the network, which "
+            f"{config.model.name} does not return; set its weight to 0"
+        )
     if logits.shape != (1, wanted):
         raise UserError(
             f"{config.model.name} gives {logits.shape[1:]} logits a clip, but {arrays.name} has "

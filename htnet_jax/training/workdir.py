@@ -111,7 +111,12 @@ def _check_record(record: Any) -> None:
     """Raises anything if what resuming reads from an environment record is of another type."""
     if not isinstance(record, dict):
         raise TypeError("not a JSON object")
-    for name, kind in (("packages", dict), ("hyperparameters", dict), ("regrouped", list)):
+    for name, kind in (
+        ("packages", dict),
+        ("files", dict),
+        ("hyperparameters", dict),
+        ("regrouped", list),
+    ):
         if not isinstance(record.get(name, kind()), kind):
             raise TypeError(f"{name}={record[name]!r}")
     changes = record.get("regrouped", [])
@@ -239,6 +244,29 @@ def check_versions(workdir: Path, record: dict[str, Any]) -> None:
             f"workdir {workdir} holds an unfinished run of other versions, and folds trained with "
             "these would not be the same:\n" + "\n".join(changed) + "\nInstall the recorded "
             "versions, or choose another --workdir."
+        )
+
+
+def check_files(workdir: Path, record: dict[str, Any], files: dict[str, str]) -> None:
+    """Checks that a run to resume is given files of the same content.
+
+    Args:
+        workdir: Its folder.
+        record: Its environment record; empty for a new run.
+        files: Setting that names a file -> SHA-256 of what was read from it.
+
+    Raises:
+        UserError: A content differs; names the settings.
+    """
+    before = record.get("files", {}) if record else files
+    changed = sorted(
+        name for name in {*before, *files} if before.get(name, "") != files.get(name, "")
+    )
+    if changed:
+        raise UserError(
+            f"workdir {workdir} holds an unfinished run that was started with another file, or "
+            f"none, for {', '.join(f'config.{name}' for name in changed)}; give the file that it "
+            "was started with, or choose another --workdir"
         )
 
 

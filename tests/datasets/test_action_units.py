@@ -35,6 +35,8 @@ CELLS = {
     **{"(4+7)+12": "4+7+12"},
     # Held (4DME): not made in the clip.
     **{"AU4+AU7(k)": "4", "7(K)": "", "4(k)+12": "12"},
+    # No unit at all is not the same as none known.
+    **{"0": "0", "0.0": "0", " None. ": "0", "\uff10": "0"},
 }
 NOTED = {
     "R14+17+hard stare": ("R14+17", ["hard stare"]),
@@ -61,7 +63,9 @@ NOTED = {
     "12F+6": ("6", ["12F"]),
     "X12+6": ("6", ["X12"]),
     "43599": ("", ["43599"]),
-    **{code: ("", [code]) for code in ("0", "3", "47", "67", "75", "79", "86", "99", "100")},
+    "0+4": ("4", ["0"]),
+    "4+none": ("4", ["none"]),
+    **{code: ("", [code]) for code in ("00", "AU0", "3", "47", "75", "79", "86", "99", "100")},
 }
 
 
@@ -121,7 +125,7 @@ def test_any_text_gives_units_or_a_rest(cell):
             assert unit.side in action_units.SIDES and unit.intensity in action_units.INTENSITIES
             assert unit.number in action_units.NUMBERS
     # What is stored says the same when it is read again.
-    assert action_units.parse("+".join(parsed.stored)) == (parsed.groups, ())
+    assert action_units.parse("+".join(parsed.stored)) == parsed._replace(rest=())
 
 
 def test_a_huge_cell_is_read_in_bounded_time():

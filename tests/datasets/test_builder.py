@@ -1,6 +1,7 @@
 """From a tree as distributed to flow tensors, leave-one-subject-out and a report."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from htnet_jax.datasets import builder, loading, process
 from htnet_jax.datasets.labels import own_classes
 from htnet_jax.datasets.survey import Counts, RawClip
 from htnet_jax.errors import UserError
+from htnet_jax.motion import flow
 from htnet_jax.training import experiment
 
 FAKES = {
@@ -32,6 +34,7 @@ FAKES = {
     "smic": smic,
 }
 RECIPE = "farneback_28+align-none+landmarks-template"
+CLIPS = f"{RECIPE}+frames-6+clip-28"
 INCOMPLETE = builder.Options(workers=1, allow_incomplete=True)
 
 
@@ -50,20 +53,18 @@ def copies(tmp_path_factory, faces):
 
 @pytest.fixture(scope="module")
 def built(copies, tmp_path_factory):
-    """Name -> what `loading.prepare` returned, built once."""
+    """Name, recipe -> what `loading.prepare` returned, built once."""
     data_dir = str(tmp_path_factory.mktemp("data"))
-    found = {}
 
-    def get(name):
-        if name not in found:
-            found[name] = loading.prepare(
-                name,
-                config=RECIPE,
-                manual_dir=str(copies / name),
-                data_dir=data_dir,
-                options=INCOMPLETE,
-            )
-        return found[name]
+    @functools.cache
+    def get(name, recipe=RECIPE):
+        return loading.prepare(
+            name,
+            config=recipe,
+            manual_dir=str(copies / name),
+            data_dir=data_dir,
+            options=INCOMPLETE,
+        )
 
     get.data_dir = data_dir
     return get
@@ -143,12 +144,49 @@ def digests(folder):
     }
 
 
+@pytest.mark.parametrize("name", [*FAKES, "megc2019"])
+def test_clips_of_frames_with_flow(name, built, capfd):
+    arrays, folder = built(name, CLIPS)
+    bank = arrays.frames
+    assert (bank.evenly, bank.pixels.shape[1:]) == (6, (28, 28, 3))
+    assert (bank.flow.shape[:-1], bank.flow.dtype) == (bank.pixels.shape[:-1], np.float16)
+    for start, end in zip(bank.onset[:, 1], bank.apex[:, 2], strict=True):
+        gray = [cv2.cvtColor(face, cv2.COLOR_RGB2GRAY) for face in bank.pixels[start:end]]
+        found = [flow.optical_flow(gray[0], face, "farneback") for face in gray[1:]]
+        assert not bank.flow[start].any()
+        np.testing.assert_array_equal(bank.flow[start + 1 : end], np.float16(found))
+    assert np.abs(bank.flow[bank.apex[:, 1]]).max(axis=(1, 2, 3)).min() > 0.01  # All faces move.
+    # From onset to offset, evenly as far as there are frames: SMIC's and MMEW's clips have five.
+    rows = bank.rows_evenly(6)
+    moments = np.linspace(bank.span[:, 0], bank.span[:, 2], 6, axis=1)
+    assert np.abs(bank.numbers[rows] - moments).max() <= 0.5
+    np.testing.assert_array_equal(rows[:, 0], bank.onset[:, 1])
+    short = {"smic": 10, "mmew": 10, "megc2019": 10}.get(name, 0)
+    about = metadata(folder)["frames"]
+    assert (about["side"], about["flow"], about["repeating"]) == (28, "farneback", short)
+    assert about["stored"] >= len(bank.pixels)
+    assert f"{short} clips with fewer than 6 frames" in capfd.readouterr().err
+    # The tensors are those of a recipe without frames; action units are there in both.
+    plain, _ = built(name)
+    np.testing.assert_array_equal(arrays.flow, plain.flow)
+    np.testing.assert_array_equal(arrays.action_units, plain.action_units)
+    assert any(arrays.action_units) == (name != "smic")
+    assert arrays.fingerprint != plain.fingerprint
+
+
+def test_sixteen_is_built_under_the_name_of_what_it_stands_for():
+    for name in FAKES:
+        chosen = datasets.BUILDERS[name].config_of("dis_28+frames-sixteen")
+        assert chosen.name == "dis_28+frames-16+clip-112"
+        assert chosen.description.endswith(",frames=16,clip=112")
+
+
 def test_two_workers_give_the_bytes_of_one(copies, built, tmp_path):
-    _, folder = built("samm")
+    _, folder = built("samm", CLIPS)
     options = builder.Options(workers=2, allow_incomplete=True)
     _, other = loading.prepare(
         "samm",
-        config=RECIPE,
+        config=CLIPS,
         manual_dir=str(copies / "samm"),
         data_dir=str(tmp_path),
         options=options,

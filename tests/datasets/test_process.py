@@ -745,8 +745,9 @@ def test_unusable_neighbours_are_all_reported_and_left_out(tmp_path):
 def test_the_digest_follows_the_rule(tmp_path):
     clip = _clip(tmp_path / "clip", lambda _: _dots())
     rules = ("none", "pair", "neighbours", "4", "16")
-    jobs = [_job(clip, dataclasses.replace(CSV_FRAMES, frames=rule)) for rule in rules]
-    assert len({job.digest for job in jobs}) == 5
+    recipes = [dataclasses.replace(CSV_FRAMES, frames=rule) for rule in rules]
+    recipes += [dataclasses.replace(recipes[-1], clip=side) for side in (56, 112)]
+    assert len({_job(clip, chosen).digest for chosen in recipes}) == 7
 
 
 def test_frames_evenly_with_another_in_place_of_an_unreadable_one(tmp_path):
@@ -774,6 +775,37 @@ def test_frames_evenly_with_another_in_place_of_an_unreadable_one(tmp_path):
     assert about == {
         **{"kind": "6", "side": 224, "share": 0.0},
         **{"stored": 6, "missing": 0, "unusable": 2},
+    }
+
+
+@pytest.mark.parametrize("method", flow.METHODS)
+def test_a_clip_is_aligned_to_its_side_and_has_the_flow_to_each_frame(tmp_path, method):
+    rng = np.random.default_rng(0)
+    textured = cv2.GaussianBlur(rng.integers(0, 256, (160, 200, 3), np.uint8), (0, 0), 3)
+
+    def moved(number):  # By two pixels to the right, from 1020 on.
+        return np.roll(textured, 2 * (number >= 1020), axis=1)
+
+    numbers = (1000, 1020, 1040, 1100)
+    clip = _clip(tmp_path / "clip", moved, numbers=numbers)
+    chosen = recipe.make(flow=method, landmarks="csv", frames=6, clip=56)
+    job = _job(clip, chosen)
+    stored = _frames(job)
+    assert stored.numbers.tolist() == list(numbers)
+    transform = alignment.face_transform(POINTS, 56)
+    for face, number in zip(stored.pixels, numbers, strict=True):
+        expected = alignment.warp(moved(number)[..., ::-1], transform, 56)
+        np.testing.assert_array_equal(face, expected)
+    assert (stored.flow.shape, stored.flow.dtype) == ((4, 56, 56, 2), np.float16)
+    assert not stored.flow[0].any()
+    # In pixels of the aligned face; away from its border.
+    across = transform[:, :2] @ (2.0, 0.0)
+    for found in stored.flow[1:, 16:-16, 16:-16].astype(float):
+        assert np.abs(np.median(found, axis=(0, 1)) - across).max() < 0.1
+    about = process.about_frames([job], [process.inspect(job)])
+    assert about == {
+        **{"kind": "6", "side": 56, "share": 0.0, "flow": method},
+        **{"stored": 4, "missing": 2, "unusable": 0, "repeating": 1},
     }
 
 

@@ -25,6 +25,10 @@ def recipes(draw):
         choices["align"] = "none"
     elif choices["landmarks"] == "csv" and choices["align"] == "head":
         choices["align"] = "onset"
+    if choices["clip"] != "0":
+        choices["frames"] = draw(st.sampled_from(("2", "8", "16")))
+        if choices["align"] == "head":
+            choices["align"] = "onset"
     return recipe.make(**choices, variant=draw(st.sampled_from(VARIANTS)))
 
 
@@ -33,6 +37,7 @@ def recipes(draw):
 def test_a_name_gives_its_recipe_back(chosen):
     assert recipe.parse(chosen.name) == chosen
     assert isinstance(chosen.size, int)
+    assert isinstance(chosen.clip, int)
     # Usable as a folder's name and as TFDS's `dataset/config`.
     assert re.fullmatch(r"[\w+-]+", chosen.name)
 
@@ -47,8 +52,9 @@ def test_what_differs_has_another_name_text_and_hash(one, other):
 
 def test_every_combination_is_a_recipe_with_its_own_name_or_refused():
     names, refused, count = set(), 0, 0
-    for values in itertools.product(*recipe.CHOICES.values()):
-        choices = dict(zip(recipe.CHOICES, values, strict=True))
+    kinds = {key: values for key, values in recipe.CHOICES.items() if key != "clip"}
+    for values in itertools.product(*kinds.values()):
+        choices = dict(zip(kinds, values, strict=True))
         if _excluded(recipe.Recipe(**choices)):
             refused += 1
             with pytest.raises(UserError, match=r"^recipe: "):
@@ -65,7 +71,7 @@ def test_every_combination_is_a_recipe_with_its_own_name_or_refused():
 def test_each_choice_counts(key):
     default = recipe.Recipe()
     for value in recipe.CHOICES.get(key, VARIANTS):
-        value = int(value) if key == "size" else value
+        value = int(value) if key in ("size", "clip") else value
         other = dataclasses.replace(default, **{key: value})
         same = value == getattr(default, key)
         assert (other.name == default.name) == same
@@ -95,11 +101,15 @@ def test_only_what_differs_is_in_the_name():
     [
         ({"flow": "tvl2"}, ["flow='tvl2' is unknown; use tvl1, farneback, dis"]),
         ({"size": 29}, ["size=29 is unknown; use 28, 56, 112"]),
-        ({"colour": "red"}, ["unknown choice 'colour'", "align, apex, flow"]),
+        ({"colour": "red"}, ["unknown choice 'colour'", "align, apex, clip, flow"]),
         ({"apex": "last", "order": "no", "x": 1}, ["apex='last'", "order='no'", "choice 'x'"]),
         ({"landmarks": "template"}, ["landmarks=template cannot align", "align=none"]),
         ({"landmarks": "template", "align": "head"}, ["landmarks=template cannot align"]),
         ({"landmarks": "csv", "align": "head"}, ["use landmarks=dlib"]),
+        ({"clip": 30, "frames": 16}, ["clip=30 is unknown; use 0, 28, 56, 112"]),
+        ({"clip": 56}, ["clip=56 needs a number of frames", "add frames=16"]),
+        ({"clip": 56, "frames": "pair"}, ["clip=56 needs a number of frames"]),
+        ({"frames": "sixteen", "align": "head"}, ["use align=onset with frames=16"]),
     ],
 )
 def test_wrong_choices_are_reported_together(choices, messages):
@@ -118,6 +128,7 @@ def test_wrong_choices_are_reported_together(choices, messages):
         *("tvl1_28+align-onset", "tvl1_28+size-28", "tvl1_28+variant-"),
         *("tvl1_28+labels-own",),
         *("tvl1_28+frames-pair+align-none", "tvl1_28+align-none+align-none", " tvl1_28"),
+        *("tvl1_28+frames-16+clip-0", "tvl1_28+frames-sixteen+clip-112", "tvl1_28+clip-56"),
         "tvl1_28+align-head+align-none",
     ],
 )
@@ -137,6 +148,37 @@ def test_any_number_of_frames_is_a_choice():
             recipe.make(frames=frames)
     with pytest.raises(UserError, match="align=head finds points on onset and apex alone"):
         recipe.make(frames=16, align="head")
+
+
+def test_a_clip_of_frames_with_flow():
+    chosen = recipe.make(frames=8, clip="56")
+    assert (chosen.clip, chosen.frame_side) == (56, 56)
+    assert chosen.name == "tvl1_28+frames-8+clip-56"
+    assert chosen.canonical.endswith(",frames=8,clip=56")
+    assert "frame_flow" in chosen.frame_keys
+    assert recipe.parse(chosen.name) == chosen
+    # The short form is spelt out in the name, and so in the folder.
+    sixteen = recipe.make(frames="sixteen", align="none")
+    assert sixteen == recipe.make(frames=16, clip=112, align="none")
+    assert sixteen == recipe.parse("tvl1_28+align-none+frames-sixteen")
+    assert sixteen.name == "tvl1_28+align-none+frames-16+clip-112"
+    assert recipe.make(frames="sixteen", clip=56).name == "tvl1_28+frames-16+clip-56"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        # Of commit e5e456a, when there were no clips.
+        ("farneback_56", "1c173d0c44c6a92b"),
+        ("tvl1_28+align-head+frames-pair", "ad60127da7a14177"),
+        ("dis_112+align-none+landmarks-template+frames-neighbours", "1054b821ac76df71"),
+        ("tvl1_28+variant-vis+frames-16", "a2ee4cda0adb845f"),
+    ],
+)
+def test_older_recipes_keep_their_hashes(name, known):
+    chosen = recipe.parse(name)
+    assert "clip" not in chosen.canonical
+    assert (chosen.hash, chosen.frame_side) == (known, 224)
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,15 @@ def test_a_correction_changes_only_what_is_still_wrong():
     assert survey.correct(row, None) == (row, [])
 
 
+def test_that_no_unit_is_active_is_kept_and_not_noted():
+    audit = survey.Audit()
+    cells = {"onset": "1", "apex": "2", "offset": "3", "emotion": "happy"}
+    for cell, stored in (("0", ("0",)), ("none", ("0",)), ("", ()), ("?", ())):
+        row = sheets.Row(7, "row 7", cells | {"aus": cell})
+        assert survey.values(row, "x/1/a", audit, ["happy"])["aus"] == stored
+    assert audit.findings == []
+
+
 def test_what_is_no_action_unit_is_noted_with_its_row():
     audit = survey.Audit()
     cells = {"onset": "1", "apex": "2", "offset": "3", "emotion": "happy"}

@@ -469,6 +469,8 @@ def test_configs(tmp_path):
         "tiny",
         "frames_224",
         "tiny_frames",
+        "clips_56",
+        "tiny_clips",
     ]
     for name, config in configs.items():
         builder = tfds.builder("synthetic", config=name, data_dir=str(tmp_path))

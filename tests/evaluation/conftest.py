@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from htnet_jax.evaluation.predictions import InnerPredictions, Predictions
+from htnet_jax.evaluation.predictions import Described, InnerPredictions, Predictions
 
 
 def one_hot_logits(predicted, num_classes=3):
@@ -97,5 +97,40 @@ def make_wide():
             "fingerprint": "f" * 64,
         }
         return Predictions(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_described():
+    """Similarities for `make_run`: of its six clips to the sets 0, 4, 4+7 and 12.
+
+    No training clip of fold "a" has 12, none of fold "b" has 4. Nearest of those that are trained:
+    4 (right), 4+7 (right), 4 (12 would be nearest, and is the truth), 4+7 (truth 0, the second),
+    0 (truth 4+7, the third), 12 (units not known).
+    """
+
+    def make(**changes):
+        fields = {
+            "similarities": np.array(
+                [
+                    [
+                        [0.0, 0.9, 0.5, 0.1],
+                        [0.1, 0.2, 0.8, 0.9],
+                        [0.1, 0.8, 0.3, 0.9],
+                        [0.5, 0.9, 0.8, 0.0],
+                        [0.7, 0.9, 0.1, 0.3],
+                        [0.0, 0.0, 0.1, 0.6],
+                    ]
+                ],
+                np.float32,
+            ),
+            "sets": ["0", "4", "4+7", "12"],
+            "sentences": ["None.", "Four.", "Four and seven.", "Twelve."],
+            "truth": [1, 2, 3, 0, 2, -1],
+            "trained": [[True, True, True, False], [True, False, True, True]],
+            "positives": np.array([1.5, 2.5], np.float32),
+        }
+        return Described(**(fields | changes))
 
     return make

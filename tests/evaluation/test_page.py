@@ -189,6 +189,21 @@ def test_no_published_rows_beside_another_experiment(make_composite, changes):
     assert "published (" not in text
 
 
+@pytest.mark.parametrize(("source", "accuracy"), [("casme2", "0.7782"), ("mmew", "0.7104")])
+def test_an_accuracy_of_unknown_protocol_is_shown_as_such(make_run, source, accuracy):
+    five = ["others", "disgust", "happiness", "surprise", "repression"]
+    logits = np.zeros((1, 3, 6, 5), np.float32)
+    run = make_run(sources=[source] * 6, class_names=five, logits=logits, protocol="kfold")
+    text = show([Run.of("net", run)]).text
+    row = "Attribute embedding and contrastive learning, published, protocol unknown"
+    assert f"{row} (Song et al., arXiv 2205.14643) - / - accuracy {accuracy}" in text
+    # In the table of all scores, below the run's own.
+    assert f"{row}: selection not known to us - - {accuracy} -" in text
+    # Other classes of CASME II are another task; those of MMEW are not known.
+    other = make_run(sources=[source] * 6)
+    assert len(published.comparable_rows(other)) == (source == "mmew")
+
+
 def test_scores_of_classes_and_subjects(make_run):
     text = show([Run.of("net", make_run())]).text
     # Predicted 0 five times, 2 right; 1 never; 2 once, right. "-" is 0/0.
@@ -380,3 +395,29 @@ def test_pages_that_cannot_be_told_apart_are_refused(make_run):
             page.figures(runs, [])
     with pytest.raises(ValueError, match=r"not on the page: \['other'\]"):
         page.render([run], [Pair("net", "other", {})], {})
+
+
+def test_descriptions_stand_beside_chance_and_at_the_mistakes(make_run, make_described):
+    run = Run.of("net", make_run(described=make_described()))
+    found = show([run])
+    assert ("h2", "Descriptions") in found.headings
+    text = found.text[found.text.index("Descriptions") :]
+    chance = run.descriptions["recall_at_1_chance"]
+    assert re.search(rf"recall@1 0\.400 0\.\d+ to 0\.\d+ {chance:.3f} 0\.000 to 0\.800", text)
+    assert "macro-F1 of units 0.357" in text
+    assert "5 clips of 2 subjects with 4 distinct sets of units; 1 further clip has no" in text
+    assert "20% of the clips have a set that no training clip of their fold has" in text
+    assert "finds 2.00 clips of its own set" in text
+    # Clip a2 has 4+7 and is described so; the units of b3 are not known.
+    mistakes = text[text.index("The most confident mistakes") :]
+    assert re.search(r"a2 SMIC a positive negative \(\d+%\) 4\+7 4\+7", mistakes)
+    assert re.search(r"b3 SAMM b surprise negative \(\d+%\) - 12", mistakes)
+    assert "Descriptions" not in show([Run.of("net", make_run())]).text
+
+
+def test_a_card_says_units_and_nearest_sentence(make_run, make_described):
+    images = Images(np.array(["a2"]), np.zeros((1, 28, 28, 3), np.float32), None, centred=True)
+    run = Run.of("net", make_run(described=make_described()), images=images)
+    assert "a2 units 4+7, nearest sentence 4+7" in show([run]).text
+    plain = Run.of("net", make_run(), images=images)
+    assert "nearest sentence" not in show([plain]).text

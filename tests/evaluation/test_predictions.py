@@ -25,21 +25,28 @@ TEXT_FIELDS = (
 INNER_FIELDS = (
     *("logits", "test_logits", "fold", "part", "clips", "subjects", "sources", "labels", "refit"),
 )
+DESCRIBED_FIELDS = ("similarities", "sets", "sentences", "truth", "trained", "positives")
 
 
 def assert_same(one, other):
     for name in (*FIELDS, *TEXT_FIELDS):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert (one.inner is None) == (other.inner is None)
-    for name in INNER_FIELDS if one.inner else ():
-        ours, theirs = getattr(one.inner, name), getattr(other.inner, name)
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    assert (one.described is None) == (other.described is None)
+    for block, names in (("inner", INNER_FIELDS), ("described", DESCRIBED_FIELDS)):
+        for name in names if getattr(one, block) else ():
+            ours, theirs = (getattr(getattr(run, block), name) for run in (one, other))
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
 @pytest.mark.parametrize("with_inner", [False, True])
-def test_round_trip_keeps_values_and_types(make_run, make_inner, tmp_path, with_inner):
+@pytest.mark.parametrize("with_described", [False, True])
+def test_round_trip_keeps_values_and_types(
+    make_run, make_inner, make_described, tmp_path, with_inner, with_described
+):
     inner = make_inner() if with_inner else None
-    run = make_run(clips=["ä", "b c", "c", "d", "e", "f"], inner=inner)
+    described = make_described() if with_described else None
+    run = make_run(clips=["ä", "b c", "c", "d", "e", "f"], inner=inner, described=described)
     run.save(tmp_path / "predictions.npz")
     loaded = Predictions.load(tmp_path / "predictions.npz")
     assert_same(loaded, run)
@@ -125,6 +132,36 @@ def test_contradictions_of_the_inner_folds_are_refused(make_run, make_inner, cha
         make_run(inner=make_inner(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truth": [0, 1, 2, 3, 4, -1]}, "clip 'b2': described_truth is 4, expected 0 to 3"),
+        ({"truth": [0, 1, 2, 3, -2, -1]}, "clip 'b2': described_truth is -2"),
+        ({"truth": [0, 1]}, r"described_truth has shape \(2,\), expected \(6,\) \(clips\)"),
+        ({"sets": ["0", "4", "4", "12"]}, "described_sets holds a set twice"),
+        ({"sets": ["0", "4", "4,7", "12"]}, "described_sets holds '4,7', which is no set"),
+        ({"trained": np.eye(2, 4, -1, bool)}, "fold 'a': no set of units is in its training"),
+        ({"positives": np.array([0.5, 2], np.float32)}, "described_positives holds a number below"),
+        (
+            {"similarities": np.full((1, 6, 4), np.nan, np.float32)},
+            "fold 'a', seed 7: the similarities of clip 'a1' are not finite",
+        ),
+    ],
+)
+def test_contradictions_of_the_descriptions_are_refused(make_run, make_described, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_run(described=make_described(**changes))
+
+
+def test_some_clips_alone_keep_their_descriptions(make_run, make_described):
+    some = make_run(described=make_described()).of_clips(["b1", "b3"])
+    np.testing.assert_array_equal(some.described.truth, [0, -1])
+    np.testing.assert_array_equal(some.described.positives, [2.5])
+    np.testing.assert_array_equal(some.described.trained, [[True, False, True, True]])
+    expected = make_described().similarities[:, [3, 5]]
+    np.testing.assert_array_equal(some.described.similarities, expected)
+
+
 def raw_file(run, path, **changes):
     """Writes a file as `save` would, with arrays replaced, or left out where None."""
     arrays = {name: getattr(run, name) for name in (*FIELDS, *TEXT_FIELDS)}
@@ -148,6 +185,7 @@ def test_non_finite_logits_name_file_fold_and_epoch(make_run, tmp_path):
     [
         ({"logits": None}, "missing or unknown arrays: logits"),
         ({"extra": np.zeros(1)}, "missing or unknown arrays: extra"),
+        ({"described_truth": np.zeros(6, int)}, "missing or unknown arrays: described_positives"),
         ({"format_version": None}, "not a predictions file"),
         ({"format_version": np.int32(FORMAT_VERSION + 1)}, f"version {FORMAT_VERSION + 1}"),
         ({"labels": np.zeros(5, np.int32)}, "logits has shape"),
@@ -219,12 +257,14 @@ def test_saving_into_a_missing_folder(make_run, tmp_path):
         make_run().save(tmp_path / "missing" / "predictions.npz")
 
 
-@pytest.mark.parametrize("name", ["logits", "clips", "train_loss", "fold", "inner_logits"])
+@pytest.mark.parametrize(
+    "name", ["logits", "clips", "train_loss", "fold", "inner_logits", "described_similarities"]
+)
 def test_shapes_and_types_are_checked_before_anything_is_read(
-    make_run, make_inner, tmp_path, monkeypatch, name
+    make_run, make_inner, make_described, tmp_path, monkeypatch, name
 ):
     path = tmp_path / "p.npz"
-    make_run(inner=make_inner()).save(path)
+    make_run(inner=make_inner(), described=make_described()).save(path)
     with np.load(path) as archive:
         arrays = dict(archive)
     monkeypatch.setattr(foreign, "read_array", lambda *_: pytest.fail("read"))

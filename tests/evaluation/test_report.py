@@ -169,3 +169,11 @@ def test_disk_full_keeps_the_old_report(make_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be written \(No space left"):
         report.write_run(Run.of("net", worse), tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == before
+
+
+def test_descriptions_are_in_the_metrics(make_run, make_described, tmp_path):
+    run = Run.of("net", make_run(described=make_described()))
+    report.write_run(run, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["descriptions"] == run.descriptions
+    assert metrics["descriptions"]["recall_at_1"] == pytest.approx(0.4)

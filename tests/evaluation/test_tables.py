@@ -371,3 +371,24 @@ def test_every_name_comes_back(make_run, names):
     assert not [name for name in found if name.startswith(("=", "+", "-", "@"))]
     assert [name.removeprefix("'") for name in found] == [shown(name) for name in names]
     assert all(name.isprintable() for name in found)
+
+
+def test_nearest_units_are_columns_of_final_alone(make_run, make_described):
+    run = make_run(described=make_described())
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(run, "final"))))
+    assert [row["units"] for row in rows] == ["4", "4+7", "12", "0", "4+7", ""]
+    assert [row["nearest_units"] for row in rows] == ["4", "4+7", "4", "4+7", "0", "12"]
+    # The models of another epoch were not asked; other runs have the columns they had.
+    assert predictions_csv(run, "oracle") == predictions_csv(make_run(), "oracle")
+    assert "units" not in predictions_csv(make_run(), "final")
+
+
+def test_a_note_on_descriptions(make_run, make_described):
+    run = Run.of("net", make_run(described=make_described()))
+    note = " ".join(tables.text([run]).split())
+    assert re.search(
+        r"Nearest sentences of the last epoch: recall@1 0\.400 \[0\.\d{3}, 0\.\d{3}\] "
+        r"\(chance 0\.\d{3}\), recall@5 0\.800 .* macro-F1 of units 0\.357 .*; 20% of 5 clips",
+        note,
+    )
+    assert "Nearest" not in tables.text([Run.of("net", make_run())])

@@ -206,7 +206,7 @@ def test_network_of_frames_is_known_by_its_names(tmp_path, accepts, refuses):
     assert "17 x num_batches_tracked" in shown
     assert "widths=(4, 4, 4, 4), depth=1" in shown
     assert "heads=4 is assumed" in shown
-    assert "drop_path=0.0 is assumed (the release's, if one has these sizes)" in shown
+    assert "drop_path=0.0 is assumed (the release's, if one has these sizes; else" in shown
     assert "input: (B, 3, 32, 32), (B, 3, 32, 32)" in shown
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["model"]["name"] == "MMNet"
@@ -234,6 +234,29 @@ def test_a_run_of_mmnet_comes_back_with_its_statistics(tmp_path, accepts, suffix
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
     assert set(loaded.variables) == {"params", "batch_stats"}
     assert (loaded.module, loaded.config.inputs) == (module, "onset,apex")
+
+
+def test_a_run_of_the_attribute_network_comes_back(tmp_path, accepts):
+    """By its names alone, but for what shapes do not tell."""
+    config = default_config()
+    sizes = {"width": 2, "depth": 10, "features": 4, "projection": 3, "text_width": 6}
+    clips = {"frames": 4, "image_size": 16}
+    config.model = ConfigDict({"name": "AttributeNet", "num_classes": 3, **sizes, **clips})
+    module = build_module(config.model)
+    variables = parity.random_variables(module, BRIDGES["AttributeNet"], 3, 0)
+    workdir, file = tmp_path / "run", tmp_path / "a.pth"
+    save_fold(fold_folder(workdir, "a01"), variables, json.loads(config.to_json()))
+    (workdir / "config.json").write_text(config.to_json())
+    accepts(*to_torch(workdir, file, "a01"))
+    shown = accepts(*from_torch(file, tmp_path / "back"))
+    assert "input: (B, 3, 16, 112, 112), (B, 2, 16, 112, 112)" in shown
+    assert "frames=16 is assumed" in shown
+    loaded = htnet_jax.load(tmp_path / "back")
+    assert loaded.module == module.clone(frames=16, image_size=112)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    shown = accepts(*from_torch(file, tmp_path / "same", f"--workdir={workdir}"))
+    assert "assumed" not in shown.replace("dropout=0.5 is assumed", "")
+    assert htnet_jax.load(tmp_path / "same").module == module
 
 
 def test_unused_entries_are_for_networks_that_have_some(tmp_path, run_folder, refuses):

@@ -10,10 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from htnet_jax.models import HTNet, MMNet
+from htnet_jax.models import AttributeNet, HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
-from htnet_jax.torch_bridge.traces import Optimizer, Trace, torch_trace
+from htnet_jax.torch_bridge.traces import (
+    Clips,
+    Losses,
+    Optimizer,
+    Trace,
+    fed,
+    torch_trace,
+)
 
+# The fewest blocks that have all: with and without a skip of their own.
+CLIPS = AttributeNet(
+    num_classes=3,
+    width=4,
+    depth=10,
+    frames=4,
+    image_size=16,
+    features=6,
+    projection=5,
+    text_width=7,
+    dropout=0.0,
+)
 # 3, 6 heads of 8, 16 channels leave channels over; MMNet's first block has no drop path.
 MODULES = {
     # Blocks of four tokens on two levels: all that HTNet has.
@@ -24,12 +43,19 @@ MODULES = {
     "MMNet": MMNet(
         image_size=32, stem=5, widths=(4, 4, 6, 8), depth=2, heads=2, mlp_mult=2, drop_path=0.5
     ),
+    "one stream": CLIPS.clone(streams="flow", frames=2),
+    "AttributeNet": CLIPS,
 }
 OPTIMIZERS = {
     "adamw": Optimizer("adamw", 1e-3),
     # The release's.
     "MMNet": Optimizer("adamw", 8e-4, {"weight_decay": 0.6}),
+    **dict.fromkeys(("one stream", "AttributeNet"), Optimizer("adamw", 1e-3)),
 }
+BOTH = Losses({"cross_entropy": 1.0, "attribute_contrastive": 0.5})
+LOSSES = dict.fromkeys(("one stream", "AttributeNet"), BOTH)
+# The published check; the others are enough of an example.
+STEPS = {"AttributeNet": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +90,7 @@ class Case:
 
     def theirs(self, model=None, optimizer=None, steps=None):
         variables = jax.tree.map(lambda a: np.asarray(a, self.dtype), self.variables)
-        batches = [(tuple(np.asarray(x, self.dtype) for x in xs), y) for xs, y in self.batches]
+        _, batches = parity._cast({}, [Clips(*batch) for batch in self.batches], self.dtype)
         return torch_trace(
             model or self.torch_model(),
             self.bridge,
@@ -74,6 +100,8 @@ class Case:
             self.options["steps"] if steps is None else steps,
             train=self.options["train"],
             kept=self.ours.kept,
+            losses=self.options["losses"],
+            privileged=fed(self.module, batches[0].privileged),
         )
 
     def compare(self, model=None, optimizer=None):
@@ -86,11 +114,13 @@ class Case:
         return parity.compare(ours, self.theirs(model, steps=0), self.dtype)
 
 
-def make_case(module, batches, *, dtype="float64", optimizer=None, steps=10, train=False):
+def make_case(
+    module, batches, *, dtype="float64", optimizer=None, losses=None, steps=10, train=False
+):
     bridge = BRIDGES[type(module).__name__]
     variables = parity.random_variables(module, bridge, 3, 0)
     options = {"dtypes": [dtype], "optimizer": optimizer or Optimizer(), "steps": steps}
-    options["train"] = train
+    options |= {"train": train, "losses": losses}
     kept = []
 
     def keep(*arguments, **keywords):
@@ -130,15 +160,27 @@ def case():
 
         def pixels(shape):
             # In 0..1: small enough that a wrong eps in LayerNorm shows in nine digits.
-            drawn = rng.normal(size=shape) if name == "MMNet" else rng.uniform(0, 1, shape)
+            normal = len(module.input_shapes(3)) > 1
+            drawn = rng.normal(size=shape) if normal else rng.uniform(0, 1, shape)
             return drawn.astype(np.float32)
 
         batches = [
-            (tuple(pixels((4, *shape)) for shape in module.input_shapes(3)), rng.integers(0, 3, 4))
+            Clips(
+                tuple(pixels((4, *shape)) for shape in module.input_shapes(3)),
+                rng.integers(0, 3, 4),
+                BRIDGES[type(module).__name__].draw(module, 4, rng),
+            )
             for _ in range(3)
         ]
-        optimizer = OPTIMIZERS.get(name, Optimizer(learning_rate=1e-3))
-        return make_case(module, batches, dtype=dtype, optimizer=optimizer, train=train)
+        return make_case(
+            module,
+            batches,
+            dtype=dtype,
+            optimizer=OPTIMIZERS.get(name, Optimizer(learning_rate=1e-3)),
+            losses=LOSSES.get(name),
+            steps=STEPS.get(name, 10),
+            train=train,
+        )
 
     def get(name, train=False, dtype="float64"):
         return compute(name, train, dtype)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
+from htnet_jax.learn import losses
 from htnet_jax.models import HTNet
 from htnet_jax.torch_bridge import BRIDGES, parity, traces
 from htnet_jax.torch_bridge.convert import match
 from htnet_jax.torch_bridge.parity import Comparison, Report
-from htnet_jax.torch_bridge.traces import Optimizer, Trace
+from htnet_jax.torch_bridge.traces import Losses, Optimizer, Trace
 
 BRIDGE = BRIDGES["HTNet"]
 SMALL = HTNet(image_size=14, dim=6, num_hierarchies=1, block_repeats=(1,))
@@ -30,7 +31,14 @@ CASES = [
     ("adamw", False),
     ("MMNet", True),
     pytest.param("MMNet", False, marks=pytest.mark.slow),
+    ("one stream", True),
+    pytest.param("AttributeNet", True, marks=pytest.mark.slow),
+    pytest.param("AttributeNet", False, marks=pytest.mark.slow),
 ]
+
+
+# A single level, or stream, has no such layers.
+LACKING = {"adamw": "aggregate", "one stream": "rgb/"}
 
 
 def names(report, kind):
@@ -80,7 +88,7 @@ def test_every_array_and_every_layer_has_its_rows(case, name, train):
         "one token": {"params/level_1/pos_emb"},
         "adamw": {"params/level_0/pos_emb"},
         "MMNet": {f"params/position/block_{i}/attention/qkv/bias (key)" for i in range(2)},
-    }[name]
+    }.get(name, set())
     assert {*names(one.report, "parameter")} - {*names(one.report, "update")} == rounding
     steps = one.options["steps"]
     assert names(one.report, "step loss") == [f"step {i}" for i in range(2, steps + 1)]
@@ -89,7 +97,7 @@ def test_every_array_and_every_layer_has_its_rows(case, name, train):
     layers = names(one.report, "activation")
     assert len(set(layers)) == len(layers)
     for pattern, _ in one.bridge.layers:
-        if name != "adamw" or not pattern.startswith("aggregate"):  # A single level has none.
+        if not pattern.startswith(LACKING.get(name, "nothing")):
             assert any(match(pattern, layer) is not None for layer in layers), pattern
     assert set(one.ours.activations) == set(layers)
 
@@ -119,6 +127,29 @@ def test_training_moves_statistics_and_drops_branches(case):
     assert draws.shape == (10, 2, 4)
     assert 0.25 < draws.mean() < 0.75
     assert len({draw.tobytes() for draw in draws}) > 5
+
+
+def test_what_a_network_returns_beside_its_logits_is_compared(case):
+    one = case("one stream", True)
+    assert names(one.report, "activation")[-2:] == ["out/text", "out/visual"]
+    lengths = np.linalg.norm(one.ours.activations["out/visual"], axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("weight", "temperature"), [(0.5, 0.0701), (0.501, 0.07), (0.0, 0.07)], ids=str
+)
+def test_another_loss_is_found(case, weight, temperature):
+    other = Losses(
+        {"cross_entropy": 1.0, "attribute_contrastive": weight},
+        {"attribute_contrastive": {"temperature": temperature}},
+    )
+    report = case("one stream", True).run(losses=other)
+    assert report.first_difference.kind == "loss"
+    failed = {row.name for row in report.rows if row.kind == "gradient" and not row.passed}
+    # The classifier is not in the contrastive loss, the text's projection in no other.
+    assert "params/head/kernel" not in failed
+    assert {"params/text_projection/kernel", "params/flow/stem/conv/kernel"} <= failed
 
 
 STEPS = {"step loss", "parameter", "update"}
@@ -260,6 +291,13 @@ def test_what_cannot_be_compared():
         parity.run(HTNet(dropout=0.1), BRIDGE, {}, [((), ())], train=True)
 
 
+def test_a_loss_that_is_not_written_in_pytorch(monkeypatch):
+    monkeypatch.setitem(losses.LOSSES, "new", losses.cross_entropy)
+    with pytest.raises(UserError, match=r"config\.losses\.new: it is not written in PyTorch"):
+        Losses({"new": 1.0}).flax(SMALL)
+    assert len(Losses({"new": 0.0, "cross_entropy": 2.0}).flax(SMALL)) == 1
+
+
 # --- random weights -------------------------------------------------------------------------------
 
 
@@ -314,7 +352,7 @@ ORDER = [
     ("activation", "first"),
     ("activation", "second"),
     ("logits", "logits"),
-    ("loss", "cross-entropy"),
+    ("loss", "loss"),
     ("gradient", "p/a"),
     ("gradient", "p/b"),
     ("step loss", "step 2"),

@@ -154,7 +154,7 @@ def test_bfloat16_trains_in_float32_state(make):
         module = make(dtype)
         trainer = make_trainer(group=1, module=module, size=7)
         outcomes[dtype] = trainer.train(trainer.rounds()[0], 12)[0]
-        state = jax.eval_shape(trainer._init, jax.ShapeDtypeStruct((1, 1, 2), np.uint32))
+        state = jax.eval_shape(trainer._init, jax.ShapeDtypeStruct((1, 1, 2), np.uint32), {})
         types = {leaf.dtype.name for leaf in jax.tree.leaves(state)}
         assert types == {"float32", "int32"}  # int32: Adam's count
     exact, coarse = outcomes.values()

@@ -314,7 +314,7 @@ def test_an_unreadable_record_does_not_resume(make_config, refusal, tmp_path):
         ),
         (
             {"model__name": "Nonsense"},
-            "config.model.name='Nonsense' is unknown; use HTNet, MMNet, Linear",
+            "config.model.name='Nonsense' is unknown; use HTNet, MMNet, AttributeNet, Linear",
         ),
         ({"model__image_size": 56}, "mosaic 28 x 28 x 3: x has 28 px; set image_size=28"),
         ({"model__num_classes": 5}, "--config.model.num_classes=3"),

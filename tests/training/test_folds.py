@@ -148,6 +148,29 @@ def plain_loop(fold, params, inputs, labels, epochs):
         yield np.asarray(logits), total / len(clips), params
 
 
+@pytest.mark.parametrize(("devices", "group"), [(1, 1), (2, 2)])
+def test_folds_start_from_given_variables(devices, group):
+    """Those that are given; nothing moves them here, and the moving average starts there too."""
+    kernel = np.arange(FEATURES * 3, dtype=np.float32).reshape(FEATURES, 3) / 10
+    inputs, labels = make_data()
+    trainer = FoldTrainer(
+        Learner(Net(), optax.set_to_zero(), average=0.5),
+        inputs,
+        labels,
+        make_folds(),
+        batch_size=BATCH,
+        seed=3,
+        folds_per_device=group,
+        devices=jax.local_devices()[:devices],
+        start={"params": {"kernel": kernel}},
+    )
+    for result in train_all(trainer, epochs=2).values():
+        # The average rounds.
+        np.testing.assert_allclose(result.variables["params"]["kernel"], kernel, rtol=1e-6)
+        expected = inputs[result.fold.test].reshape(-1, FEATURES) @ kernel
+        np.testing.assert_allclose(result.logits[-1], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_file_order_equals_a_plain_loop(name):
     """Folds "d" and "e" have a step without clips: their Adam state must not move there."""

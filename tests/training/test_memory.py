@@ -238,7 +238,7 @@ def test_snapshots_need_memory_too(monkeypatch):
     assert shrunk == [1]
     asked = []
     monkeypatch.setattr(
-        trainer, "_compile", lambda tables, copies: asked.append(copies) or trainer._programs
+        trainer, "_compile", lambda tables, start, copies: asked.append(copies) or trainer._programs
     )
     keeping = folds_module.Keeping(
         types.SimpleNamespace(latest=lambda like: None), 0, types.SimpleNamespace(number=0)

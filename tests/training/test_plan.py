@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htnet_jax.errors import UserError
-from htnet_jax.training.plan import ORDERS, Plan, Result, Store, Unit
+from htnet_jax.training.plan import ORDERS, Plan, Result, Sets, Store, Unit
 
 CLIPS = ["a1", "b1", "a2", "c1"]
 
@@ -28,6 +28,14 @@ FIELDS = {
     "protocol_folds": ["a", "c", "x/b"],
     "dataset": "d/1",
     "fingerprint": "f",
+}
+
+
+SETS = {
+    "names": ["0", "4"],
+    "sentences": ["None.", "Four."],
+    "rows": [0, 1, -1, 0],
+    "positives": np.array([1.5, 2.0], np.float32),
 }
 
 
@@ -86,9 +94,16 @@ def test_a_plan_survives_the_disk(make_plan, tmp_path):
     plan = make_plan()
     plan.save(tmp_path / "plan.npz")
     loaded = Plan.load(tmp_path / "plan.npz")
-    for name in Plan.__dataclass_fields__:
+    for name in Plan.__dataclass_fields__.keys() - {"sets"}:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(plan, name), err_msg=name)
         assert getattr(loaded, name).dtype == getattr(plan, name).dtype
+    assert loaded.sets is None
+    described = make_plan(sets=Sets(**SETS))
+    described.save(tmp_path / "plan.npz")
+    loaded = Plan.load(tmp_path / "plan.npz")
+    assert loaded.same(described)
+    assert not loaded.same(plan)
+    assert not loaded.same(make_plan(sets=Sets(**(SETS | {"rows": [0, 1, 1, 1]}))))
 
 
 def test_results_survive_the_disk(make_plan, tmp_path):
@@ -202,7 +217,8 @@ def gigantic(folder, plan):
 def without_an_owner(folder, plan):
     """As an earlier version wrote them."""
     found = result(plan(), Unit(0, 0, None))
-    np.savez(folder / "fold-a-seed5.npz", format_version=np.int32(1), **found._asdict())
+    arrays = {"logits": found.logits, "train_loss": found.train_loss}
+    np.savez(folder / "fold-a-seed5.npz", format_version=np.int32(1), **arrays)
 
 
 @pytest.mark.parametrize(
@@ -334,3 +350,37 @@ def test_orders(make_plan):
     )
     assert ORDERS["release"](plan).tolist() == [2, 1, 3, 0]
     assert ORDERS["file"](plan).tolist() == [0, 1, 2, 3]
+
+
+def test_descriptions_survive_the_disk_and_join(make_plan, tmp_path):
+    """Of each fold's own model alone; the others' files are as without descriptions."""
+    plan = make_plan(seeds=[5, 9], sets=Sets(**SETS))
+    store = Store(tmp_path / "unfinished", plan)
+    for unit in (*plan.units(inner=False), *plan.units(inner=True)):
+        found = result(plan, unit)
+        if unit.inner is None:
+            near = np.flatnonzero(plan.predicted(unit))[:, None] + np.array([[0.25, 0.5]])
+            found = found._replace(similarities=(near + 10 * unit.seed).astype(np.float32))
+        store.write(unit, found)
+    described = Store.open(tmp_path / "unfinished").assemble().described
+    first = np.array([[0.25, 0.5], [2.25, 2.5], [1.25, 1.5]])
+    np.testing.assert_array_equal(described.similarities, [first, first + 10])
+    assert described.sets.tolist() == ["0", "4"]
+    assert described.truth.tolist() == [0, -1, 1]
+    # Fold "a" trains on b1 and c1, fold "x/b" on a1, a2 and c1.
+    assert described.trained.tolist() == [[True, True], [True, False]]
+    np.testing.assert_array_equal(described.positives, SETS["positives"])
+
+
+def test_a_result_without_the_similarities_is_none(make_plan, tmp_path):
+    store = Store(tmp_path, make_plan(sets=Sets(**SETS)))
+    unit = Unit(0, 0, None)
+    finish(store, unit)
+    with pytest.raises(UserError, match="missing or unknown arrays: similarities"):
+        store.read(unit)
+    wrong = np.zeros((2, 3), np.float32)
+    store.write(unit, result(store.plan, unit)._replace(similarities=wrong))
+    with pytest.raises(
+        UserError, match=r"similarities of shape \(2, 3\), the run expects \(2, 2\)"
+    ):
+        store.read(unit)

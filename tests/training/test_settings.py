@@ -171,10 +171,13 @@ def test_all_wrong_keys_are_reported_together():
 def test_what_does_not_fit_together_is_reported_together():
     config = default_config()
     config.update({"seed": 2**32 - 1, "seeds": 2, "inner_folds": 6, "momentum": 0.5})
-    config.model.patch_size = 5
+    config.model.patch_size, config.text.template = 5, "{unit}"
     lines = refused(config)
-    assert len(lines) == 5
-    for word in ("below 2**32", "config.inner_parts=5", "momentum=0.5 is for sgd", "patch_size=5"):
+    assert len(lines) == 6
+    for word in (
+        *("below 2**32", "config.inner_parts=5", "momentum=0.5 is for sgd", "patch_size=5"),
+        "config.text.template='{unit}'",
+    ):
         assert any(word in line for line in lines)
 
 

@@ -49,6 +49,7 @@ class SyntheticConfig(tfds.core.BuilderConfig):
         frames: Rule of the face frames to store besides, with the action units, see
             `htnet_jax.datasets.frames`.
         frame_side: Side of the face frames in pixels.
+        frame_flow: Whether the flow from the onset to each face frame is stored too.
         neighbour_share: How far neighbours go, see `frames.neighbours`. There are 4 to 6 frames
             from onset to apex, so that the usual share gives none.
     """
@@ -61,6 +62,7 @@ class SyntheticConfig(tfds.core.BuilderConfig):
     clips_per_subject: int = 12
     frames: str = "none"
     frame_side: int = 224
+    frame_flow: bool = False
     neighbour_share: float = face_frames.NEIGHBOUR_SHARE
 
     @property
@@ -111,6 +113,23 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
             frames="neighbours",
             frame_side=56,
             neighbour_share=0.25,
+        ),
+        SyntheticConfig(
+            name="clips_56",
+            description="The clips of farneback_28 with 8 face frames at 56 x 56 from onset to "
+            "offset, and the flow from the onset to each.",
+            frames="8",
+            frame_side=56,
+            frame_flow=True,
+        ),
+        SyntheticConfig(
+            name="tiny_clips",
+            description="The clips of tiny with 8 face frames at 28 x 28, as clips_56. For tests.",
+            subjects_per_source=2,
+            clips_per_subject=4,
+            frames="8",
+            frame_side=28,
+            frame_flow=True,
         ),
     ]
 
@@ -195,7 +214,7 @@ def _with_frames(config: SyntheticConfig) -> dict[str, Any]:
         "onset": np.int32,
         "apex": np.int32,
         "offset": np.int32,
-        **frame_features(config.frame_side, config.frames),
+        **frame_features(config.frame_side, config.frames, has_flow=config.frame_flow),
     }
 
 
@@ -211,10 +230,11 @@ def _face_frames(config: SyntheticConfig, rendered: RenderedClip) -> dict[str, A
         )
     )
     times = {} if face_frames.count_of(config.frames) else None
+    flow = config.method if config.frame_flow else ""
     # "AU1+2" is two units that move together.
     units = (contraction.muscle.removeprefix("AU") for contraction in rendered.contractions)
     return {
         "action_units": "+".join(units),
         **dict(zip(("onset", "apex", "offset"), span, strict=True)),
-        **face_frames.clip_frames(*span[:2], *groups, times=times).example(),
+        **face_frames.clip_frames(*span[:2], *groups, times=times, flow=flow).example(),
     }
