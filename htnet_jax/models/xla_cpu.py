@@ -25,7 +25,7 @@ _TERMS = 8
 # Maps up to this height are convolved by `_rowwise_conv`, higher ones by `_shifted_conv`.
 MAX_ROWWISE_HEIGHT = 4
 
-# Clips of at least so many channels are convolved by `_by_pairs` of frames. With 16 or 32 channels it
+# Clips of at least so many channels are convolved by `_by_pairs` of frames. With 16 or 32 it
 # takes 1 to 1.3 times as long as taps side by side, with 64 to 256 .75 to .9 of it.
 PAIRED_CHANNELS = 64
 
