@@ -1,12 +1,13 @@
 # make demo: own virtual environment, install, train on the built-in synthetic clips, show the table.
 # make demo-mmnet: the same with a small MMNet, which looks at the faces themselves.
+# make demo-attributes: clips of frames and flow, and action units as text, which another extra reads.
 # make test: the same environment with the test extras, then pytest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-mmnet test test-slow lint format clean
+.PHONY: demo demo-mmnet demo-attributes test test-slow lint format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +18,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable .[test,torch,text,landmarks,tensorboard]
+	touch $@
+
+$(VENV)/.installed-text: $(VENV)/.installed
+	$(PIP) --editable .[text]
 	touch $@
 
 demo: $(VENV)/.installed
@@ -30,6 +35,12 @@ demo-mmnet: $(VENV)/.installed
 	$(BIN)/python -m htnet_jax.train --config=configs/demo_mmnet.py --workdir=runs/demo_mmnet \
 		--config.dataset.data_dir=runs/data
 	@echo "Open runs/demo_mmnet/report.html in a browser."
+
+demo-attributes: $(VENV)/.installed-text
+	rm -rf runs/demo_attributes
+	$(BIN)/python -m htnet_jax.train --config=configs/demo_attributes.py \
+		--workdir=runs/demo_attributes --config.dataset.data_dir=runs/data
+	@echo "Open runs/demo_attributes/report.html in a browser."
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile

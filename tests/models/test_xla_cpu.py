@@ -1,6 +1,7 @@
 """Forms for XLA's CPU backend against slow references, PyTorch's and XLA's own functions."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,75 @@ def test_convolve_and_its_gradients_in_a_loop(sizes, kernel, stride, padding):
     expected = torch_convolve(x, kernel, stride, padding)
     for actual, wanted in zip((out, of_x, of_kernel), expected, strict=True):
         assert_close(actual[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+# Stem; stages; frames fewer than the kernel is deep; windows that meet padding only; holes in time.
+CLIPS = [
+    ((3, 9, 8), (3, 7, 7), (1, 2, 2), (1, 3, 3)),
+    ((4, 4, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    ((5, 5, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    ((1, 3, 3), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    ((2, 3, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    ((1, 3, 2), (1, 3, 1), (2, 1, 1), (1, 1, 0)),
+    ((7, 2, 3), (2, 1, 3), (3, 1, 2), (0, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "kernel", "stride", "padding"), CLIPS)
+def test_clips_by_frames_are_a_3d_convolution(sizes, kernel, stride, padding):
+    """In float64, of two folds side by side, in a loop; also both gradients."""
+
+    def plain(x, kernel):
+        margins = [(zeros, zeros) for zeros in padding]
+        orders = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(x, kernel, stride, margins, dimension_numbers=orders)
+
+    def both(function):
+        def sines(x, kernel):
+            out = function(x, kernel)
+            return jnp.sin(out).sum(), out
+
+        gradient = jax.vmap(jax.grad(sines, (0, 1), has_aux=True))
+        return jax.jit(lambda *arrays: jax.lax.map(lambda pair: gradient(*pair), arrays))
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        arrays = rng.normal(size=(1, 2, 2, *sizes, 3)), rng.normal(size=(1, 2, *kernel, 3, 4))
+        actual = both(lambda x, kernel: convolve(x, kernel, stride, padding))(*arrays)
+        expected = both(plain)(*arrays)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == np.float64
+        assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_clips_in_bfloat16():
+    x, kernel = normal(0, 1, 3, 4, 4, 2), normal(1, 3, 3, 3, 2, 2)
+    expected = convolve(x, kernel, (1, 1, 1), (1, 1, 1))
+    out = convolve(jnp.asarray(x, jnp.bfloat16), kernel, (1, 1, 1), (1, 1, 1))
+    assert out.dtype == jnp.bfloat16
+    assert_close(out.astype(np.float32), expected, rtol=0.05, atol=0.1)
+
+
+def test_no_3d_convolution_reaches_the_compiler():
+    """XLA's own is up to a hundred times slower in a loop. Nor is elementwise work done twice."""
+
+    def squares(x, kernel):
+        y = convolve(jnp.maximum(x, 0), kernel, (1, 1, 1), (1, 1, 1))
+        return (convolve(y, kernel, (1, 1, 1), (1, 1, 1)) ** 2).sum()
+
+    gradient = jax.jit(jax.grad(squares, 1))
+    x, kernel = normal(0, 1, 3, 4, 4, 2), normal(1, 3, 3, 3, 2, 2)
+    text = gradient.lower(x, kernel).compile().as_text()
+    windows = [line for line in text.splitlines() if " convolution(" in line]
+    assert windows
+    assert not any(re.search(r"size=\d+x\d+x\d+", line) for line in windows)
+    assert len(re.findall(r" maximum\(", text)) == 1
+
+
+def test_clips_and_a_kernel_that_is_not_finite():
+    kernel = normal(1, 3, 3, 3, 2, 2)
+    kernel[0, 0, 0, 0, 0] = np.inf
+    assert np.isnan(convolve(normal(0, 1, 3, 4, 4, 2), kernel, (1, 1, 1), (1, 1, 1))).all()
 
 
 def test_stride_2_is_not_flaxs_same():
