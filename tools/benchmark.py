@@ -58,7 +58,7 @@ import torch
 
 from htnet_jax.torch_bridge import convert, parity
 from htnet_jax.torch_bridge.layers import Attention
-from htnet_jax.torch_bridge.traces import Optimizer
+from htnet_jax.torch_bridge.traces import Clips, Losses, Optimizer, fed
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -94,9 +94,9 @@ COMPARED_STEPS = 2
 # sums over ten thousand terms, computed in the type, through fifty layers.
 TOLERANCES = {"float32": 1e-3, "tensorfloat32": 2e-2, "bfloat16": 5e-2}
 
+CONVOLUTIONS = (torch.nn.Conv2d, torch.nn.Conv3d)
 # Seconds that a unit of work takes, measured once.
 Measure = Callable[[], float]
-Clips = tuple[tuple[np.ndarray, ...], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +212,8 @@ class Bench:
         self.shapes = self.module.input_shapes(self.channels)
         self.learner = learn.make(self.module, config)
         self.optimizer = Optimizer.of_config(config)
+        self.losses = Losses.of_config(config, self.module)
+        self.losses.flax(self.module)  # raises if PyTorch's side lacks one
         self.rng = np.random.default_rng(_SEED.value)
         with torch.device("meta"):
             clip = [torch.empty(1, shape[-1], *shape[:-1]) for shape in self.shapes]
@@ -223,7 +225,7 @@ class Bench:
         return parity.random_variables(self.module, self.bridge, self.channels, _SEED.value)
 
     def clips(self, count: int) -> Clips:
-        """Inputs, in 0..255 for a single one and N(0, 1) for several, and labels, drawn anew."""
+        """Drawn anew: inputs in 0..255 for a single one and N(0, 1) for several, and the rest."""
         inputs = (
             self.rng.uniform(0, 255, (count, *shape))
             if len(self.shapes) == 1
@@ -231,7 +233,8 @@ class Bench:
             for shape in self.shapes
         )
         labels = self.rng.integers(0, self.module.num_classes, count).astype(np.int32)
-        return tuple(one.astype(np.float32) for one in inputs), labels
+        drawn = tuple(one.astype(np.float32) for one in inputs)
+        return Clips(drawn, labels, self.bridge.draw(self.module, count, self.rng))
 
     def wait(self, result: Any = None) -> None:
         """Waits until PyTorch's work is done."""
@@ -247,20 +250,20 @@ class Bench:
         model.load_state_dict(state_dict, strict=True, assign=True)
         return model.to(self.device)
 
-    def torch_clips(self, clips: Clips) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Inputs, channels first, and labels on PyTorch's device."""
-        first = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))) for x in clips[0])
-        labels = torch.from_numpy(clips[1].astype(np.int64))
-        return [x.to(self.device) for x in first], labels.to(self.device)
+    def torch_clips(self, clips: Clips) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
+        """Inputs, channels first, labels, and what training sees, on PyTorch's device."""
+        first = (np.ascontiguousarray(np.moveaxis(x, -1, 1)) for x in clips.inputs)
+        tree = [*first], clips.labels.astype(np.int64), dict(clips.privileged)
+        return jax.tree.map(lambda array: torch.from_numpy(array).to(self.device), tree)
 
     def torch_forward(self, model: torch.nn.Module, clips: Clips) -> Callable[[], torch.Tensor]:
         """A call that gives the logits of a batch, and waits for them."""
-        inputs, _ = self.torch_clips(clips)
+        inputs, *_ = self.torch_clips(clips)
         model.eval()
 
         @torch.inference_mode()
         def call() -> torch.Tensor:
-            logits = model(*inputs)
+            logits, _ = learn.logits_of(model(*inputs))
             self.wait()
             return logits
 
@@ -276,9 +279,10 @@ class Bench:
 
         def call() -> torch.Tensor:
             model.train()
-            for inputs, labels in steps:
+            for inputs, labels, privileged in steps:
                 optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(model(*inputs), labels)
+                named = {name: privileged[name] for name in fed(self.module, privileged)}
+                loss = self.losses.torch(model(*inputs, **named), labels, privileged)
                 loss.backward()
                 optimizer.step()
             if predict:
@@ -293,7 +297,7 @@ def forward(bench: Bench, clips: int) -> Case:
     """The logits of a batch; ours keeps its weights in --weights, PyTorch in float32."""
     batch, dtype = bench.clips(clips), _WEIGHTS.value
     variables = jax.tree.map(lambda a: jnp.asarray(a, dtype), bench.variables)
-    inputs = jax.device_put(batch[0])
+    inputs = jax.device_put(batch.inputs)
     program = jax.jit(bench.learner.predict).lower(variables, inputs)
     compiled = program.compile(bench.compiler_options)
 
@@ -309,9 +313,9 @@ def forward(bench: Bench, clips: int) -> Case:
 
 def train_step(bench: Bench) -> Case:
     """The training step on one batch again and again."""
-    clips = inputs, labels = bench.clips(_BATCH_SIZE.value)
+    clips = inputs, labels, privileged = bench.clips(_BATCH_SIZE.value)
     mask = np.ones(len(labels), np.float32)
-    batch = learn.Batch(inputs, {}, labels, mask, jax.random.key(0), Moment(0))
+    batch = learn.Batch(inputs, dict(privileged), labels, mask, jax.random.key(0), Moment(0))
     batch = jax.device_put(batch)
     # Compiled, because Adam's two moments would otherwise share one array of zeros.
     state = [jax.jit(bench.learner.state_of)(bench.variables)]
@@ -334,7 +338,7 @@ def train_step(bench: Bench) -> Case:
 
 def folds(bench: Bench) -> Case:
     """Ours by the trainer of runs; PyTorch resumes the first fold after its first epoch."""
-    inputs, labels = bench.clips(CLIPS)
+    inputs, labels, privileged = bench.clips(CLIPS)
     names = tuple(f"input {number}" for number in range(1, len(inputs) + 1))
     subjects, epochs = np.arange(CLIPS) % SUBJECTS, _EPOCHS.value
     chosen = [
@@ -343,7 +347,11 @@ def folds(bench: Bench) -> Case:
     ]
     trainer = training.FoldTrainer(
         bench.learner,
-        Feed(names, dict(zip(names, inputs, strict=True))),
+        Feed(
+            names,
+            {**dict(zip(names, inputs, strict=True)), **privileged},
+            privileged=tuple(privileged),
+        ),
         labels,
         chosen,
         batch_size=_BATCH_SIZE.value,
@@ -370,7 +378,7 @@ def folds(bench: Bench) -> Case:
         return (longer - shorter) / (epochs * len(chosen))
 
     def rows(mask: np.ndarray) -> Clips:
-        return tuple(one[mask] for one in inputs), labels[mask]
+        return Clips(*jax.tree.map(lambda one: one[mask], (inputs, labels, dict(privileged))))
 
     train, test = np.flatnonzero(chosen[0].train), rows(chosen[0].test)
     starts = range(0, len(train), _BATCH_SIZE.value)
@@ -450,7 +458,7 @@ def count_work(model: torch.nn.Module, clip: Sequence[torch.Tensor]) -> Work:
     def product(layer: Any, inputs: Any, output: torch.Tensor) -> None:
         (x,) = inputs
         places = x.numel() // x.shape[-1]
-        if isinstance(layer, torch.nn.Conv2d):
+        if isinstance(layer, CONVOLUTIONS):
             window = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.padding, strict=True)
             places = len(x) * math.prod(taps(*axis) for axis in window)
         work.add(2 * places * math.prod(layer.weight.shape[:2]), x)
@@ -465,7 +473,7 @@ def count_work(model: torch.nn.Module, clip: Sequence[torch.Tensor]) -> Work:
             work.read_parameters -= idle
 
     for layer in model.modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+        if isinstance(layer, (*CONVOLUTIONS, torch.nn.Linear)):
             layer.register_forward_hook(product)
         elif isinstance(layer, Attention):
             layer.attended.register_forward_hook(

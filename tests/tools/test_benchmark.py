@@ -84,6 +84,16 @@ def test_work_of_mmnet(benchmark):
     assert step == 3 * forward - stem - patches
 
 
+def test_work_of_a_convolution_of_clips(benchmark):
+    """Ones under a kernel of ones count its points inside the clip."""
+    layer = torch.nn.Conv3d(2, 5, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
+    clip, ones = torch.ones(1, 2, 4, 9, 8), torch.ones(1, 2, 3, 7, 7)
+    inside = torch.nn.functional.conv3d(clip, ones, None, layer.stride, layer.padding).sum()
+    found = benchmark.count_work(layer, [clip])
+    assert found.forward_flops == 2 * 5 * int(inside)
+    assert (found.step_flops, found.read_parameters) == (2 * found.forward_flops, 2 * 5 * 147)
+
+
 @pytest.mark.parametrize(("side", "stride"), [(1, 1), (2, 1), (5, 1), (2, 2), (8, 2)])
 def test_taps(benchmark, side, stride):
     """Ones under a window of ones: every place counts its points inside the map."""
