@@ -79,7 +79,7 @@ class FoldProgram:
         # Traced once for each batch shape, however often the loops below trace their bodies.
         self._step = jax.jit(self._one_step)
 
-    def init(self, origin: jax.Array, start: Any) -> State:
+    def init(self, origin: jax.Array, start: Any = None) -> State:
         """The state before the first epoch.
 
         Args:
