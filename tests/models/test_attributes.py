@@ -213,7 +213,7 @@ def test_padding_changes_nothing_of_the_others(variables, learn):
 
 @pytest.fixture(scope="module")
 def evaluated(variables):
-    """`(variables, *clips, text) -> (logits, out), what lies between`, of both and of one stream."""
+    """`(variables, *clips, text) -> (logits, out), what lies between`, by streams."""
 
     def apply(streams):
         network = SMALL.clone(streams=streams)
