@@ -17,7 +17,7 @@ from htnet_jax.datasets import loading
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation import retrieval
 from htnet_jax.evaluation.predictions import Predictions
-from htnet_jax.features import make_feed
+from htnet_jax.features import make_feed, text
 from htnet_jax.training import experiment
 from htnet_jax.training.describe import Sentence, describe, make_describer, positives_in
 from htnet_jax.training.plan import make_plan
@@ -205,3 +205,43 @@ def test_positives_by_hand_and_drawn():
     # A batch of all of them; a single clip.
     assert positives_in(rows, 99) == pytest.approx((9 + 1 + 4) / 6)
     assert positives_in(np.array([0]), 4) == 1.0
+
+
+def test_data_without_units_are_trained_without_the_loss_and_that_is_said(
+    make_aligned, run_quickly, with_units, tmp_path, capfd
+):
+    """As of SMIC: the run has the bits of one whose weight of that loss is 0."""
+    nothing = dataclasses.replace(with_units, action_units=None)
+    changes = {"folds": "a01", "checkpoints": "none"}
+    with mock.patch.object(loading, "load", lambda *_, **__: nothing):
+        run_quickly(make_aligned(**changes), tmp_path / "without")
+        said = "has no text: training without the loss towards_text"
+        assert said in capfd.readouterr().err
+        run_quickly(make_aligned(**changes, losses__towards_text=0.0), tmp_path / "weight_0")
+        assert "without the loss" not in capfd.readouterr().err
+    found, expected = (
+        Predictions.load(tmp_path / name / "predictions.npz") for name in ("without", "weight_0")
+    )
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert found.described is None
+
+
+def test_a_run_is_resumed_with_the_same_text_model_only(
+    make_aligned, run_quickly, tmp_path, monkeypatch
+):
+    """Its folder is not public, so its content is what the run remembers."""
+
+    def interrupted(*_):
+        raise Interrupted
+
+    config = make_aligned(folds="a01", checkpoints="none")
+    monkeypatch.setattr(text, "model_digest", lambda settings: "1" * 64)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(experiment.Store, "write", interrupted)
+        run_quickly(config, tmp_path / "run")
+    monkeypatch.setattr(text, "model_digest", lambda settings: "2" * 64)
+    with pytest.raises(UserError, match=r"another file, or none, for config\.text\.model"):
+        run_quickly(config, tmp_path / "run")
+    monkeypatch.setattr(text, "model_digest", lambda settings: "1" * 64)
+    run_quickly(config, tmp_path / "run")
+    assert (tmp_path / "run" / "predictions.npz").is_file()
