@@ -213,12 +213,14 @@ def test_padding_changes_nothing_of_the_others(variables, learn):
 
 @pytest.fixture(scope="module")
 def evaluated(variables):
-    """`(streams, clips) -> logits, out` and what lies between; without text."""
+    """`(variables, *clips, text) -> (logits, out), what lies between`, by streams."""
 
     def apply(streams):
         network = SMALL.clone(streams=streams)
         return jax.jit(
-            lambda v, *clips: network.apply(v, *clips, train=False, mutable=["intermediates"]),
+            lambda v, *clips, text=None: network.apply(
+                v, *clips, text=text, train=False, mutable=["intermediates"]
+            ),
             compiler_options=QUICK,
         )
 
@@ -228,7 +230,7 @@ def evaluated(variables):
 def test_text_changes_nothing_of_the_logits(variables, evaluated):
     (logits, out), between = evaluated["both"](variables, *CLIPS)
     assert out.keys() == {"visual"}
-    with_text, more = SMALL.apply(variables, *CLIPS, text=TEXT, train=False)
+    (with_text, more), _ = evaluated["both"](variables, *CLIPS, text=TEXT)
     assert_close(with_text, logits, rtol=1e-4, atol=1e-5)
     assert_close(more["visual"], out["visual"], rtol=1e-4, atol=1e-5)
     # Head and projections by hand.
