@@ -338,7 +338,8 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "dataset.flow_gain": Setting(
         0.5,
-        Range(0.0, 1000.0, ends="(]"),
+        # The product is kept in float16, which holds it up to 65,504 and not much below 1e-4.
+        Range(0.01, 100.0, ends="[]"),
         "Factor on the flow of flow_clip, which is in pixels of the aligned face.",
     ),
     "dataset.shuffle_labels": Setting(

@@ -44,7 +44,7 @@ def network(arrays, **attributes):
 
 def test_a_clip_is_frames_from_onset_to_offset_and_the_flow_to_each(arrays):
     config = make_config()
-    config.dataset.flow_gain = 0.25
+    config.dataset.flow_gain = 0.3
     feed = features.make_feed(arrays, config, network(arrays))
     assert feed.shapes == ((FRAMES, SIDE, SIDE, 3), (FRAMES, SIDE, SIDE, 2))
     rgb, flow = feed.exact(feed.arrays, np.array([3, 0]))
@@ -56,9 +56,9 @@ def test_a_clip_is_frames_from_onset_to_offset_and_the_flow_to_each(arrays):
         pixels = arrays.frames.pixels[rows] / 255
         expected = (pixels - augment.KINETICS[0]) / augment.KINETICS[1]
         np.testing.assert_allclose(found_rgb, expected, rtol=0, atol=1e-5)
-        expected = 0.25 * arrays.frames.flow[rows].astype(np.float32)
-        # Halves have no more digits near 0.
-        np.testing.assert_allclose(found_flow, expected, rtol=0, atol=1e-7)
+        # Rounded once, to halves.
+        expected = arrays.frames.flow[rows].astype(np.float32) * np.float32(0.3)
+        np.testing.assert_array_equal(found_flow, expected.astype(np.float16))
         assert not found_flow[0].any()
         assert found_flow[1:].any(axis=(1, 2, 3)).all()
     assert flow.dtype == np.float32
