@@ -74,8 +74,8 @@ _SIZES = {
     **{"S": "seeds", "E": "epochs", "M": "labels", "C": "class_names", "F": "folds"},
     **{"P": "protocol_folds", "V": "inner_labels", "D": "described_sets"},
 }
-# A set as it is written: ascending numbers, or 0 for none.
-_SET = re.compile(r"0|[1-9][0-9]*(\+[1-9][0-9]*)*")
+# A set as it is written: ascending numbers of FACS, or 0 for none.
+_SET = re.compile(r"0|[1-9][0-9]?(\+[1-9][0-9]?)*")
 _DIVERGED = (
     "The training diverged: lower the learning rate or look at the training clips of this fold."
 )

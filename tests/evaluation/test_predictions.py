@@ -140,6 +140,7 @@ def test_contradictions_of_the_inner_folds_are_refused(make_run, make_inner, cha
         ({"truth": [0, 1]}, r"described_truth has shape \(2,\), expected \(6,\) \(clips\)"),
         ({"sets": ["0", "4", "4", "12"]}, "described_sets holds a set twice"),
         ({"sets": ["0", "4", "4,7", "12"]}, "described_sets holds '4,7', which is no set"),
+        ({"sets": ["0", "4", "4+100", "12"]}, "described_sets holds '4.100', which is no set"),
         ({"trained": np.eye(2, 4, -1, bool)}, "fold 'a': no set of units is in its training"),
         ({"positives": np.array([0.5, 2], np.float32)}, "described_positives holds a number below"),
         (
