@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from htnet_jax.config import names_in
+from htnet_jax.datasets.action_units import NUMBERS
 from htnet_jax.datasets.loading import ClipArrays
 from htnet_jax.errors import UserError
 from htnet_jax.evaluation.retrieval import ranking
@@ -75,15 +76,19 @@ def describe(
         trained[[about.names.index(name) for name in about.trained]] = True
         if not trained.any():
             raise ValueError("checkpoint.sets.trained is empty")
+        if strange := {unit for one in units for unit in one} - NUMBERS:
+            raise ValueError(f"{min(strange)} is no action unit")
+        trained_with = about.text_model
     if text_model:
         config.text.model = text_model
-    if text.model_digest(config) != about.text_model:
+    if text.model_digest(config) != trained_with:
         raise UserError(
             f"{checkpoint}: was trained with another text model than that of config.text.model; "
             "name the folder of the right one"
         )
-    # In training the text is that of the clips; here it is that of the sets.
-    config.inputs = config.inputs or ",".join(module.inputs)
+    # In training the text is that of the clips; here it is that of the sets, and no loss reads the
+    # clips' own.
+    config.inputs, config.losses = config.inputs or ",".join(module.inputs), {}
     feed = make_feed(arrays, config)
     expected = module.input_shapes(len(names_in(config.dataset.channels)))
     if feed.shapes != expected:
@@ -92,8 +97,10 @@ def describe(
             f"takes {expected}; choose clips that are stored as those it was trained on"
         )
     sentences, embeddings = text.embedded(units, config)
-    describer = Describer(module, feed, embeddings, config.text.centred, config.batch_size)
-    similarities = describer(variables, np.arange(len(arrays.clips)), trained)
+    clips = np.arange(len(arrays.clips))
+    batch = min(config.batch_size, len(clips))
+    describer = Describer(module, feed, embeddings, config.text.centred, batch)
+    similarities = describer(variables, clips, trained)
     order = ranking(similarities, np.tile(trained, (len(similarities), 1)))[:, :top]
     return [
         [Sentence(about.names[i], sentences[i], float(row[i])) for i in best if i >= 0]
@@ -146,7 +153,7 @@ class Describer:
         if self._is_centred:
             texts = texts - texts[trained].mean(axis=0)
         size = self._batch_size
-        parts = []
+        variables, parts = jax.device_put(variables), []
         with jax.default_matmul_precision("float32"):
             for start in range(0, len(rows), size):
                 # The last batch is filled up, so that one program does for all.
@@ -186,7 +193,9 @@ def make_describer(
         positives=np.float32([positives_in(rows[train], config.batch_size) for train in folds]),
     )
     embeddings = feed.arrays[feed.banks[name]]
-    return found, Describer(model, feed, embeddings, name in feed.centred, config.batch_size)
+    # A batch that is larger than the data set stands for all of it.
+    batch = min(config.batch_size, len(rows))
+    return found, Describer(model, feed, embeddings, name in feed.centred, batch)
 
 
 def positives_in(rows: np.ndarray, batch_size: int) -> float:

@@ -149,7 +149,7 @@ class _Experiment:
         # Of files that the settings name, which are not theirs to tell of: their content.
         start = {"model.pretrained": self.start.digest} if self.start.digest else {}
         self.files = start | self.feed.files
-        workdir.check_files(folder, self.record, self.files)
+        self._check_files()
         self.digest = settings.digest(self.as_json | ({"files": self.files} if self.files else {}))
         labels = _labels(self.arrays, config)
         self.plan = plans.make_plan(config, self.arrays, labels, self.digest, hosts.tell)
@@ -181,6 +181,17 @@ class _Experiment:
                 + "\n".join(f"  {line}" for line in changed)
                 + "\nGive all processes the same settings, apart from --config.process."
             )
+
+    def _check_files(self) -> None:
+        """What settings name has the same content in all processes, and as when the run began."""
+        leads = json.loads(hosts.texts(json.dumps(self.files))[0])
+        names = [name for name in leads | self.files if leads.get(name) != self.files.get(name)]
+        if names:
+            raise UserError(
+                f"process {jax.process_index()} has other content than process 0 in "
+                f"{', '.join(f'config.{name}' for name in names)}; give all processes the same"
+            )
+        workdir.check_files(self.folder, self.record, self.files)
 
     def _tell_of_losses(self) -> None:
         """Says if losses are left out, because the data set does not have what they read."""

@@ -35,19 +35,11 @@ def read(module: Any, name: str) -> Start:
 
     Raises:
         UserError: The file is missing, damaged, holds something other than tensors, or belongs to
-            another network or size; or the processes have different ones.
+            another network or size.
     """
     path = getattr(module, "pretrained", "")
-    start = _read(module, name, path) if path else Start()
-    if len({*hosts.texts(start.digest)}) > 1:
-        raise UserError(
-            f"config.model.pretrained: {path} holds other weights in another process; give all "
-            "processes the same file"
-        )
-    return start
-
-
-def _read(module: Any, name: str, path: str) -> Start:
+    if not path:
+        return Start()
     # Here, because PyTorch is an extra, and takes a second to import.
     from htnet_jax.torch_bridge import bridge_of, files
 

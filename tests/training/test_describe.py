@@ -1,10 +1,12 @@
 """Clips are described by the sentences nearest to them: in a run, and from a checkpoint."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from fakes.aligned import Aligned
@@ -18,7 +20,7 @@ from htnet_jax.errors import UserError
 from htnet_jax.evaluation import retrieval
 from htnet_jax.evaluation.predictions import Predictions
 from htnet_jax.features import make_feed, text
-from htnet_jax.training import experiment
+from htnet_jax.training import experiment, hosts
 from htnet_jax.training.describe import Sentence, describe, make_describer, positives_in
 from htnet_jax.training.plan import make_plan
 
@@ -126,7 +128,7 @@ def test_similarities_are_of_the_final_model_and_its_own_centre(
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_describes_clips_as_the_run_did(predictions, finished, with_units):
+def test_a_checkpoint_describes_clips_as_the_run_did(predictions, finished, with_units, tmp_path):
     rows = with_units.subjects == "b02"
     # Of somebody new the units are not known.
     clips = dataclasses.replace(with_units.of(rows), action_units=None)
@@ -142,6 +144,13 @@ def test_a_checkpoint_describes_clips_as_the_run_did(predictions, finished, with
                 str(described.sentences[index]),
                 pytest.approx(described.similarities[0, clip, index], rel=1e-4, abs=1e-6),
             )
+    # A loss of the run reads units: not those of these clips, whatever they are.
+    config = json.loads((finished / "checkpoints/b02/config.json").read_text())
+    config["losses"]["attribute_contrastive"] = 0.5
+    shutil.copytree(finished / "checkpoints/b02", tmp_path / "b02")
+    (tmp_path / "b02" / "config.json").write_text(json.dumps(config))
+    strange = dataclasses.replace(clips, action_units=np.full(4, "not FACS"))
+    assert describe(tmp_path / "b02", strange, top=2) == found
     # Four sets are in the fold's training clips.
     assert [len(one) for one in describe(finished / "checkpoints/b02", clips, top=9)] == [4] * 4
 
@@ -165,6 +174,18 @@ def test_nothing_is_described_without_units_or_a_loss_that_reads_them(
         assert all(found) if said else found == (None, None)
 
 
+def test_a_batch_of_more_clips_than_there_are(make_aligned, with_units):
+    """Stands for all of them in training; here it must not be filled up with copies."""
+    config, model = make_aligned(batch_size=10**12), Aligned(3, 5)
+    plan = make_plan(config, with_units, with_units.labels)
+    feed = make_feed(with_units, config, model)
+    sets, describer = make_describer(model, config, with_units, feed, plan)
+    flows = np.zeros((1, *feed.shapes[0]), np.float32)
+    variables = model.init(jax.random.key(0), flows, train=False)
+    found = describer(variables, np.arange(3), np.ones(len(sets.names), bool))
+    assert found.shape == (3, len(sets.names))
+
+
 def test_what_describe_refuses(finished, with_units, tmp_path):
     path = tmp_path / "a01"
     shutil.copytree(finished / "checkpoints/a01", path)
@@ -181,9 +202,12 @@ def test_what_describe_refuses(finished, with_units, tmp_path):
         ({"trained": []}, "config.json: damaged, or not a run's config"),
         ({"trained": ["4", "44"]}, "config.json: damaged, or not a run's config"),
         ({"names": 3}, "config.json: damaged, or not a run's config"),
+        ({"names": ["999"], "trained": ["999"]}, "config.json: .*999 is no action unit"),
+        ({"text_model": None}, "config.json: damaged, or not a run's config"),
     ):
         content = json.loads(json.dumps(original))
-        content["checkpoint"]["sets"] |= changes
+        sets = content["checkpoint"]["sets"] | changes
+        content["checkpoint"]["sets"] = {k: v for k, v in sets.items() if v is not None}
         (path / "config.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
             describe(path, with_units)
@@ -245,3 +269,17 @@ def test_a_run_is_resumed_with_the_same_text_model_only(
     monkeypatch.setattr(text, "model_digest", lambda settings: "1" * 64)
     run_quickly(config, tmp_path / "run")
     assert (tmp_path / "run" / "predictions.npz").is_file()
+
+
+def test_all_processes_have_the_same_text_model(make_aligned, run_quickly, tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "model_digest", lambda settings: "1" * 64)
+    for of_leader in ("2" * 64, ""):
+        texts = functools.partial(as_process_0, own=f'"text.model": "{"1" * 64}"', other=of_leader)
+        monkeypatch.setattr(hosts, "texts", texts)
+        with pytest.raises(UserError, match=r"than process 0 in config\.text\.model; give all"):
+            run_quickly(make_aligned(), tmp_path / "run")
+
+
+def as_process_0(content, own, other):
+    """What process 0 and this one say, if the text model of process 0 is another one, or none."""
+    return [content.replace(own, f'"text.model": "{other}"' if other else ""), content]

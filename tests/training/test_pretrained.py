@@ -17,7 +17,7 @@ from htnet_jax import models, torch_bridge
 from htnet_jax.errors import UserError
 from htnet_jax.torch_bridge import convert
 from htnet_jax.torch_bridge.convert import Bridge, Rule
-from htnet_jax.training import hosts, pretrained
+from htnet_jax.training import pretrained
 from htnet_jax.training.plan import Store
 
 SHAPE = (28 * 28 * 3, 3)
@@ -141,9 +141,3 @@ def test_a_network_that_starts_from_no_file(monkeypatch, file):
         pretrained.read(Starting(3, 28, str(file)), "Linear")
     assert pretrained.read(Starting(3, 28), "Linear") == pretrained.Start()
     assert pretrained.read(SimpleNamespace(), "Linear") == pretrained.Start()
-
-
-def test_processes_with_different_files(monkeypatch, file):
-    monkeypatch.setattr(hosts, "texts", lambda text: [text, "another"])
-    with pytest.raises(UserError, match="holds other weights in another process"):
-        pretrained.read(Starting(3, 28, str(file)), "Linear")
