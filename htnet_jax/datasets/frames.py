@@ -276,6 +276,7 @@ class FrameArrays:
             raise UserError(
                 f"{count} frames evenly from onset to offset are asked for, but the data set "
                 f"stores {self.evenly or 'none'} so; choose a recipe with frames-{max(count, 2)}"
+                + (f", or --config.dataset.clip_frames={self.evenly}" if self.evenly else "")
             )
         found = np.empty((len(self.span), count), np.int32)
         ranges = zip(self.onset[:, 0], self.apex[:, 2], self.span, strict=True)

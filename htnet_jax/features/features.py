@@ -58,11 +58,11 @@ class Feature(NamedTuple):
         kind: "image" (turned and mirrored, normalised by `colours`), "field" (turned and mirrored,
             and its vectors with it), "table" (stays as it is, however the clip is moved) or "fixed"
             (shows the face, but cannot be moved: refused beside it).
-        load: The values of all clips; None: the data set has none, which only a feature may be that
-            is there in training only.
+        load: The values of all clips; None, of privileged ones only: the data set has none.
         stream: Which of a clip's random streams draws its jitter: 0 or 1.
         settings: Keys of `config.augmentation` that draw other frames for it.
         colours: Mean and standard deviation that images are normalised by.
+        is_privileged: Whether it is there in training only, as what coders know of a clip.
     """
 
     kind: str
@@ -70,6 +70,7 @@ class Feature(NamedTuple):
     stream: int = 0
     settings: tuple[str, ...] = ()
     colours: augment.Colours = augment.IMAGENET
+    is_privileged: bool = False
 
 
 def _flow(arrays: ClipArrays, config: ConfigDict, layout: str, bank: str) -> Values:
@@ -112,8 +113,9 @@ def _frames(arrays: ClipArrays, config: ConfigDict) -> FrameArrays:
     if frames is None:
         raise UserError(
             f"the network's inputs name face frames, but {arrays.name} has no face frames; choose "
-            "a config.dataset.config with frames, such as frames_224 of the data set synthetic or "
-            "tvl1_28+frames-neighbours of one made from raw clips"
+            "a config.dataset.config with frames, such as frames_224 (clips: clips_56) of the data "
+            "set synthetic or tvl1_28+frames-neighbours (clips: tvl1_28+frames-16+clip-112) of one "
+            "made from raw clips"
         )
     stored, size = frames.pixels.shape[1], config.dataset.frame_size
     if size > stored:
@@ -228,8 +230,8 @@ FEATURES: dict[str, Feature] = {
     "apex": Feature("image", _frame("apex"), 1, ("apex_early", "apex_late")),
     "rgb_clip": Feature("image", _rgb_clip, colours=augment.KINETICS),
     "flow_clip": Feature("field", _flow_clip),
-    "text": Feature("table", _text),
-    "au_set": Feature("table", _au_set),
+    "text": Feature("table", _text, is_privileged=True),
+    "au_set": Feature("table", _au_set, is_privileged=True),
 }
 _GEOMETRY = ("flip", "rotation", "shift")
 # Kinds that are moved with a clip.
@@ -464,14 +466,14 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
     """
     declared = tuple(getattr(model, "inputs", ()))
     names = tuple(names_in(config.inputs)) or declared
-    known = ", ".join(FEATURES)
+    seen = [name for name, feature in FEATURES.items() if not feature.is_privileged]
     hint = f"; {config.model.name} usually takes --config.inputs={','.join(declared)}"
     hint = hint if declared else ""
-    unknown = [name for name in names if name not in FEATURES]
+    unknown = [name for name in names if name not in seen]
     if unknown or not names or len({*names}) != len(names):
         raise UserError(
             f"config.inputs={config.inputs!r}: name the network's inputs in their order, each "
-            f"once, comma-separated; there are {known}{hint}"
+            f"once, comma-separated; there are {', '.join(seen)}{hint}"
         )
     if declared and len(declared) != len(names):
         raise UserError(
@@ -482,7 +484,7 @@ def check_names(config: ConfigDict, model: Any = None) -> tuple[str, ...]:
     if lost := [name for name in privileged if name not in FEATURES]:
         raise UserError(
             f"{config.model.name} sees {', '.join(lost)} in training, which is no feature; there "
-            f"are {known}"
+            f"are {', '.join(FEATURES)}"
         )
     _check_variation(config, (*names, *privileged), hint)
     return names

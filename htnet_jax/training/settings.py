@@ -343,7 +343,12 @@ def check_fit(config: ConfigDict, model: Any, arrays: ClipArrays, feed: Feed) ->
             f"{classes} classes{why}; set --config.model.num_classes={wanted}"
         )
     if not isinstance(model, nn.Module):
-        return  # a baseline takes a flow of any size
+        if len(feed.shapes[0]) != 3:
+            raise UserError(
+                f"config.inputs={config.inputs!r}, but {config.model.name} takes one flow image; "
+                "set --config.inputs=mosaic or flow"
+            )
+        return  # of any size
     own = [name for name in getattr(model, "privileged", ()) if name in feed.privileged]
     shapes = {name: feed.shape_of(name) for name in (*feed.names, *own)}
     samples = {

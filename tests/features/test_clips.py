@@ -171,7 +171,7 @@ def test_clips_of_another_size_are_refused_with_the_remedy(arrays):
 def test_more_frames_than_are_stored_are_refused(arrays):
     config = make_config()
     config.dataset.clip_frames = 9
-    with pytest.raises(UserError, match="stores 8 so; choose a recipe with frames-9"):
+    with pytest.raises(UserError, match=r"frames-9, or --config\.dataset\.clip_frames=8"):
         features.make_feed(arrays, config, network(arrays))
 
 
@@ -187,6 +187,16 @@ def test_a_network_without_what_a_loss_needs_is_refused(arrays):
     model = settings.build_model(config)
     feed = features.make_feed(arrays, config, model)
     with pytest.raises(UserError, match="attribute_contrastive needs visual, text from the net"):
+        settings.check_fit(config, model, arrays, feed)
+
+
+def test_a_baseline_takes_no_clips(arrays):
+    config = make_config(weight=0.0)
+    config.inputs, config.model = "flow_clip", ConfigDict({"name": "MajorityClass"})
+    config.update({"epochs": 1, "checkpoints": "none"})
+    model = settings.build_model(config)
+    feed = features.make_feed(arrays, config, model)
+    with pytest.raises(UserError, match="MajorityClass takes one flow image; set"):
         settings.check_fit(config, model, arrays, feed)
 
 

@@ -21,6 +21,7 @@ from htnet_jax.models import HTNet, MMNet
 from htnet_jax.training import settings
 
 SIDE = 16
+INPUTS = "mosaic, flow, onset, apex, rgb_clip, flow_clip"
 # Frame numbers around the onset and around the apex of each clip, which says `SPANS`.
 ONSETS = [[10, 11, 12], [100], [7, 9, 10]]
 APEXES = [[48, 49, 50, 51, 52, 53], [119, 120, 121], [45, 47, 48]]
@@ -254,7 +255,7 @@ def test_an_offset_before_the_apex_reaches_nowhere():
     ("names", "varied", "message"),
     [
         ("onset,offset", {}, "config.inputs='onset,offset': name the network's inputs in their"),
-        ("apex,apex", {}, f"each once, comma-separated; there are {', '.join(features.FEATURES)}"),
+        ("apex,apex", {}, f"each once, comma-separated; there are {INPUTS}"),
         (" ,", {}, "config.inputs=' ,': name the network's inputs"),
         ("mosaic", {"flip": 0.5}, "config.augmentation.flip=0.5: mosaic cannot be varied"),
         ("flow", {"apex_early": 0.05}, "that frame is no input (config.inputs='flow'); set to 0"),
@@ -356,7 +357,10 @@ def test_a_network_that_does_not_fit(arrays, names, attributes, dataset, message
             HTNet(),
             "HTNet takes 1 of them; HTNet usually takes --config.inputs=mosaic",
         ),
-        ("onset,apx", MMNet(), f"there are {', '.join(features.FEATURES)}; MMNet usually takes"),
+        ("onset,apx", MMNet(), f"there are {INPUTS}; MMNet usually takes"),
+        # What only training sees would be seen in the test too.
+        ("text", HTNet(), f"there are {INPUTS}; HTNet usually takes"),
+        ("onset,au_set", MMNet(), f"there are {INPUTS}; MMNet usually takes"),
     ],
 )
 def test_inputs_that_the_network_does_not_take(names, module, message):
