@@ -93,7 +93,7 @@ class Result(NamedTuple):
 
     Attributes:
         logits: `(E, m, C)` float32, of the unit's `predicted` clips in the order of the data set.
-        train_loss: `(E,)` float32, mean cross-entropy over each epoch's training clips.
+        train_loss: `(E,)` float32, mean loss over each epoch's training clips.
         similarities: `(m, D)` float32, of the same clips and each of the plan's `sets`, by the
             final model of a fold; None where nothing is described, and for inner folds.
     """
