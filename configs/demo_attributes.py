@@ -3,9 +3,12 @@
   python -m htnet_jax.train --config=configs/demo_attributes.py --workdir=runs/demo_attributes
 
 A reconstruction, see docs/attributes.md. 144 clips of 12 subjects of 3 invented sources, 8 frames
-of 56 px and the flow to each, used at 28 px; 12 folds x 25 epochs, 1,066,395 parameters. Sentences
-of the rendered action units are embedded by the MiniLM of the extra `text`; with
-`--config.text.kind=multi_hot --config.model.text_width=12` no text model is needed.
+of 56 px and the flow to each, used at 28 px; 12 folds x 25 epochs, 1,066,395 parameters. About 4
+minutes on 2 CPU cores; expect a `final` UF1 of .88, with the contrastive loss and without.
+
+Learning rate, shift, size and batch were chosen on clips rendered with another seed, leaving out
+three groups of four subjects. Sentences of the rendered action units are embedded by the MiniLM of
+the extra `text`; `--config.text.kind=multi_hot --config.model.text_width=12` needs no text model.
 """
 
 from ml_collections import ConfigDict
