@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 import torch
+from fakes.attribute_net import SMALL
 
-from htnet_jax.models import AttributeNet, HTNet, MMNet
+from htnet_jax.models import HTNet, MMNet
 from htnet_jax.torch_bridge import BRIDGES, convert, parity
 from htnet_jax.torch_bridge.traces import (
     Clips,
@@ -21,18 +22,6 @@ from htnet_jax.torch_bridge.traces import (
     torch_trace,
 )
 
-# The fewest blocks that have all: with and without a skip of their own.
-CLIPS = AttributeNet(
-    num_classes=3,
-    width=4,
-    depth=10,
-    frames=4,
-    image_size=16,
-    features=6,
-    projection=5,
-    text_width=7,
-    dropout=0.0,
-)
 # 3, 6 heads of 8, 16 channels leave channels over; MMNet's first block has no drop path.
 MODULES = {
     # Blocks of four tokens on two levels: all that HTNet has.
@@ -43,8 +32,8 @@ MODULES = {
     "MMNet": MMNet(
         image_size=32, stem=5, widths=(4, 4, 6, 8), depth=2, heads=2, mlp_mult=2, drop_path=0.5
     ),
-    "one stream": CLIPS.clone(streams="flow", frames=2),
-    "AttributeNet": CLIPS,
+    "one stream": SMALL.clone(streams="flow", frames=2),
+    "AttributeNet": SMALL,
 }
 OPTIMIZERS = {
     "adamw": Optimizer("adamw", 1e-3),

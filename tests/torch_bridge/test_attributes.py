@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from fakes.attribute_net import SMALL
 
 from htnet_jax.errors import UserError
 from htnet_jax.models import R3D, AttributeNet, MMNet
@@ -16,17 +17,6 @@ from htnet_jax.torch_bridge.convert import match, translate
 from htnet_jax.torch_bridge.losses import LOSSES
 
 BRIDGE = BRIDGES["AttributeNet"]
-SMALL = AttributeNet(
-    num_classes=3,
-    width=4,
-    depth=10,
-    frames=4,
-    image_size=16,
-    features=6,
-    projection=5,
-    text_width=7,
-    dropout=0.0,
-)
 
 
 def flat(variables):
@@ -181,7 +171,13 @@ def test_every_bit_comes_back(streams):
 
 
 @pytest.mark.parametrize(
-    "module", [AttributeNet(), SMALL, SMALL.clone(streams="flow", depth=34), SMALL.clone(depth=18)]
+    "module",
+    [
+        AttributeNet(),
+        SMALL,
+        SMALL.clone(streams="flow", depth=34),
+        SMALL.clone(depth=18),
+    ],
 )
 def test_sizes_are_inferred(module):
     with torch.device("meta"):
@@ -293,7 +289,10 @@ def resnet(shapes):
     ("file", "message"),
     [
         (lambda: kinetics(8), "width: 8 in the file, 4 expected\n.*model.width=8 .*depth=18"),
-        (lambda: convert.to_state_dict(any_variables(SMALL), BRIDGE.table), r"holds (rgb|flow)\."),
+        (
+            lambda: convert.to_state_dict(any_variables(SMALL), BRIDGE.table),
+            r"holds (rgb|flow)\.",
+        ),
         (lambda: mmnet.build(MMNet(image_size=32)).state_dict(), "not the weights of an R3D"),
         (lambda: resnet({"conv1.weight": (64, 3, 7, 7)}), "it holds conv1.weight. Give a file"),
         (lambda: resnet({"stem.3.weight": (64, 45, 3, 1, 1)}), "it holds stem.3.weight"),
